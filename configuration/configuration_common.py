@@ -1,0 +1,133 @@
+"""What every configuration here shares: checked field names, and the options of a transformer stack.
+
+Mirrors the part of open_clip's `CLIPVisionCfg` / `CLIPTextCfg` (`model.py`) that describes `transformer.Transformer`.
+"""
+
+from dataclasses import fields
+
+from huggingface_hub.dataclasses import strict
+from transformers import GenerationConfig
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+NORM_LAYERS = ("layer_norm", "layer_norm_fp32")
+
+# Keys that transformers itself passes to, or stores in, every configuration without declaring a field for them.
+_UPSTREAM_KEYS = frozenset(
+    {
+        "_attn_implementation_internal",
+        "_commit_hash",
+        "_experts_implementation_internal",
+        "_name_or_path",
+        "attn_implementation",
+        "auto_map",
+        "custom_pipelines",
+        "experts_implementation",
+        "model_type",
+        "name_or_path",
+        "num_labels",
+        "output_attentions",
+        "per_layer_config",
+        "quantization_config",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
+)
+
+
+@strict
+class OpenClipPreTrainedConfig(PreTrainedConfig):
+    r"""Base of all configurations here: warns about field names that it does not know.
+
+    transformers stores unknown keyword arguments silently, so a misspelt field would leave its default in force.
+    """
+
+    def __post_init__(self, **kwargs):
+        known = {field.name for field in fields(self)} | _UPSTREAM_KEYS
+        known |= GenerationConfig._get_default_generation_params().keys()
+        unknown = sorted(kwargs.keys() - known)
+        if unknown:
+            logger.warning(
+                f"{type(self).__name__} has no field named {', '.join(unknown)}: stored, but nothing reads it. "
+                "Check the spelling."
+            )
+        # With our package imported, `pipeline("image-to-text")` is registered; the entry that a Hub repository
+        # carries for users without the package would make transformers ask for `trust_remote_code`.
+        if not __name__.startswith("transformers_modules"):
+            kwargs.pop("custom_pipelines", None)
+        super().__post_init__(**kwargs)
+
+
+@strict
+class OpenClipTransformerConfig(OpenClipPreTrainedConfig):
+    r"""Fields of one transformer stack (open_clip: `Transformer` in `transformer.py`).
+
+    Args:
+        hidden_size: width of the residual stream; open_clip: `width`.
+        intermediate_size: width inside the MLP; open_clip: `int(width * mlp_ratio)`.
+        num_hidden_layers: number of layers; open_clip: `layers`.
+        num_attention_heads: attention heads, divides `hidden_size`; open_clip: `heads`, or `width // head_width`.
+        hidden_act: activation of the MLP, `"gelu"`, `"quick_gelu"` or `"gelu_pytorch_tanh"`; open_clip: `quick_gelu`,
+            `act_kwargs={"approximate": "tanh"}`.
+        norm_layer: `"layer_norm"` computes in the input's dtype, `"layer_norm_fp32"` in fp32 and casts back;
+            open_clip: `LayerNorm`, `LayerNormFp32`.
+        layer_norm_eps: epsilon of the layer norms; open_clip: `norm_kwargs={"eps": ...}`.
+        attention_dropout: dropout probability of the attention weights in training, in [0, 1).
+        layer_scale_init_value: initial LayerScale (https://arxiv.org/abs/2103.17239), `None` for no LayerScale;
+            open_clip: `ls_init_value`.
+        qk_norm: layer norm on queries and keys, per head (https://arxiv.org/abs/2302.05442).
+        scaled_cosine_attn: cosine similarity with a learned temperature per head instead of the scaled dot product
+            (https://arxiv.org/abs/2111.09883).
+        scale_heads: learned scale per head on the attention output (https://arxiv.org/abs/2110.09456).
+        scale_attn_inner: layer norm before the output projection (https://arxiv.org/abs/2210.06423).
+        scale_attn: layer norm after the attention block (https://arxiv.org/abs/2110.09456).
+        scale_fc: layer norm inside the MLP (https://arxiv.org/abs/2110.09456).
+        initializer_range: standard deviation of the normal initialisation of new weights.
+    """
+
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    hidden_act: str = "gelu"
+    norm_layer: str = "layer_norm"
+    layer_norm_eps: float = 1e-5
+    attention_dropout: float | int = 0.0
+    layer_scale_init_value: float | int | None = None
+    qk_norm: bool = False
+    scaled_cosine_attn: bool = False
+    scale_heads: bool = False
+    scale_attn_inner: bool = False
+    scale_attn: bool = False
+    scale_fc: bool = False
+    initializer_range: float = 0.02
+
+    def validate_architecture(self):
+        """Raises `ValueError` where the fields describe a stack that cannot be built."""
+        check_choice(self, "norm_layer", NORM_LAYERS)
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"{type(self).__name__}: hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
+                f"({self.num_attention_heads})."
+            )
+        if self.qk_norm and self.scaled_cosine_attn:
+            raise ValueError(f"{type(self).__name__}: qk_norm and scaled_cosine_attn exclude each other; set one.")
+
+
+def check_choice(config: PreTrainedConfig, name: str, choices: tuple):
+    """Raises `ValueError` unless field `name` of `config` holds one of `choices`."""
+    value = getattr(config, name)
+    # True == 1 in Python: compare types too, so that 1 is not taken for True.
+    if not any(value == choice and type(value) is type(choice) for choice in choices):
+        expected = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{type(config).__name__}: {name} must be one of {expected}, got {value!r}.")
+
+
+def height_and_width(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    """`(height, width)` in pixels of a size given as one side of a square or as both."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width

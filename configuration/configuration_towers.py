@@ -1,0 +1,28 @@
+"""The towers that a dual model or CoCa can be made of: `model_type` -> configuration class.
+
+`modeling/modeling_towers.py` mirrors these tables with the model classes.
+"""
+
+from transformers.configuration_utils import PreTrainedConfig
+
+from .configuration_text import OpenClipTextConfig
+from .configuration_vit import OpenClipVitConfig
+
+
+VISION_CONFIGS = {config.model_type: config for config in (OpenClipVitConfig,)}
+TEXT_CONFIGS = {config.model_type: config for config in (OpenClipTextConfig,)}
+
+
+def tower_config(config: PreTrainedConfig | dict | None, towers: dict[str, type], name: str) -> PreTrainedConfig:
+    """The configuration object for `config`, the first class of `towers` where it names no `model_type`.
+
+    Raises:
+        ValueError: `config` names a `model_type` that is not in `towers`.
+    """
+    default = next(iter(towers))
+    if config is None:
+        return towers[default]()
+    model_type = config.get("model_type", default) if isinstance(config, dict) else config.model_type
+    if model_type not in towers:
+        raise ValueError(f"{name}: model_type must be one of {', '.join(towers)}, got {model_type!r}.")
+    return towers[model_type](**config) if isinstance(config, dict) else config

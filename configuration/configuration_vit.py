@@ -1,0 +1,93 @@
+"""Configuration of the vision transformer tower (open_clip: `VisionTransformer` in `transformer.py`)."""
+
+from huggingface_hub.dataclasses import strict
+
+from .configuration_common import OpenClipTransformerConfig, check_choice, height_and_width
+
+
+@strict
+class OpenClipVitConfig(OpenClipTransformerConfig):
+    r"""Configuration of [`OpenClipVitModel`], the vision transformer of https://arxiv.org/abs/2103.00020.
+
+    Takes the fields of [`OpenClipTransformerConfig`] and these. The defaults are those of open_clip's `ViT-B-32`.
+
+    Args:
+        num_channels: channels of `pixel_values`; open_clip always has 3.
+        image_size: height and width in pixels, one number for a square.
+        patch_size: height and width of a patch in pixels, one number for a square.
+        projection_dim: width of the embedding shared with the text tower; open_clip: `embed_dim`.
+        patch_dropout: share of the patches dropped in training, in [0, 1) (https://arxiv.org/abs/2212.00794).
+        use_pre_layer_norm: layer norm between embeddings and encoder; open_clip: `not no_ln_pre`.
+        position_embedding_type: `"learnable"`, or `"sin_cos_2d"` for a fixed table (square grids only); open_clip:
+            `pos_embed_type`.
+        pool_type: `"tok"` (class token), `"avg"` (mean of the patches) or `"none"` (every token is projected).
+        final_ln_after_pool: pool, then normalise, instead of the other way round; no effect with attentional pooling.
+        attentional_pool: `False`; `True` for one pooler whose tokens are pooled by `pool_type`; `"parallel"` or
+            `"cascade"` for a caption pooler with a contrastive pooler beside or behind it, as in
+            https://arxiv.org/abs/2205.01917.
+        attn_pooler_queries: learned queries of the attentional pooler.
+        attn_pooler_heads: attention heads of the attentional poolers, divides `projection_dim`.
+    """
+
+    model_type = "open_clip_vit"
+    base_config_key = "vision_config"
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int | list[int] | tuple[int, int] = 32
+    projection_dim: int = 512
+    patch_dropout: float | int = 0.0
+    use_pre_layer_norm: bool = True
+    position_embedding_type: str = "learnable"
+    pool_type: str = "tok"
+    final_ln_after_pool: bool = False
+    attentional_pool: bool | str = False
+    attn_pooler_queries: int = 256
+    attn_pooler_heads: int = 8
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Patches along the height and the width of the image."""
+        image, patch = height_and_width(self.image_size), height_and_width(self.patch_size)
+        return image[0] // patch[0], image[1] // patch[1]
+
+    @property
+    def token_dim(self) -> int:
+        """Width of the tower's `last_hidden_state`."""
+        return self.projection_dim if self.attentional_pool else self.hidden_size
+
+    def validate_architecture(self):
+        super().validate_architecture()
+        check_choice(self, "position_embedding_type", ("learnable", "sin_cos_2d"))
+        check_choice(self, "pool_type", ("tok", "avg", "none"))
+        check_choice(self, "attentional_pool", (False, True, "parallel", "cascade"))
+        if not 0 <= self.patch_dropout < 1:
+            raise ValueError(f"OpenClipVitConfig: patch_dropout must lie in [0, 1), got {self.patch_dropout}.")
+        for name in ("image_size", "patch_size"):
+            if not isinstance(getattr(self, name), int) and len(getattr(self, name)) != 2:
+                raise ValueError(
+                    f"OpenClipVitConfig: {name} must be one number or [height, width], got {getattr(self, name)}."
+                )
+        if 0 in self.grid_size:
+            raise ValueError(
+                f"OpenClipVitConfig: image_size {self.image_size} holds no patch of patch_size {self.patch_size}."
+            )
+        if self.attentional_pool and self.projection_dim % self.attn_pooler_heads:
+            raise ValueError(
+                f"OpenClipVitConfig: projection_dim ({self.projection_dim}) must be a multiple of attn_pooler_heads "
+                f"({self.attn_pooler_heads})."
+            )
+        # "cascade" feeds the caption tokens, of width projection_dim, to a pooler that expects hidden_size.
+        if self.attentional_pool == "cascade" and self.hidden_size != self.projection_dim:
+            raise ValueError(
+                f"OpenClipVitConfig: attentional_pool='cascade' needs hidden_size ({self.hidden_size}) to equal "
+                f"projection_dim ({self.projection_dim})."
+            )
+        if self.position_embedding_type == "sin_cos_2d" and self.grid_size[0] != self.grid_size[1]:
+            raise ValueError(f"OpenClipVitConfig: sin_cos_2d needs a square grid of patches, got {self.grid_size}.")
+
+
+__all__ = ["OpenClipVitConfig"]
