@@ -1,0 +1,109 @@
+"""The one place where the sizes of tiny test models are written, in open_clip's own configuration format.
+
+Every size is small, odd where it can be, and unlike the others, so that swapped axes and mixed-up fields fail.
+`open_clip` is imported inside functions only, so that tests which need no reference run without it.
+"""
+
+import copy
+import json
+from pathlib import Path
+
+import torch
+
+
+VOCAB_SIZE = 97
+
+_CLIP = {
+    "embed_dim": 28,
+    "vision_cfg": {
+        "image_size": 24,
+        "patch_size": 8,
+        "width": 40,
+        "head_width": 20,
+        "layers": 3,
+        "mlp_ratio": 2.2,
+        "attn_pooler_heads": 4,
+        "attn_pooler_queries": 7,
+    },
+    "text_cfg": {
+        "context_length": 11,
+        "vocab_size": VOCAB_SIZE,
+        "width": 36,
+        "heads": 3,
+        "layers": 2,
+        "mlp_ratio": 1.7,
+    },
+}
+
+# The decoder continues text tokens and attends to pooled image tokens: their widths must be equal.
+_COCA = {
+    "embed_dim": 36,
+    "vision_cfg": {**_CLIP["vision_cfg"], "attentional_pool": True, "attn_pooler_heads": 6, "output_tokens": True},
+    "text_cfg": {**_CLIP["text_cfg"], "context_length": 10, "embed_cls": True, "output_tokens": True},
+    "multimodal_cfg": {"context_length": 10, "vocab_size": VOCAB_SIZE, "width": 36, "heads": 4, "layers": 2},
+    "custom_text": True,
+}
+
+
+def tiny_clip_cfg(**changes) -> dict:
+    """open_clip `model_cfg` of a tiny CLIP; `changes` are merged in, one level deep: `vision_cfg={"layers": 1}`."""
+    return _merged(_CLIP, changes)
+
+
+def tiny_coca_cfg(**changes) -> dict:
+    """open_clip `model_cfg` of a tiny CoCa; `changes` are merged in as in `tiny_clip_cfg`."""
+    return _merged(_COCA, changes)
+
+
+def tiny_siglip_cfg(**changes) -> dict:
+    """open_clip `model_cfg` of a tiny dual model with a logit bias, last-token pooling and a biased projection."""
+    siglip = {
+        "custom_text": True,
+        "init_logit_bias": -10.0,
+        "text_cfg": {"no_causal_mask": True, "pool_type": "last", "proj_bias": True, "norm_kwargs": {"eps": 1e-6}},
+        "vision_cfg": {"pool_type": "avg", "no_ln_pre": True},
+    }
+    return _merged(_merged(_CLIP, siglip), changes)
+
+
+def _merged(base: dict, changes: dict) -> dict:
+    merged = copy.deepcopy(base)
+    for key, value in changes.items():
+        merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
+    return merged
+
+
+def open_clip_model(model_cfg: dict, seed: int = 0) -> torch.nn.Module:
+    """open_clip's model of `model_cfg` in eval mode, with seeded weights none of which keeps its default value."""
+    from open_clip.coca_model import CoCa
+    from open_clip.model import CLIP, CustomTextCLIP
+
+    kwargs = copy.deepcopy(model_cfg)
+    custom_text = kwargs.pop("custom_text", False)
+    model_class = CoCa if "multimodal_cfg" in kwargs else CustomTextCLIP if custom_text else CLIP
+    model = model_class(**kwargs)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if name.endswith("logit_scale") or name.endswith("logit_bias"):
+            continue
+        noise = torch.randn(parameter.shape, generator=generator)
+        is_scale = parameter.ndim == 1 and name.endswith(".weight") or "head_scale" in name or "gamma" in name
+        parameter.data = 1 + 0.3 * noise if is_scale else 0.15 * noise
+    model.logit_scale.data.fill_(1.7)
+    if model.logit_bias is not None:
+        model.logit_bias.data.fill_(-1.3)
+    return model.eval()
+
+
+def save_open_clip_folder(
+    folder: Path, model_cfg: dict, model: torch.nn.Module | None = None, preprocess_cfg: dict | None = None
+) -> torch.nn.Module:
+    """Writes a model as open_clip publishes it (`open_clip_config.json`, `open_clip_model.safetensors`); returns it."""
+    from safetensors.torch import save_file
+
+    model = open_clip_model(model_cfg) if model is None else model
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: t.contiguous() for name, t in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg or {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2))
+    return model
