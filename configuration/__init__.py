@@ -1,0 +1,1 @@
+"""Configurations: what a model is made of, without its weights."""

@@ -1,0 +1,1 @@
+"""Conversion: open_clip checkpoints to transformers folders, and their verification."""

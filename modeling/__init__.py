@@ -1,0 +1,1 @@
+"""Models: towers, the dual models made of two of them, and CoCa."""
