@@ -1,0 +1,67 @@
+# Every target makes the environment it needs, in .venv, from python3 (3.10 or newer) alone.
+
+PYTHON ?= python3
+WORKERS ?= 2
+ARGS ?=
+
+PACKAGE := open_clip_transformers
+FOLDERS := configuration modeling processing convert_scripts
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+FLOOR := .venv-floor
+PYTEST := python -m pytest -n $(WORKERS) $(ARGS)
+# mypy reads the source folders as the one package that they are once installed.
+TYPED := build/typed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-newest test-floor style quality clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/installed  ## convert the digits model, caption and classify its held-out images
+	$(BIN)/python examples/demo.py
+
+test: test-newest test-floor  ## all tests on the newest transformers, then the `floor` tests on the oldest
+
+test-newest: .venv/installed  ## the tests on the newest transformers (ARGS="-k name" picks some)
+	$(BIN)/$(PYTEST)
+
+test-floor: $(FLOOR)/installed  ## the tests marked `floor` on the oldest supported transformers
+	$(FLOOR)/bin/$(PYTEST) -m "floor and not slow"
+
+style: .venv/installed  ## format the code and fix what ruff can fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+quality: .venv/installed  ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@rm -rf $(TYPED) && mkdir -p $(TYPED)/$(PACKAGE)
+	@ln -s $(foreach file,$(wildcard $(PACKAGE)/*.py $(PACKAGE)/py.typed) $(FOLDERS),$(CURDIR)/$(file)) $(TYPED)/$(PACKAGE)/
+	MYPYPATH=$(TYPED) $(BIN)/mypy -p $(PACKAGE)
+
+clean:  ## remove environments, caches and build outputs
+	rm -rf .venv $(FLOOR) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+# torch and torchvision must be of one build. Where pip is configured with sources beside its index, one of those may
+# offer another build of torch alone; then both are taken from the index.
+.venv/installed: setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "Python 3.10 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
+	$(PIP) --upgrade pip
+	$(PIP) torch torchvision
+	@$(BIN)/python -c 'import torchvision' 2>/dev/null \
+		|| PIP_FIND_LINKS= PIP_EXTRA_INDEX_URL= $(PIP) --force-reinstall torch torchvision
+	$(PIP) --editable '.[test,dev,plot]'
+	@touch $@
+
+# The oldest supported transformers, with the huggingface_hub and tokenizers it needs, before all else of .venv.
+$(FLOOR)/installed: .venv/installed
+	$(BIN)/python -m venv --clear --without-pip $(FLOOR)
+	@$(FLOOR)/bin/python -c 'import pathlib, sys, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "newest.pth").write_text(sys.argv[1])' \
+		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(FLOOR)/bin/python -m pip install --quiet --disable-pip-version-check \
+		'transformers==5.5.0' 'huggingface_hub<2' 'tokenizers<=0.23.0'
+	@touch $@
