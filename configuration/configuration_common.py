@@ -79,13 +79,8 @@ class OpenClipTransformerConfig(OpenClipPreTrainedConfig):
         attention_dropout: dropout probability of the attention weights in training, in [0, 1).
         layer_scale_init_value: initial LayerScale (https://arxiv.org/abs/2103.17239), `None` for no LayerScale;
             open_clip: `ls_init_value`.
-        qk_norm: layer norm on queries and keys, per head (https://arxiv.org/abs/2302.05442).
-        scaled_cosine_attn: cosine similarity with a learned temperature per head instead of the scaled dot product
-            (https://arxiv.org/abs/2111.09883).
-        scale_heads: learned scale per head on the attention output (https://arxiv.org/abs/2110.09456).
-        scale_attn_inner: layer norm before the output projection (https://arxiv.org/abs/2210.06423).
-        scale_attn: layer norm after the attention block (https://arxiv.org/abs/2110.09456).
-        scale_fc: layer norm inside the MLP (https://arxiv.org/abs/2110.09456).
+        drop_path_rate: stochastic depth (https://arxiv.org/abs/1603.09382): probability of dropping a residual branch of
+            the last layer in training, growing linearly from 0 at the first, in [0, 1); open_clip has none here.
         initializer_range: standard deviation of the normal initialisation of new weights.
     """
 
@@ -98,12 +93,7 @@ class OpenClipTransformerConfig(OpenClipPreTrainedConfig):
     layer_norm_eps: float = 1e-5
     attention_dropout: float | int = 0.0
     layer_scale_init_value: float | int | None = None
-    qk_norm: bool = False
-    scaled_cosine_attn: bool = False
-    scale_heads: bool = False
-    scale_attn_inner: bool = False
-    scale_attn: bool = False
-    scale_fc: bool = False
+    drop_path_rate: float | int = 0.0
     initializer_range: float = 0.02
 
     def validate_architecture(self):
@@ -114,6 +104,36 @@ class OpenClipTransformerConfig(OpenClipPreTrainedConfig):
                 f"{type(self).__name__}: hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
                 f"({self.num_attention_heads})."
             )
+        for name in ("attention_dropout", "drop_path_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{type(self).__name__}: {name} must lie in [0, 1), got {getattr(self, name)}.")
+
+
+@strict
+class OpenClipTowerConfig(OpenClipTransformerConfig):
+    r"""Fields of a tower's stack (open_clip: `Transformer` with the options of `CustomResidualAttentionBlock`).
+
+    Takes the fields of [`OpenClipTransformerConfig`] and these.
+
+    Args:
+        qk_norm: layer norm on queries and keys, per head (https://arxiv.org/abs/2302.05442).
+        scaled_cosine_attn: cosine similarity with a learned temperature per head instead of the scaled dot product
+            (https://arxiv.org/abs/2111.09883).
+        scale_heads: learned scale per head on the attention output (https://arxiv.org/abs/2110.09456).
+        scale_attn_inner: layer norm before the output projection (https://arxiv.org/abs/2210.06423).
+        scale_attn: layer norm after the attention block (https://arxiv.org/abs/2110.09456).
+        scale_fc: layer norm inside the MLP (https://arxiv.org/abs/2110.09456).
+    """
+
+    qk_norm: bool = False
+    scaled_cosine_attn: bool = False
+    scale_heads: bool = False
+    scale_attn_inner: bool = False
+    scale_attn: bool = False
+    scale_fc: bool = False
+
+    def validate_architecture(self):
+        super().validate_architecture()
         if self.qk_norm and self.scaled_cosine_attn:
             raise ValueError(f"{type(self).__name__}: qk_norm and scaled_cosine_attn exclude each other; set one.")
 

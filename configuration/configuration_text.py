@@ -2,14 +2,14 @@
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_common import OpenClipTransformerConfig, check_choice
+from .configuration_common import OpenClipTowerConfig, check_choice
 
 
 @strict
-class OpenClipTextConfig(OpenClipTransformerConfig):
+class OpenClipTextConfig(OpenClipTowerConfig):
     r"""Configuration of [`OpenClipTextModel`], the text transformer of https://arxiv.org/abs/2103.00020.
 
-    Takes the fields of [`OpenClipTransformerConfig`] and these. The defaults are those of open_clip's `ViT-B-32`.
+    Takes the fields of [`OpenClipTowerConfig`] and these. The defaults are those of open_clip's `ViT-B-32`.
 
     Args:
         vocab_size: number of token ids.

@@ -2,14 +2,14 @@
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_common import OpenClipTransformerConfig, check_choice, height_and_width
+from .configuration_common import OpenClipTowerConfig, check_choice, height_and_width
 
 
 @strict
-class OpenClipVitConfig(OpenClipTransformerConfig):
+class OpenClipVitConfig(OpenClipTowerConfig):
     r"""Configuration of [`OpenClipVitModel`], the vision transformer of https://arxiv.org/abs/2103.00020.
 
-    Takes the fields of [`OpenClipTransformerConfig`] and these. The defaults are those of open_clip's `ViT-B-32`.
+    Takes the fields of [`OpenClipTowerConfig`] and these. The defaults are those of open_clip's `ViT-B-32`.
 
     Args:
         num_channels: channels of `pixel_values`; open_clip always has 3.
@@ -80,11 +80,11 @@ class OpenClipVitConfig(OpenClipTransformerConfig):
                 f"OpenClipVitConfig: projection_dim ({self.projection_dim}) must be a multiple of attn_pooler_heads "
                 f"({self.attn_pooler_heads})."
             )
-        # "cascade" feeds the caption tokens, of width projection_dim, to a pooler that expects hidden_size.
-        if self.attentional_pool == "cascade" and self.hidden_size != self.projection_dim:
+        # open_clip applies a norm as wide as the embedding to the encoder's output there.
+        if self.attentional_pool in ("parallel", "cascade") and self.hidden_size != self.projection_dim:
             raise ValueError(
-                f"OpenClipVitConfig: attentional_pool='cascade' needs hidden_size ({self.hidden_size}) to equal "
-                f"projection_dim ({self.projection_dim})."
+                f"OpenClipVitConfig: attentional_pool={self.attentional_pool!r} needs hidden_size "
+                f"({self.hidden_size}) to equal projection_dim ({self.projection_dim})."
             )
         if self.position_embedding_type == "sin_cos_2d" and self.grid_size[0] != self.grid_size[1]:
             raise ValueError(f"OpenClipVitConfig: sin_cos_2d needs a square grid of patches, got {self.grid_size}.")

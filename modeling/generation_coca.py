@@ -1,0 +1,137 @@
+"""Captioning with `generate`: what CoCa adds to transformers' `GenerationMixin`."""
+
+import torch
+from torch.nn import functional as F
+from transformers import GenerationConfig
+from transformers.generation import GenerationMixin
+from transformers.generation.utils import GenerateOutput
+from transformers.masking_utils import create_causal_mask
+
+from .cache_coca import CoCaCache
+from .generation_group_beam_search import group_beam_search
+
+
+# open_clip's `seq_len=30` counts the start of text, `max_new_tokens` does not.
+DEFAULT_MAX_NEW_TOKENS = 29
+
+
+class CoCaGenerationMixin(GenerationMixin):
+    """Encodes each image once, keeps its rows apart from the beams', and knows the end of the position table."""
+
+    def default_generation_config(self) -> GenerationConfig:
+        """Greedy decoding of captions as long as open_clip's; the ids come from the model's configuration."""
+        max_new_tokens = min(DEFAULT_MAX_NEW_TOKENS, self.config.max_position_embeddings - 1)
+        return GenerationConfig(
+            bos_token_id=self.config.bos_token_id,
+            eos_token_id=self.config.eos_token_id,
+            pad_token_id=self.config.pad_token_id,
+            max_new_tokens=max_new_tokens,
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *,
+        pixel_values: torch.Tensor | None = None,
+        image_hidden_states: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> GenerateOutput | torch.Tensor:
+        """Captions images.
+
+        Takes every argument of [`~transformers.GenerationMixin.generate`], group beam search (`num_beam_groups`,
+        `diversity_penalty`) included, and these.
+
+        Args:
+            inputs: token ids (images, length) to continue, the same as `input_ids`; by default `bos_token_id` alone.
+                Prompts of different lengths are padded on the left and need an `attention_mask`.
+            pixel_values: (images, channels, height, width), normalised as the image processor does.
+            image_hidden_states: (images, tokens, hidden_size) instead of `pixel_values`, to caption images that were
+                encoded before.
+            interpolate_pos_encoding: accept other image sizes than the model's.
+
+        Returns:
+            Token ids (images * num_return_sequences, length), prompts included. With `return_dict_in_generate=True`
+            transformers' output object, with one more field where `pixel_values` were given: `image_embeds` (images,
+            projection_dim), of length 1, from the same pass.
+
+        Raises:
+            ValueError: neither or both of `pixel_values` and `image_hidden_states`, images and prompts of different
+                number, or a caption that may outgrow `max_position_embeddings`.
+        """
+        if (pixel_values is None) == (image_hidden_states is None):
+            raise ValueError("generate needs either pixel_values or image_hidden_states, and not both.")
+        image_embeds = None
+        if pixel_values is not None:
+            vision_outputs = self.get_image_features(pixel_values, interpolate_pos_encoding, return_dict=True)
+            image_hidden_states = vision_outputs.last_hidden_state
+            image_embeds = F.normalize(vision_outputs.pooler_output, dim=-1)
+        input_ids = inputs if inputs is not None else kwargs.get("input_ids")
+        if input_ids is not None and len(input_ids) != len(image_hidden_states):
+            raise ValueError(
+                f"generate got {len(image_hidden_states)} images and {len(input_ids)} prompts: pass one for each image."
+            )
+        if not self.config.text_config.is_causal:
+            # Each token changes all states of a bidirectional text tower: there is nothing to cache.
+            kwargs["use_cache"] = False
+        if self._asks_for_groups(generation_config, kwargs):
+            kwargs["custom_generate"] = group_beam_search
+        outputs = super().generate(inputs, generation_config, image_hidden_states=image_hidden_states, **kwargs)
+        if image_embeds is not None and not isinstance(outputs, torch.Tensor):
+            outputs["image_embeds"] = image_embeds
+        return outputs
+
+    def _asks_for_groups(self, generation_config: GenerationConfig | None, kwargs: dict) -> bool:
+        sources = (kwargs.get("num_beam_groups"), *(
+            getattr(config, "num_beam_groups", None) for config in (generation_config, self.generation_config)
+        ))
+        return next((groups for groups in sources if groups is not None), 1) > 1
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        if model_kwargs.get("past_key_values") is not None:
+            model_kwargs["past_key_values"] = CoCaCache.wrap(model_kwargs["past_key_values"])
+
+    def _expand_inputs_for_generation(
+        self, expand_size=1, is_encoder_decoder=False, input_ids=None, image_hidden_states=None, **kwargs
+    ):
+        # Image tokens keep one row per image: the decoder folds the rows of an image together.
+        input_ids, kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
+        )
+        return input_ids, {"image_hidden_states": image_hidden_states, **kwargs}
+
+    def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length):
+        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
+        limit = self.config.max_position_embeddings
+        if generation_config.max_length > limit:
+            raise ValueError(
+                f"A prompt of {input_ids_length} tokens with max_length={generation_config.max_length} does not fit: "
+                f"the model has {limit} positions. Pass max_new_tokens <= {max(limit - input_ids_length, 0)}"
+                f"{'' if input_ids_length < limit else ', which takes a shorter prompt'}."
+            )
+
+    def prepare_inputs_for_generation(self, input_ids, attention_mask=None, past_key_values=None, **kwargs):
+        model_inputs = super().prepare_inputs_for_generation(
+            input_ids, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
+        )
+        if past_key_values is not None:
+            model_inputs["text_attention_mask"] = self._text_attention_mask(
+                input_ids, attention_mask, past_key_values, model_inputs["input_ids"].shape[1]
+            )
+        return model_inputs
+
+    def _text_attention_mask(self, input_ids, attention_mask, past_key_values, query_length) -> torch.Tensor | None:
+        # open_clip's text tower hides the token behind each padding id, also behind one that was generated: a step
+        # that only sees the newest token cannot know.
+        if not self.config.text_config.embed_cls or not (input_ids == self.config.text_config.pad_token_id).any():
+            return None
+        visible = self.text_model.key_mask(input_ids, attention_mask)[:, : input_ids.shape[1]]
+        return create_causal_mask(
+            config=self.config,
+            inputs_embeds=self.lm_head.weight.new_empty((len(input_ids), query_length, 0)),
+            attention_mask=visible,
+            past_key_values=past_key_values.self_attention_cache,
+        )

@@ -1,0 +1,244 @@
+"""CoCa, a dual model that also captions (open_clip: `CoCa` in `coca_model.py`)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+
+from ..configuration.configuration_coca import CoCaConfig
+from .cache_coca import CoCaCache
+from .generation_coca import CoCaGenerationMixin
+from .modeling_coca_decoder import CoCaDecoderModel
+from .modeling_open_clip import OpenClipDualModel, OpenClipModel
+
+
+@dataclass
+class CoCaOutput(ModelOutput):
+    """Output of [`CoCaModel`].
+
+    Args:
+        loss: scalar: the caption loss with `labels`, the contrastive loss with `return_loss=True`, their weighted sum
+            with both.
+        logits: (rows, length, vocab_size), prediction of the token behind each input token.
+        logits_per_image: (images, texts), cosine similarities scaled by `logit_scale.exp()`, plus `logit_bias`.
+        logits_per_text: (texts, images), its transpose.
+        image_embeds: (images, projection_dim), of length 1; `None` where `image_hidden_states` were passed.
+        text_embeds: (texts, projection_dim), of length 1; `None` with `past_key_values`.
+        image_hidden_states: (images, tokens, hidden_size), what the decoder attends to.
+        past_key_values: the cache, with `use_cache`.
+        hidden_states: per decoder layer (rows, length, hidden_size), its input first, on request.
+        attentions: per decoder layer (rows, heads, length, past + length), on request.
+        cross_attentions: per decoder layer (rows, heads, length, image tokens), on request.
+        text_model_output: output of the text tower.
+        vision_model_output: output of the vision tower.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    logits_per_image: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    image_hidden_states: torch.Tensor | None = None
+    past_key_values: CoCaCache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+
+    def to_tuple(self) -> tuple:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
+class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
+    """CoCa (https://arxiv.org/abs/2205.01917): contrastive embeddings and captions from one pass.
+
+    The causal stack is the text tower's layers followed by the multimodal decoder's. Departure from open_clip: logits
+    are given for every input token, also the last.
+    """
+
+    config: CoCaConfig
+    _can_compile_fullgraph = True
+
+    def __init__(self, config: CoCaConfig):
+        super().__init__(config)
+        self.multimodal_decoder = CoCaDecoderModel._from_config(
+            config.multimodal_config, cache_offset=config.text_config.num_hidden_layers
+        )
+        self.lm_head = nn.Linear(config.multimodal_config.hidden_size, config.vocab_size, bias=False)
+        # The loss of `labels`, which transformers would otherwise guess from the name of the class.
+        self.loss_type = "ForConditionalGeneration"
+        self.post_init()
+        self.generation_config = self.default_generation_config()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module):
+        self.lm_head = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        return_loss: bool | None = None,
+        image_hidden_states: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        text_attention_mask: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CoCaOutput:
+        """Embeds images and texts and predicts each text's next tokens.
+
+        Args:
+            input_ids: (rows, length), by default the start of text for each image. Rows is a multiple of the number of
+                images, those of an image side by side.
+            pixel_values: (images, channels, height, width), normalised as the image processor does.
+            attention_mask: (rows, length), 0 on padding; with `past_key_values`, (rows, past + length) of the tokens
+                that may be attended to.
+            position_ids: (rows, length), by default 0, 1, ...
+            labels: (rows, length), the ids to predict, -100 where there is nothing to learn: usually `input_ids` with
+                -100 for padding; they are shifted here.
+            return_loss: compute the contrastive loss; images and texts must then be pairs.
+            image_hidden_states: (images, tokens, hidden_size) instead of `pixel_values`.
+            past_key_values: cache of the tokens before `input_ids`.
+            text_attention_mask: the mask of the text tower's layers where it differs from the decoder's; only read
+                with `past_key_values`, and made by `generate`.
+            use_cache: make a cache where none is given, and skip the text embeddings.
+            logits_to_keep: compute the logits of that many last tokens, or of those indices; 0 for all.
+            interpolate_pos_encoding: accept other image sizes than the model's.
+
+        Returns:
+            [`CoCaOutput`].
+
+        Raises:
+            ValueError: no image where one is needed, a text that is too long, images of another size, or
+                `return_loss` with unequal counts.
+        """
+        vision_outputs = image_embeds = None
+        if image_hidden_states is None and pixel_values is not None:
+            vision_outputs = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
+            image_hidden_states = vision_outputs.last_hidden_state
+            image_embeds = F.normalize(vision_outputs.pooler_output, dim=-1)
+        if past_key_values is not None or use_cache:
+            past_key_values = CoCaCache.wrap(past_key_values or DynamicCache(config=self.config))
+        input_ids = self._check_inputs(input_ids, image_hidden_states, past_key_values)
+        decode = self._decode_all if past_key_values is None else self._decode_next
+        text_outputs, decoder_outputs = decode(
+            input_ids, image_hidden_states, attention_mask, text_attention_mask, position_ids, past_key_values, **kwargs
+        )
+
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(decoder_outputs.last_hidden_state[:, kept])
+        text_embeds = logits_per_image = None
+        if text_outputs.pooler_output is not None:
+            text_embeds = F.normalize(text_outputs.pooler_output, dim=-1)
+        if image_embeds is not None and text_embeds is not None:
+            logits_per_image = self.compute_logits(image_embeds, text_embeds)
+        return CoCaOutput(
+            loss=self._loss(logits, labels, logits_per_image if return_loss else None, **kwargs),
+            logits=logits,
+            logits_per_image=logits_per_image,
+            logits_per_text=None if logits_per_image is None else logits_per_image.T,
+            image_embeds=image_embeds,
+            text_embeds=text_embeds,
+            image_hidden_states=image_hidden_states,
+            past_key_values=past_key_values,
+            hidden_states=decoder_outputs.hidden_states,
+            attentions=decoder_outputs.attentions,
+            cross_attentions=decoder_outputs.cross_attentions,
+            text_model_output=text_outputs,
+            vision_model_output=vision_outputs,
+        )
+
+    def _check_inputs(self, input_ids, image_hidden_states, past_key_values) -> torch.Tensor:
+        if image_hidden_states is None:
+            if past_key_values is None or not past_key_values.is_updated:
+                raise ValueError("CoCaModel needs pixel_values or image_hidden_states, got neither.")
+            return input_ids
+        images = len(image_hidden_states)
+        if input_ids is None:
+            return torch.full((images, 1), self.config.bos_token_id, device=image_hidden_states.device)
+        if len(input_ids) % images:
+            raise ValueError(
+                f"CoCaModel predicts the tokens of each text from its image: {len(input_ids)} texts cannot be shared "
+                f"out to {images} images. To compare any number of both, load the folder with "
+                "AutoModelForZeroShotImageClassification, or use get_image_features and get_text_features."
+            )
+        return input_ids
+
+    def _decode_all(
+        self, input_ids, image_hidden_states, attention_mask, text_attention_mask, position_ids, _, **kwargs
+    ):
+        text_outputs = self.text_model(input_ids, attention_mask, position_ids, **kwargs)
+        # open_clip's decoder has no padding mask: behind a text there is nothing to predict.
+        decoder_mask = None if attention_mask is None else attention_mask.cumsum(-1) > 0
+        decoder_outputs = self.multimodal_decoder(
+            text_outputs.last_hidden_state, image_hidden_states, attention_mask=decoder_mask, **kwargs
+        )
+        return text_outputs, decoder_outputs
+
+    def _decode_next(
+        self, input_ids, image_hidden_states, attention_mask, text_attention_mask, position_ids, past, **kwargs
+    ):
+        # Made here, for both parts of the causal stack, because the text tower's layers will have grown the cache.
+        decoder_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=self.lm_head.weight.new_empty((*input_ids.shape, 0)),
+            attention_mask=attention_mask,
+            past_key_values=past.self_attention_cache,
+        )
+        text_outputs = self.text_model(
+            input_ids,
+            decoder_mask if text_attention_mask is None else text_attention_mask,
+            position_ids,
+            past_key_values=past.self_attention_cache,
+            **kwargs,
+        )
+        decoder_outputs = self.multimodal_decoder(
+            text_outputs.last_hidden_state,
+            image_hidden_states,
+            attention_mask=decoder_mask,
+            past_key_values=past,
+            **kwargs,
+        )
+        return text_outputs, decoder_outputs
+
+    def _loss(self, logits, labels, logits_per_image, **kwargs) -> torch.Tensor | None:
+        losses = []
+        if labels is not None:
+            caption_loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+            losses.append((self.config.caption_loss_weight, caption_loss))
+        if logits_per_image is not None:
+            contrastive_loss = self.contrastive_loss(logits_per_image)
+            losses.append((self.config.contrastive_loss_weight, contrastive_loss))
+        if len(losses) == 2:
+            return sum(weight * loss for weight, loss in losses)
+        return losses[0][1] if losses else None
+
+
+class CoCaForConditionalGeneration(CoCaModel):
+    """CoCa under the name that transformers' captioning classes have; the same weights and methods as [`CoCaModel`]."""
+
+
+class CoCaForZeroShotImageClassification(OpenClipModel):
+    """CoCa's towers without its decoder, as a dual model: compares any number of images and texts."""
+
+    config: CoCaConfig
+    _keys_to_ignore_on_load_unexpected = [r"^multimodal_decoder\.", r"^lm_head\."]
+
+
+__all__ = ["CoCaForConditionalGeneration", "CoCaForZeroShotImageClassification", "CoCaModel"]

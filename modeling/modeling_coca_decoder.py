@@ -1,0 +1,87 @@
+"""CoCa's multimodal decoder (open_clip: `MultimodalTransformer` in `transformer.py`)."""
+
+import torch
+from torch import nn
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from ..configuration.configuration_coca import CoCaDecoderConfig
+from .cache_coca import CoCaCache
+from .modeling_layers import (
+    Attention,
+    CrossAttention,
+    ResidualAttentionBlock,
+    ResidualCrossAttentionBlock,
+    norm_layer,
+)
+from .modeling_pretrained import OpenClipPreTrainedModel
+
+
+class CoCaDecoderModel(OpenClipPreTrainedModel):
+    """Continues the text tower's tokens, attending to the image (https://arxiv.org/abs/2205.01917).
+
+    Layers of causal self-attention alternate with layers of cross-attention, each with an MLP of its own. In the cache
+    its layers follow those of the text tower: `cache_offset` is the number of these.
+    """
+
+    config: CoCaDecoderConfig
+    base_model_prefix = "multimodal_decoder"
+    input_modalities = ("text", "image")
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(ResidualCrossAttentionBlock),
+        "attentions": OutputRecorder(Attention, index=1),
+        "cross_attentions": OutputRecorder(CrossAttention, index=1),
+    }
+
+    def __init__(self, config: CoCaDecoderConfig, cache_offset: int = 0):
+        super().__init__(config)
+        indices = range(config.num_hidden_layers)
+        self.layers = nn.ModuleList(
+            [ResidualAttentionBlock(config, i, is_causal=True, cache_offset=cache_offset) for i in indices]
+        )
+        self.cross_attention_layers = nn.ModuleList([ResidualCrossAttentionBlock(config, i) for i in indices])
+        self.final_layer_norm = norm_layer(config, config.hidden_size)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        image_hidden_states: torch.Tensor | None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: CoCaCache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """Decodes the text tower's tokens.
+
+        Args:
+            inputs_embeds: (rows, length, hidden_size), the text tower's `last_hidden_state`.
+            image_hidden_states: (images, tokens, hidden_size); rows is a multiple of images, those of an image side by
+                side. `None` once `past_key_values` holds their keys and values.
+            attention_mask: what `create_causal_mask` made for these tokens before the text tower saw them; without a
+                cache also (rows, length), 0 on padding.
+            past_key_values: cache of the tokens before, to which these are added.
+
+        Returns:
+            `last_hidden_state` (rows, length, hidden_size), normalised; on request `hidden_states`, `attentions` and
+            `cross_attentions`.
+        """
+        self_attention_cache = None
+        if past_key_values is None:
+            attention_mask = create_causal_mask(
+                config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=None
+            )
+        else:
+            self_attention_cache = past_key_values.self_attention_cache
+        hidden_states = inputs_embeds
+        for layer, cross_attention_layer in zip(self.layers, self.cross_attention_layers, strict=True):
+            hidden_states = layer(hidden_states, attention_mask, self_attention_cache, **kwargs)
+            hidden_states = cross_attention_layer(hidden_states, image_hidden_states, past_key_values, **kwargs)
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=self.final_layer_norm(hidden_states), past_key_values=past_key_values
+        )

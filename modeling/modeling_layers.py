@@ -1,0 +1,426 @@
+"""Layers that the towers and CoCa's decoder are made of (open_clip: `transformer.py`)."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.activations import QuickGELUActivation as QuickGELU
+from transformers.cache_utils import Cache
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm that returns the input's dtype, under autocast too."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden_states).to(hidden_states.dtype)
+
+
+class LayerNormFp32(nn.LayerNorm):
+    """Layer norm that computes in fp32 and returns the input's dtype."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        normalized = F.layer_norm(
+            hidden_states.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
+        )
+        return normalized.to(hidden_states.dtype)
+
+
+NORM_LAYERS = {"layer_norm": LayerNorm, "layer_norm_fp32": LayerNormFp32}
+
+
+def norm_layer(config: PreTrainedConfig, hidden_size: int) -> nn.LayerNorm:
+    """The layer norm that `config` asks for, over `hidden_size` features."""
+    return NORM_LAYERS[config.norm_layer](hidden_size, eps=config.layer_norm_eps)
+
+
+class LayerScale(nn.Module):
+    """Learned scale per feature on a residual branch (https://arxiv.org/abs/2103.17239)."""
+
+    def __init__(self, hidden_size: int, init_value: float):
+        super().__init__()
+        self.init_value = init_value
+        self.gamma = nn.Parameter(torch.empty(hidden_size))
+
+    def initialize(self, std: float):
+        init.constant_(self.gamma, self.init_value)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states * self.gamma
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops a residual branch per sample in training (https://arxiv.org/abs/1603.09382)."""
+
+    def __init__(self, drop_prob: float):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return hidden_states
+        keep_prob = 1 - self.drop_prob
+        shape = (hidden_states.shape[0],) + (1,) * (hidden_states.ndim - 1)
+        return hidden_states * hidden_states.new_empty(shape).bernoulli_(keep_prob).div_(keep_prob)
+
+
+class PatchDropout(nn.Module):
+    """Keeps the first token and a random share of the others in training (https://arxiv.org/abs/2212.00794)."""
+
+    def __init__(self, prob: float):
+        super().__init__()
+        self.prob = prob
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch, tokens, hidden_size) -> the same with fewer tokens while training."""
+        if not self.training:
+            return hidden_states
+        class_token, patches = hidden_states[:, :1], hidden_states[:, 1:]
+        num_keep = max(1, int(patches.shape[1] * (1 - self.prob)))
+        noise = torch.randn(patches.shape[:2], device=patches.device)
+        keep = noise.topk(num_keep, dim=-1).indices.unsqueeze(-1).expand(-1, -1, patches.shape[-1])
+        return torch.cat((class_token, patches.gather(1, keep)), dim=1)
+
+
+class MLP(nn.Module):
+    """Two linear layers around an activation."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+
+
+class NormedMLP(MLP):
+    """MLP with a layer norm behind the activation (https://arxiv.org/abs/2110.09456; open_clip: `scale_fc`)."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        self.norm = norm_layer(config, config.intermediate_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.norm(self.activation_fn(self.fc1(hidden_states))))
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention that returns its weights; shapes as in transformers' attention interface."""
+    attn_weights = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    if attention_mask is not None:
+        attn_weights = attn_weights + attention_mask
+    attn_weights = F.softmax(attn_weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    attn_weights = F.dropout(attn_weights, p=dropout, training=module.training)
+    return torch.matmul(attn_weights, value).transpose(1, 2), attn_weights
+
+
+def attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Runs the attention function chosen in `module.config`.
+
+    Args:
+        query, key, value: (batch, heads, length, head_dim).
+        attention_mask: what transformers' mask functions make for that function, or `None`.
+
+    Returns:
+        The context (batch, length, heads, head_dim), and the weights (batch, heads, length, key length) or `None`.
+    """
+    attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+        module.config._attn_implementation, eager_attention_forward
+    )
+    return attention_interface(
+        module,
+        query,
+        key,
+        value,
+        attention_mask,
+        is_causal=module.is_causal,
+        scaling=module.scaling,
+        dropout=module.config.attention_dropout if module.training else 0.0,
+        **kwargs,
+    )
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (open_clip: `nn.MultiheadAttention`, whose `in_proj` is split in three here)."""
+
+    def __init__(self, config: PreTrainedConfig, layer_idx: int, is_causal: bool):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.is_causal = is_causal
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def normalize_query_key(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hook on queries and keys, both (batch, heads, length, head_dim)."""
+        return query, key
+
+    def project_context(self, context: torch.Tensor) -> torch.Tensor:
+        """(batch, length, heads, head_dim) -> (batch, length, hidden_size)."""
+        return self.out_proj(context.flatten(2))
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(batch, length, hidden_size) -> the same, and the attention weights where the function gives them."""
+        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)
+        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        query, key = self.normalize_query_key(query, key)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        context, attn_weights = attend(self, query, key, value, attention_mask, **kwargs)
+        return self.project_context(context), attn_weights
+
+
+class CustomAttention(Attention):
+    """Self-attention with open_clip's options (open_clip: `Attention`; fields of [`OpenClipTowerConfig`])."""
+
+    def __init__(self, config: PreTrainedConfig, layer_idx: int, is_causal: bool):
+        super().__init__(config, layer_idx, is_causal)
+        self.q_norm = norm_layer(config, self.head_dim) if config.qk_norm else nn.Identity()
+        self.k_norm = norm_layer(config, self.head_dim) if config.qk_norm else nn.Identity()
+        self.logit_scale = self.head_scale = None
+        if config.scaled_cosine_attn:
+            self.scaling = 1.0
+            self.logit_scale = nn.Parameter(torch.empty(config.num_attention_heads, 1, 1))
+        if config.scale_heads:
+            self.head_scale = nn.Parameter(torch.empty(config.num_attention_heads, 1, 1))
+        self.inner_norm = norm_layer(config, config.hidden_size) if config.scale_attn_inner else nn.Identity()
+
+    def initialize(self, std: float):
+        if self.logit_scale is not None:
+            init.constant_(self.logit_scale, math.log(10))
+        if self.head_scale is not None:
+            init.ones_(self.head_scale)
+
+    def normalize_query_key(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.logit_scale is None:
+            return self.q_norm(query), self.k_norm(key)
+        # open_clip 3.3.0 raises here (`torch.bmm` on 4-D tensors); this is what the line means, with the temperature
+        # moved from the scores to the queries so that every attention function can be used.
+        temperature = self.logit_scale.clamp(max=math.log(100)).exp()
+        return F.normalize(query, dim=-1) * temperature, F.normalize(key, dim=-1)
+
+    def project_context(self, context: torch.Tensor) -> torch.Tensor:
+        if self.head_scale is not None:
+            context = context * self.head_scale.view(-1, 1)
+        return self.out_proj(self.inner_norm(context.flatten(2)))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from queries to the tokens of an image, which several rows of queries may share."""
+
+    def __init__(self, config: PreTrainedConfig, hidden_size: int, key_value_size: int, num_attention_heads: int):
+        super().__init__()
+        self.config = config
+        self.is_causal = False
+        self.head_dim = hidden_size // num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.q_proj = nn.Linear(hidden_size, hidden_size)
+        self.k_proj = nn.Linear(key_value_size, hidden_size)
+        self.v_proj = nn.Linear(key_value_size, hidden_size)
+        self.out_proj = nn.Linear(hidden_size, hidden_size)
+
+    def project_key_value(self, image_hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(images, tokens, key_value_size) -> keys and values, both (images, heads, tokens, head_dim)."""
+        heads = (*image_hidden_states.shape[:-1], -1, self.head_dim)
+        key = self.k_proj(image_hidden_states).view(heads).transpose(1, 2)
+        value = self.v_proj(image_hidden_states).view(heads).transpose(1, 2)
+        return key, value
+
+    def forward(
+        self, hidden_states: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attends to `key` and `value`, (images, heads, tokens, head_dim), without a mask.
+
+        Args:
+            hidden_states: (rows, length, hidden_size). The rows of one image stand side by side; a single row is
+                asked of every image.
+
+        Returns:
+            (rows, length, hidden_size), with rows = images where there was a single one, and the attention weights
+            (rows, heads, length, tokens) where the function gives them.
+        """
+        images, num_heads = key.shape[:2]
+        query = self.q_proj(hidden_states)
+        if query.shape[0] < images:
+            query = query.expand(images, -1, -1)
+        rows, length = query.shape[:2]
+        # Beams and samples of an image become more queries of it, so that its keys and values are never copied.
+        query = query.reshape(images, -1, num_heads, self.head_dim).transpose(1, 2)
+        context, attn_weights = attend(self, query, key, value, None, **kwargs)
+        if attn_weights is not None:
+            attn_weights = attn_weights.unflatten(2, (rows // images, length)).transpose(1, 2).flatten(0, 1)
+        return self.out_proj(context.reshape(rows, length, -1)), attn_weights
+
+
+class AttentionalPooler(nn.Module):
+    """Pools tokens by learned queries (https://arxiv.org/abs/2205.01917; open_clip: the same name)."""
+
+    def __init__(self, config: PreTrainedConfig, num_queries: int):
+        super().__init__()
+        self.query = nn.Parameter(torch.empty(num_queries, config.projection_dim))
+        # open_clip builds the pooler with its default norm, whatever `norm_kwargs` says: eps is always 1e-5.
+        self.layer_norm_q = LayerNorm(config.projection_dim)
+        self.layer_norm_k = LayerNorm(config.hidden_size)
+        self.attention = CrossAttention(config, config.projection_dim, config.hidden_size, config.attn_pooler_heads)
+
+    def initialize(self, std: float):
+        init.normal_(self.query)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch, tokens, hidden_size) -> (batch, queries, projection_dim)."""
+        key, value = self.attention.project_key_value(self.layer_norm_k(hidden_states))
+        query = self.layer_norm_q(self.query).unsqueeze(0)
+        return self.attention(query, key, value)[0]
+
+
+def residual_branch(config: PreTrainedConfig, layer_idx: int) -> tuple[nn.Module, nn.Module]:
+    """LayerScale and DropPath of layer `layer_idx`, identities where `config` asks for none."""
+    scale = config.layer_scale_init_value
+    drop_prob = config.drop_path_rate * layer_idx / max(config.num_hidden_layers - 1, 1)
+    return (
+        nn.Identity() if scale is None else LayerScale(config.hidden_size, scale),
+        nn.Identity() if drop_prob == 0 else DropPath(drop_prob),
+    )
+
+
+class ResidualAttentionBlock(GradientCheckpointingLayer):
+    """Pre-norm layer of self-attention and MLP (open_clip: the same name)."""
+
+    attention_class, mlp_class = Attention, MLP
+
+    def __init__(self, config: PreTrainedConfig, layer_idx: int, is_causal: bool, cache_offset: int = 0):
+        super().__init__()
+        self.layer_norm1 = norm_layer(config, config.hidden_size)
+        self.self_attn = self.attention_class(config, layer_idx + cache_offset, is_causal)
+        self.attn_norm = nn.Identity()
+        self.layer_scale1, self.drop_path1 = residual_branch(config, layer_idx)
+        self.layer_norm2 = norm_layer(config, config.hidden_size)
+        self.mlp = self.mlp_class(config)
+        self.layer_scale2, self.drop_path2 = residual_branch(config, layer_idx)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """(batch, length, hidden_size) -> the same."""
+        attn_output, _ = self.self_attn(self.layer_norm1(hidden_states), attention_mask, past_key_values, **kwargs)
+        hidden_states = hidden_states + self.drop_path1(self.layer_scale1(self.attn_norm(attn_output)))
+        return hidden_states + self.drop_path2(self.layer_scale2(self.mlp(self.layer_norm2(hidden_states))))
+
+
+class CustomResidualAttentionBlock(ResidualAttentionBlock):
+    """Layer with the options of [`OpenClipTowerConfig`] (open_clip: the same name)."""
+
+    attention_class = CustomAttention
+
+    def __init__(self, config: PreTrainedConfig, layer_idx: int, is_causal: bool, cache_offset: int = 0):
+        self.mlp_class = NormedMLP if config.scale_fc else MLP
+        super().__init__(config, layer_idx, is_causal, cache_offset)
+        if config.scale_attn:
+            self.attn_norm = norm_layer(config, config.hidden_size)
+
+
+class ResidualCrossAttentionBlock(GradientCheckpointingLayer):
+    """Pre-norm layer of cross-attention and MLP (open_clip: `ResidualAttentionBlock(is_cross_attention=True)`)."""
+
+    def __init__(self, config: PreTrainedConfig, layer_idx: int):
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.layer_norm1 = norm_layer(config, config.hidden_size)
+        self.layer_norm1_kv = norm_layer(config, config.hidden_size)
+        self.cross_attn = CrossAttention(config, config.hidden_size, config.hidden_size, config.num_attention_heads)
+        self.layer_scale1, self.drop_path1 = residual_branch(config, layer_idx)
+        self.layer_norm2 = norm_layer(config, config.hidden_size)
+        self.mlp = MLP(config)
+        self.layer_scale2, self.drop_path2 = residual_branch(config, layer_idx)
+
+    def image_key_value(
+        self, image_hidden_states: torch.Tensor | None, past_key_values: Cache | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the images: computed once, then read from the cache."""
+        if past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
+            layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
+            return layer.keys, layer.values
+        key, value = self.cross_attn.project_key_value(self.layer_norm1_kv(image_hidden_states))
+        if past_key_values is not None:
+            key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_idx)
+            past_key_values.is_updated[self.layer_idx] = True
+        return key, value
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        image_hidden_states: torch.Tensor | None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """(rows, length, hidden_size) attending to (images, tokens, hidden_size) -> (rows, length, hidden_size)."""
+        key, value = self.image_key_value(image_hidden_states, past_key_values)
+        attn_output, _ = self.cross_attn(self.layer_norm1(hidden_states), key, value, **kwargs)
+        hidden_states = hidden_states + self.drop_path1(self.layer_scale1(attn_output))
+        return hidden_states + self.drop_path2(self.layer_scale2(self.mlp(self.layer_norm2(hidden_states))))
+
+
+class Encoder(nn.Module):
+    """A tower's stack of layers (open_clip: `Transformer`)."""
+
+    def __init__(self, config: PreTrainedConfig, is_causal: bool):
+        super().__init__()
+        options = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
+        custom = any(getattr(config, option) for option in options)
+        block = CustomResidualAttentionBlock if custom else ResidualAttentionBlock
+        self.layers = nn.ModuleList([block(config, i, is_causal) for i in range(config.num_hidden_layers)])
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """(batch, length, hidden_size) -> the same."""
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask, past_key_values, **kwargs)
+        return hidden_states
+
+
+__all__ = ["QuickGELU"]

@@ -1,0 +1,343 @@
+"""Dual models and their single-tower heads (open_clip: `CLIP` and `CustomTextCLIP` in `model.py`)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+
+from ..configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
+from .modeling_losses import sigmoid_contrastive_loss, softmax_contrastive_loss
+from .modeling_pretrained import OpenClipPreTrainedModel
+from .modeling_towers import TEXT_MODELS, VISION_MODELS, build_tower
+
+
+@dataclass
+class OpenClipOutput(ModelOutput):
+    """Output of [`OpenClipModel`].
+
+    Args:
+        loss: scalar, with `return_loss=True`.
+        logits_per_image: (images, texts), cosine similarities scaled by `logit_scale.exp()`, plus `logit_bias`.
+        logits_per_text: (texts, images), its transpose.
+        text_embeds: (texts, projection_dim), of length 1.
+        image_embeds: (images, projection_dim), of length 1.
+        text_model_output: output of the text tower.
+        vision_model_output: output of the vision tower.
+    """
+
+    loss: torch.Tensor | None = None
+    logits_per_image: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+
+    def to_tuple(self) -> tuple:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
+@dataclass
+class OpenClipVisionModelOutput(ModelOutput):
+    """Output of [`OpenClipVisionModelWithProjection`].
+
+    Args:
+        image_embeds: (images, projection_dim), not normalised.
+        last_hidden_state: (images, tokens, token_dim).
+        hidden_states: per layer (images, tokens, hidden_size), embeddings first, on request.
+        attentions: per layer (images, heads, tokens, tokens), on request.
+    """
+
+    image_embeds: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class OpenClipTextModelOutput(ModelOutput):
+    """Output of [`OpenClipTextModelWithProjection`].
+
+    Args:
+        text_embeds: (texts, projection_dim), not normalised.
+        last_hidden_state: (texts, length, token_dim).
+        hidden_states: per layer (texts, length, hidden_size), embeddings first, on request.
+        attentions: per layer (texts, heads, length, length), on request.
+    """
+
+    text_embeds: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class OpenClipDualModel(OpenClipPreTrainedModel):
+    """A vision and a text tower, a temperature and perhaps a bias: what CLIP, SigLIP and CoCa have in common."""
+
+    input_modalities = ("image", "text")
+    _contrastive_loss = staticmethod(softmax_contrastive_loss)
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        self.vision_model = build_tower(config.vision_config, VISION_MODELS)
+        self.text_model = build_tower(config.text_config, TEXT_MODELS)
+        shape = (1,) if config.nonscalar_logit_scale else ()
+        self.logit_scale = nn.Parameter(torch.empty(shape))
+        self.logit_bias = None if config.logit_bias_init_value is None else nn.Parameter(torch.empty(shape))
+
+    def initialize(self, std: float):
+        init.constant_(self.logit_scale, self.config.logit_scale_init_value)
+        if self.logit_bias is not None:
+            init.constant_(self.logit_bias, self.config.logit_bias_init_value)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.text_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """The vision tower's output; `pooler_output` (images, projection_dim) is the embedding, not normalised.
+
+        Args:
+            pixel_values: (images, channels, height, width), normalised as the image processor does.
+            interpolate_pos_encoding: accept other image sizes than the model's.
+        """
+        return self.vision_model(
+            pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+        )
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """The text tower's output; `pooler_output` (texts, projection_dim) is the embedding, not normalised.
+
+        Args:
+            input_ids: (texts, length).
+            attention_mask: (texts, length), 0 on padding.
+            position_ids: (texts, length), by default 0, 1, ...
+        """
+        return self.text_model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
+        )
+
+    def compute_logits(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+        """(images, projection_dim) and (texts, projection_dim), both of length 1 -> logits (images, texts)."""
+        image_embeds = image_embeds.to(text_embeds.device)
+        logits = self.logit_scale.exp().to(text_embeds.device) * image_embeds @ text_embeds.T
+        return logits if self.logit_bias is None else logits + self.logit_bias.to(text_embeds.device)
+
+    def contrastive_loss(self, logits_per_image: torch.Tensor) -> torch.Tensor:
+        """(batch, batch) logits of matching images and texts -> scalar; `ValueError` if they are not square."""
+        images, texts = logits_per_image.shape
+        if images != texts:
+            raise ValueError(
+                f"return_loss=True compares pairs, got {images} images and {texts} texts: pass one text for each image."
+            )
+        return self._contrastive_loss(logits_per_image)
+
+
+class OpenClipModel(OpenClipDualModel):
+    """CLIP (https://arxiv.org/abs/2103.00020), with open_clip's towers."""
+
+    config: OpenClipConfig
+
+    def __init__(self, config: OpenClipConfig):
+        super().__init__(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        return_loss: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> OpenClipOutput:
+        """Compares images with texts.
+
+        Args:
+            input_ids: (texts, length).
+            pixel_values: (images, channels, height, width), normalised as the image processor does.
+            attention_mask: (texts, length), 0 on padding.
+            position_ids: (texts, length), by default 0, 1, ...
+            return_loss: compute the contrastive loss; images and texts must then be pairs.
+            interpolate_pos_encoding: accept other image sizes than the model's.
+
+        Returns:
+            [`OpenClipOutput`].
+
+        Raises:
+            ValueError: the image size is not the model's, a text is too long, or `return_loss` with unequal counts.
+        """
+        vision_outputs = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
+        text_outputs = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
+        image_embeds = F.normalize(vision_outputs.pooler_output, dim=-1)
+        text_embeds = F.normalize(text_outputs.pooler_output, dim=-1)
+        logits_per_image = self.compute_logits(image_embeds, text_embeds)
+        return OpenClipOutput(
+            loss=self.contrastive_loss(logits_per_image) if return_loss else None,
+            logits_per_image=logits_per_image,
+            logits_per_text=logits_per_image.T,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            text_model_output=text_outputs,
+            vision_model_output=vision_outputs,
+        )
+
+
+class OpenClipSiglipModel(OpenClipModel):
+    """SigLIP (https://arxiv.org/abs/2303.15343): the dual model with a bias and the sigmoid loss."""
+
+    config: OpenClipSiglipConfig
+    _contrastive_loss = staticmethod(sigmoid_contrastive_loss)
+
+
+class OpenClipVisionModelWithProjection(OpenClipPreTrainedModel):
+    """The vision tower alone, loadable from a dual model's folder."""
+
+    config: OpenClipConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^logit_", r"^multimodal_decoder\.", r"^lm_head\."]
+
+    def __init__(self, config: OpenClipConfig):
+        super().__init__(config)
+        self.vision_model = build_tower(config.vision_config, VISION_MODELS)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vision_model.get_input_embeddings()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> OpenClipVisionModelOutput:
+        """(images, channels, height, width) -> [`OpenClipVisionModelOutput`]."""
+        outputs = self.vision_model(
+            pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+        )
+        return OpenClipVisionModelOutput(
+            image_embeds=outputs.pooler_output,
+            last_hidden_state=outputs.last_hidden_state,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class OpenClipTextModelWithProjection(OpenClipPreTrainedModel):
+    """The text tower alone, loadable from a dual model's folder."""
+
+    config: OpenClipConfig
+    input_modalities = ("text",)
+    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^logit_", r"^multimodal_decoder\.", r"^lm_head\."]
+
+    def __init__(self, config: OpenClipConfig):
+        super().__init__(config)
+        self.text_model = build_tower(config.text_config, TEXT_MODELS)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.text_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> OpenClipTextModelOutput:
+        """(texts, length) of ids -> [`OpenClipTextModelOutput`]."""
+        outputs = self.text_model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
+        )
+        return OpenClipTextModelOutput(
+            text_embeds=outputs.pooler_output,
+            last_hidden_state=outputs.last_hidden_state,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class OpenClipForImageClassification(OpenClipPreTrainedModel):
+    """The vision tower with a linear classifier on its embedding."""
+
+    config: OpenClipConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _keys_to_ignore_on_load_unexpected = OpenClipVisionModelWithProjection._keys_to_ignore_on_load_unexpected
+
+    def __init__(self, config: OpenClipConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.vision_model = build_tower(config.vision_config, VISION_MODELS)
+        self.classifier = nn.Linear(config.projection_dim, config.num_labels)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vision_model.get_input_embeddings()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        """Classifies images.
+
+        Args:
+            pixel_values: (images, channels, height, width), normalised as the image processor does.
+            labels: (images,) of class ids, or targets as `config.problem_type` asks for; gives the `loss`.
+            interpolate_pos_encoding: accept other image sizes than the model's.
+
+        Returns:
+            `logits` (images, num_labels), and on request `hidden_states` and `attentions`.
+        """
+        outputs = self.vision_model(
+            pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+        )
+        logits = self.classifier(outputs.pooler_output)
+        return ImageClassifierOutput(
+            loss=None if labels is None else self.loss_function(labels, logits, self.config),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+__all__ = [
+    "OpenClipForImageClassification",
+    "OpenClipModel",
+    "OpenClipSiglipModel",
+    "OpenClipTextModelWithProjection",
+    "OpenClipVisionModelWithProjection",
+]

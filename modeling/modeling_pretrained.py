@@ -1,0 +1,34 @@
+"""What every model here shares: which back ends it supports and how new weights are initialised."""
+
+import torch
+from torch import nn
+from transformers.modeling_utils import PreTrainedModel
+
+from .modeling_layers import (
+    Attention,
+    CustomResidualAttentionBlock,
+    ResidualAttentionBlock,
+    ResidualCrossAttentionBlock,
+)
+
+
+class OpenClipPreTrainedModel(PreTrainedModel):
+    """Base of all models here."""
+
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = [
+        ResidualAttentionBlock.__name__,
+        CustomResidualAttentionBlock.__name__,
+        ResidualCrossAttentionBlock.__name__,
+    ]
+    _can_record_outputs = {"hidden_states": ResidualAttentionBlock, "attentions": Attention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if hasattr(module, "initialize"):
+            module.initialize(self.config.initializer_range)

@@ -1,0 +1,211 @@
+"""Text transformer tower (open_clip: `TextTransformer` in `transformer.py`)."""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.modeling_flash_attention_utils import is_flash_attention_requested
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from ..configuration.configuration_text import OpenClipTextConfig
+from .modeling_layers import Encoder, norm_layer
+from .modeling_pretrained import OpenClipPreTrainedModel
+
+
+def resize_text_position_embedding(position_embedding: torch.Tensor, num_positions: int) -> torch.Tensor:
+    """Resizes a table (positions, hidden_size) linearly to `num_positions` (open_clip: `resize_text_pos_embed`)."""
+    resized = nn.functional.interpolate(
+        position_embedding.float().T.unsqueeze(0), size=num_positions, mode="linear", align_corners=False
+    )
+    return resized[0].T.to(position_embedding.dtype)
+
+
+class OpenClipTextEmbeddings(nn.Module):
+    """Tokens with positions, and CoCa's class token behind them."""
+
+    def __init__(self, config: OpenClipTextConfig):
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        num_positions = config.max_position_embeddings + config.embed_cls
+        self.position_embedding = nn.Embedding(num_positions, config.hidden_size)
+        self.class_embedding = nn.Parameter(torch.empty(config.hidden_size)) if config.embed_cls else None
+
+    def initialize(self, std: float):
+        if self.class_embedding is not None:
+            init.normal_(self.class_embedding, std=std)
+
+    def forward(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None, append_class_token: bool = False
+    ) -> torch.Tensor:
+        """(batch, length) of ids -> (batch, length, hidden_size), one token longer with the class token."""
+        hidden_states = self.token_embedding(input_ids)
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
+        if append_class_token:
+            class_token = self.class_embedding.to(hidden_states.dtype).expand(len(input_ids), 1, -1)
+            hidden_states = torch.cat([hidden_states, class_token], dim=1)
+            position_ids = torch.cat([position_ids, position_ids[:, -1:] + 1], dim=1)
+        return hidden_states + self.position_embedding(position_ids)
+
+
+class OpenClipTextModel(OpenClipPreTrainedModel):
+    """The text transformer of CLIP and CoCa (https://arxiv.org/abs/2103.00020, https://arxiv.org/abs/2205.01917).
+
+    Reads as four steps: embed, encode, pool, project. Keys of open_clip's `text.`, with separate attention
+    projections.
+    """
+
+    config: OpenClipTextConfig
+    base_model_prefix = "text_model"
+    input_modalities = ("text",)
+
+    def __init__(self, config: OpenClipTextConfig):
+        super().__init__(config)
+        self.embeddings = OpenClipTextEmbeddings(config)
+        self.encoder = Encoder(config, is_causal=config.is_causal)
+        self.final_layer_norm = norm_layer(config, config.hidden_size)
+        if config.proj_type == "none":
+            self.projection = nn.Identity()
+        else:
+            self.projection = nn.Linear(config.hidden_size, config.projection_dim, bias=config.proj_bias)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.token_embedding
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.embeddings.token_embedding = value
+
+    def key_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """The tokens that others may attend to, by open_clip's rules (`_build_additive_mask`).
+
+        Args:
+            input_ids: (batch, length).
+            attention_mask: (batch, length), 0 on left padding. Padding behind a text follows the tower's own rule,
+                from `pad_token_id`.
+
+        Returns:
+            (batch, length), or (batch, length + 1) with a class token, bool, `True` for visible; `None` for all.
+        """
+        left_padding = None if attention_mask is None else attention_mask.cumsum(-1) == 0
+        hides_padding = self.config.embed_cls or (self.config.use_pad_mask and not self.config.is_causal)
+        if not hides_padding:
+            return None if left_padding is None else ~left_padding
+        visible = input_ids != self.config.pad_token_id
+        if left_padding is not None:
+            visible = visible | left_padding
+        if self.config.embed_cls:
+            always = visible.new_ones(len(visible), 1)
+            # The mask of open_clip's released CoCa weights has the class token's entry in front, although the token
+            # itself stands behind: each token is hidden where the one before it is padding.
+            visible = torch.cat([visible, always] if self.config.correct_cls_mask else [always, visible], dim=1)
+        if left_padding is not None:
+            visible[:, : input_ids.shape[1]] &= ~left_padding
+        return visible
+
+    def _encode(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs) -> torch.Tensor:
+        past_key_values = kwargs.get("past_key_values")
+        create_mask = create_causal_mask if self.config.is_causal else create_bidirectional_mask
+        attention_mask = create_mask(
+            config=self.config,
+            inputs_embeds=hidden_states,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+        )
+        return self.encoder(hidden_states, attention_mask, **kwargs)
+
+    def _encode_class_token_last(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, key_mask: torch.Tensor, **kwargs
+    ) -> torch.Tensor:
+        # FlashAttention drops the queries of hidden tokens, and the class token is hidden from itself behind padding.
+        # As the last step of a causal stack it sees every key that it should in a call of its own.
+        cache = DynamicCache(config=self.config)
+        tokens = self._encode(hidden_states[:, :-1], attention_mask, past_key_values=cache, **kwargs)
+        class_token = self._encode(hidden_states[:, -1:], key_mask, past_key_values=cache, **kwargs)
+        return torch.cat([tokens, class_token], dim=1)
+
+    def pool(self, hidden_states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """(batch, length, hidden_size) -> (batch, hidden_size), or all tokens with `pool_type="none"`."""
+        rows = torch.arange(len(input_ids), device=hidden_states.device)
+        match self.config.pool_type:
+            case "first":
+                return hidden_states[:, 0]
+            case "last":
+                return hidden_states[:, -1]
+            case "argmax":
+                return hidden_states[rows, input_ids.argmax(dim=-1)]
+            case "eos":
+                return hidden_states[rows, (input_ids == self.config.eos_token_id).int().argmax(dim=-1)]
+        return hidden_states
+
+    def _decode(
+        self, input_ids, attention_mask, position_ids, past_key_values, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        if position_ids is None:
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+            position_ids = positions.unsqueeze(0) + past_key_values.get_seq_length()
+        kwargs["past_key_values"] = past_key_values
+        hidden_states = self._encode(self.embeddings(input_ids, position_ids), attention_mask, **kwargs)
+        if not self.config.embed_cls:
+            hidden_states = self.final_layer_norm(hidden_states)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states)
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """Encodes texts.
+
+        Args:
+            input_ids: (batch, length), length at most `max_position_embeddings`.
+            attention_mask: (batch, length), 0 on left padding, 1 elsewhere; padding behind a text follows the tower's
+                own rule. With `past_key_values`, (batch, past + length) of tokens that may be attended to, or what a
+                mask function of transformers made of it.
+            position_ids: (batch, length), by default 0, 1, ...
+            past_key_values: cache of the tokens before `input_ids`, to which theirs are added (causal towers only).
+
+        Returns:
+            `last_hidden_state` (batch, length, hidden_size), without CoCa's class token; `pooler_output`
+            (batch, projection_dim), not normalised, `None` with `past_key_values`; on request `hidden_states` and
+            `attentions`, which hold the class token.
+
+        Raises:
+            ValueError: a text is longer than `max_position_embeddings`.
+        """
+        if input_ids.shape[1] > self.config.max_position_embeddings:
+            raise ValueError(
+                f"input_ids have length {input_ids.shape[1]}, the model takes at most "
+                f"{self.config.max_position_embeddings} tokens: truncate the text."
+            )
+        if past_key_values is not None:
+            return self._decode(input_ids, attention_mask, position_ids, past_key_values, **kwargs)
+
+        embed_cls = self.config.embed_cls
+        hidden_states = self.embeddings(input_ids, position_ids, append_class_token=embed_cls)
+        key_mask = self.key_mask(input_ids, attention_mask)
+        if embed_cls and self.config.is_causal and is_flash_attention_requested(self.config):
+            hidden_states = self._encode_class_token_last(hidden_states, attention_mask, key_mask, **kwargs)
+        else:
+            hidden_states = self._encode(hidden_states, key_mask, **kwargs)
+
+        if embed_cls:
+            tokens, pooled = hidden_states[:, :-1], self.final_layer_norm(hidden_states[:, -1])
+        else:
+            tokens = self.final_layer_norm(hidden_states)
+            pooled = self.pool(tokens, input_ids)
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=self.projection(pooled))
+
+
+__all__ = ["OpenClipTextModel"]
