@@ -151,17 +151,10 @@ def attend(
     attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
         module.config._attn_implementation, eager_attention_forward
     )
-    return attention_interface(
-        module,
-        query,
-        key,
-        value,
-        attention_mask,
-        is_causal=module.is_causal,
-        scaling=module.scaling,
-        dropout=module.config.attention_dropout if module.training else 0.0,
-        **kwargs,
-    )
+    dropout = module.config.attention_dropout if module.training else 0.0
+    # transformers forwards `config.is_causal` among the keyword arguments.
+    kwargs |= {"is_causal": module.is_causal, "scaling": module.scaling, "dropout": dropout}
+    return attention_interface(module, query, key, value, attention_mask, **kwargs)
 
 
 class Attention(nn.Module):
