@@ -11,8 +11,8 @@ from .cache_coca import CoCaCache
 from .generation_group_beam_search import group_beam_search
 
 
-# open_clip's `seq_len=30` counts the start of text, `max_new_tokens` does not.
-DEFAULT_MAX_NEW_TOKENS = 29
+# open_clip's `seq_len`. As `max_length`, and not `max_new_tokens`, it also holds in transformers' pipelines.
+DEFAULT_MAX_LENGTH = 30
 
 
 class CoCaGenerationMixin(GenerationMixin):
@@ -20,12 +20,11 @@ class CoCaGenerationMixin(GenerationMixin):
 
     def default_generation_config(self) -> GenerationConfig:
         """Greedy decoding of captions as long as open_clip's; the ids come from the model's configuration."""
-        max_new_tokens = min(DEFAULT_MAX_NEW_TOKENS, self.config.max_position_embeddings - 1)
         return GenerationConfig(
             bos_token_id=self.config.bos_token_id,
             eos_token_id=self.config.eos_token_id,
             pad_token_id=self.config.pad_token_id,
-            max_new_tokens=max_new_tokens,
+            max_length=min(DEFAULT_MAX_LENGTH, self.config.max_position_embeddings),
         )
 
     @torch.no_grad()
@@ -103,15 +102,22 @@ class CoCaGenerationMixin(GenerationMixin):
         )
         return input_ids, {"image_hidden_states": image_hidden_states, **kwargs}
 
+    def _prepare_generated_length(self, generation_config, **kwargs):
+        # `max_new_tokens` in a call replaces the model's own `max_length`; only two lengths in a call are worth the
+        # warning that transformers gives.
+        if generation_config.max_new_tokens is not None:
+            if generation_config.max_length == self.generation_config.max_length:
+                generation_config.max_length = None
+        return super()._prepare_generated_length(generation_config=generation_config, **kwargs)
+
     def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length):
-        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
         limit = self.config.max_position_embeddings
-        if generation_config.max_length > limit:
+        if max(generation_config.max_length, input_ids_length + 1) > limit:
             raise ValueError(
-                f"A prompt of {input_ids_length} tokens with max_length={generation_config.max_length} does not fit: "
-                f"the model has {limit} positions. Pass max_new_tokens <= {max(limit - input_ids_length, 0)}"
-                f"{'' if input_ids_length < limit else ', which takes a shorter prompt'}."
+                f"A prompt of {input_ids_length} tokens with max_length={generation_config.max_length} does not fit in "
+                f"the model's {limit} positions: pass max_length <= {limit}, and a prompt shorter than that."
             )
+        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
 
     def prepare_inputs_for_generation(self, input_ids, attention_mask=None, past_key_values=None, **kwargs):
         model_inputs = super().prepare_inputs_for_generation(

@@ -1,0 +1,322 @@
+"""Captioning with CoCa: one image pass, caches that change nothing, and every way of choosing tokens."""
+
+import pytest
+import torch
+from tiny_configs import tiny_coca_cfg
+from transformers import LogitsProcessor, LogitsProcessorList, StaticCache, StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from open_clip_transformers.convert_scripts.config_mapping import TokenIds, build_config
+from open_clip_transformers.modeling.cache_coca import CoCaCache
+from open_clip_transformers.modeling.modeling_coca import CoCaForConditionalGeneration, CoCaModel
+
+
+pytestmark = pytest.mark.floor
+
+BOS, EOS, PAD = 5, 9, 0
+
+
+def make_model(model_class=CoCaModel, **changes) -> CoCaModel:
+    config = build_config(tiny_coca_cfg(**changes), TokenIds(bos=BOS, eos=EOS, pad=PAD))
+    for part in (config, config.vision_config, config.text_config, config.multimodal_config):
+        part.initializer_range = 0.3
+    return model_class(config).eval()
+
+
+@pytest.fixture
+def model() -> CoCaModel:
+    return make_model()
+
+
+@pytest.fixture
+def pixel_values() -> torch.Tensor:
+    return torch.randn(3, 3, 24, 24)
+
+
+def count_calls(module: torch.nn.Module) -> list[torch.Tensor]:
+    calls = []
+    module.register_forward_pre_hook(lambda _, args, kwargs: calls.append([*args, *kwargs.values()][0]), with_kwargs=True)
+    return calls
+
+
+STRATEGIES = {
+    "greedy": {},
+    "beams": {"num_beams": 3, "num_return_sequences": 2},
+    "long_beams": {"num_beams": 3, "length_penalty": 2.0, "early_stopping": True},
+    "groups": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.7},
+    "top_k": {"do_sample": True, "top_k": 5, "num_return_sequences": 3},
+    "top_p": {"do_sample": True, "top_p": 0.7, "top_k": 0, "temperature": 1.7},
+    "penalties": {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "min_length": 4},
+}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"text_cfg": {"embed_cls": False}}, {"vision_cfg": {"attentional_pool": False, "width": 36, "head_width": 18}}],
+    ids=["class_token", "no_class_token", "raw_patch_tokens"],
+)
+def test_generate_is_the_same_without_a_cache(strategy, changes, pixel_values):
+    model = make_model(**changes)
+    sequences = []
+    for use_cache in (True, False):
+        torch.manual_seed(1)
+        sequences.append(model.generate(pixel_values=pixel_values, use_cache=use_cache, **strategy))
+    assert sequences[0].shape == sequences[1].shape
+    assert torch.equal(*sequences)
+    assert len(set(map(tuple, sequences[0].tolist()))) > 1, "every caption is the same: the test shows nothing"
+
+
+def test_generate_encodes_each_image_once(model, pixel_values):
+    images, decoded = count_calls(model.vision_model), count_calls(model.text_model)
+    model.generate(pixel_values=pixel_values, num_beams=4, max_new_tokens=6, eos_token_id=None)
+    assert [len(pixels) for pixels in images] == [3]
+    assert [ids.shape for ids in decoded] == [(12, 1)] * 6
+
+
+def test_generate_computes_only_the_last_logits(model, pixel_values):
+    prompt = torch.randint(10, 90, (3, 4))
+    hidden_states = count_calls(model.lm_head)
+    model.generate(prompt, pixel_values=pixel_values, max_new_tokens=5, eos_token_id=None)
+    assert {states.shape[1] for states in hidden_states} == {1}
+
+
+def test_generate_keeps_one_row_of_image_keys_per_image(model, pixel_values):
+    outputs = model.generate(
+        pixel_values=pixel_values, num_beams=4, max_new_tokens=3, eos_token_id=None, return_dict_in_generate=True
+    )
+    cache = outputs.past_key_values
+    assert isinstance(cache, CoCaCache)
+    assert [len(layer.keys) for layer in cache.self_attention_cache.layers] == [12] * 4
+    assert [len(layer.keys) for layer in cache.cross_attention_cache.layers] == [3] * 2
+
+
+def test_generate_projects_image_keys_once(model, pixel_values):
+    projected = count_calls(model.multimodal_decoder.cross_attention_layers[0].cross_attn.k_proj)
+    model.generate(pixel_values=pixel_values, num_beams=2, max_new_tokens=5, eos_token_id=None)
+    assert [len(states) for states in projected] == [3]
+
+
+def test_generate_continues_prompts_of_different_lengths(model, pixel_values):
+    prompts = [[BOS, 11, 12, 13], [BOS, 21], [BOS]]
+    padded = torch.tensor([[PAD] * (4 - len(prompt)) + prompt for prompt in prompts])
+    attention_mask = torch.tensor([[0] * (4 - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    batch = model.generate(
+        padded, attention_mask=attention_mask, pixel_values=pixel_values, max_new_tokens=4, eos_token_id=None
+    )
+    for row, prompt in enumerate(prompts):
+        alone = model.generate(
+            torch.tensor([prompt]), pixel_values=pixel_values[row : row + 1], max_new_tokens=4, eos_token_id=None
+        )
+        assert batch[row, 4 - len(prompt) :].tolist() == alone[0].tolist()
+
+
+def test_generate_beams_continue_prompts_of_different_lengths(model, pixel_values):
+    prompts = torch.tensor([[BOS, 11, 12], [PAD, BOS, 21], [PAD, PAD, BOS]])
+    attention_mask = torch.tensor([[1, 1, 1], [0, 1, 1], [0, 0, 1]])
+    settings = {"num_beams": 3, "max_new_tokens": 4, "eos_token_id": None}
+    batch = model.generate(prompts, attention_mask=attention_mask, pixel_values=pixel_values, **settings)
+    uncached = model.generate(
+        prompts, attention_mask=attention_mask, pixel_values=pixel_values, use_cache=False, **settings
+    )
+    alone = model.generate(prompts[2:, 2:], pixel_values=pixel_values[2:], **settings)
+    assert torch.equal(batch, uncached)
+    assert batch[2, 2:].tolist() == alone[0].tolist()
+
+
+class ForceToken(LogitsProcessor):
+    """Makes the model choose a token at a given length."""
+
+    def __init__(self, length: int, token: int):
+        self.length, self.token = length, token
+
+    def __call__(self, input_ids, scores):
+        if input_ids.shape[1] == self.length:
+            forced = torch.full_like(scores, -1e4)
+            forced[:, self.token] = 0.0
+            return forced
+        return scores
+
+
+@pytest.mark.parametrize("num_beams", [1, 3], ids=["greedy", "beams"])
+@pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}], ids=["dynamic", "static"])
+def test_generate_hides_the_token_behind_a_generated_padding_id(num_beams, cache, model, pixel_values):
+    # open_clip masks the key behind each id 0, also one inside a text (transformer.py, _build_additive_mask).
+    def run(token, **settings):
+        return model.generate(
+            pixel_values=pixel_values,
+            logits_processor=LogitsProcessorList([ForceToken(3, token)]),
+            num_beams=num_beams,
+            eos_token_id=None,
+            max_new_tokens=8,
+            **settings,
+        )
+
+    assert torch.equal(run(PAD, **cache), run(PAD, use_cache=False))
+    assert not torch.equal(run(PAD)[:, 4:], run(PAD + 1)[:, 4:])
+
+
+def test_generate_reaches_the_last_position(model, pixel_values):
+    settings = {"max_length": 10, "eos_token_id": None}
+    longest = model.generate(pixel_values=pixel_values, **settings)
+    assert longest.shape == (3, 10)
+    assert torch.equal(longest, model.generate(pixel_values=pixel_values, use_cache=False, **settings))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_new_tokens": 10}, r"prompt of 1 tokens with max_length=11 does not fit.*10 positions"),
+        ({"max_length": 11, "num_beams": 2}, r"does not fit.*10 positions"),
+        ({"input_ids": torch.full((3, 10), 7)}, r"prompt of 10 tokens.*does not fit"),
+        ({"input_ids": torch.full((2, 3), 7)}, r"3 images and 2 prompts"),
+        ({"image_hidden_states": torch.zeros(3, 7, 36)}, r"not both"),
+        ({"pixel_values": None}, r"needs either pixel_values"),
+        ({"num_beams": 6, "num_beam_groups": 4}, r"divisible"),
+    ],
+    ids=["new_tokens", "length", "prompt", "images_and_prompts", "both_images", "no_image", "groups"],
+)
+def test_generate_refuses_what_cannot_be(arguments, message, model, pixel_values):
+    with pytest.raises(ValueError, match=message):
+        model.generate(**{"pixel_values": pixel_values, **arguments})
+
+
+def test_generate_takes_max_new_tokens_without_a_warning(model, pixel_values, caplog):
+    assert model.generate(pixel_values=pixel_values, max_new_tokens=3, eos_token_id=None).shape == (3, 4)
+    assert not caplog.records
+
+
+def test_generate_default_fits_the_position_table(model, pixel_values):
+    assert model.generate(pixel_values=pixel_values, eos_token_id=None).shape == (3, 10)
+
+
+def test_generate_takes_images_encoded_before(model, pixel_values):
+    image_hidden_states = model.get_image_features(pixel_values).last_hidden_state
+    from_tokens = model.generate(image_hidden_states=image_hidden_states, num_beams=2)
+    assert torch.equal(from_tokens, model.generate(pixel_values=pixel_values, num_beams=2))
+
+
+@pytest.mark.parametrize("num_beams", [1, 3], ids=["greedy", "beams"])
+def test_generate_gives_embeddings_from_the_same_pass(num_beams, model, pixel_values):
+    images = count_calls(model.vision_model)
+    outputs = model.generate(
+        pixel_values=pixel_values, num_beams=num_beams, return_dict_in_generate=True, output_scores=True
+    )
+    assert len(images) == 1
+    expected = torch.nn.functional.normalize(model.get_image_features(pixel_values).pooler_output, dim=-1)
+    assert torch.equal(outputs.image_embeds, expected)
+    assert len(outputs.scores) == outputs.sequences.shape[1] - 1
+
+
+def test_generate_scores_are_those_of_forward(model, pixel_values):
+    outputs = model.generate(
+        pixel_values=pixel_values, eos_token_id=None, return_dict_in_generate=True, output_logits=True
+    )
+    logits = model(outputs.sequences, pixel_values=pixel_values).logits
+    torch.testing.assert_close(torch.stack(outputs.logits, dim=1), logits[:, :-1], rtol=1e-4, atol=1e-5)
+
+
+def test_generate_attentions_come_with_each_token(model, pixel_values):
+    model.set_attn_implementation("eager")
+    outputs = model.generate(
+        pixel_values=pixel_values,
+        num_beams=2,
+        max_new_tokens=3,
+        eos_token_id=None,
+        return_dict_in_generate=True,
+        output_attentions=True,
+        output_hidden_states=True,
+    )
+    assert [step[0].shape for step in outputs.attentions] == [(6, 4, 1, length) for length in (1, 2, 3)]
+    assert [len(step) for step in outputs.hidden_states] == [3] * 3
+
+
+def test_generate_stops_by_criteria_and_streams(model, pixel_values):
+    class Stop(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            return torch.full((len(input_ids),), input_ids.shape[1] >= 4)
+
+    class Record(BaseStreamer):
+        tokens: list = []
+
+        def put(self, value):
+            self.tokens.extend(value.flatten().tolist())
+
+        def end(self):
+            self.tokens.append("end")
+
+    streamer = Record()
+    sequences = model.generate(
+        pixel_values=pixel_values[:1],
+        stopping_criteria=StoppingCriteriaList([Stop()]),
+        streamer=streamer,
+        eos_token_id=None,
+    )
+    assert sequences.shape == (1, 4)
+    assert streamer.tokens == [*sequences[0].tolist(), "end"]
+
+
+def test_generate_pads_finished_captions(model, pixel_values):
+    free = model.generate(pixel_values=pixel_values, eos_token_id=None)
+    end = int(free[0, 3])
+    ended = model.generate(pixel_values=pixel_values, eos_token_id=end)
+    first_end = free[0].tolist().index(end)
+    assert ended[0, first_end + 1 :].tolist() == [PAD] * (ended.shape[1] - first_end - 1)
+
+
+def test_generate_finds_groups_in_the_generation_config(model, pixel_values):
+    model.generation_config.update(num_beams=4, num_beam_groups=2, diversity_penalty=0.7)
+    from_config = model.generate(pixel_values=pixel_values, num_return_sequences=4)
+    model.generation_config = model.default_generation_config()
+    from_call = model.generate(pixel_values=pixel_values, num_return_sequences=4, **STRATEGIES["groups"])
+    assert torch.equal(from_config, from_call)
+
+
+def test_generate_without_causal_text_recomputes(pixel_values):
+    model = make_model(text_cfg={"no_causal_mask": True})
+    tokens = count_calls(model.text_model)
+    model.generate(pixel_values=pixel_values, num_beams=2, max_new_tokens=3, eos_token_id=None)
+    assert [ids.shape[1] for ids in tokens] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("num_beams", [1, 2], ids=["greedy", "beams"])
+def test_generate_static_cache_compiles_without_graph_breaks(num_beams, model, pixel_values):
+    settings = {"num_beams": num_beams, "max_new_tokens": 6, "eos_token_id": None}
+    expected = model.generate(pixel_values=pixel_values, **settings)
+    static = model.generate(pixel_values=pixel_values, cache_implementation="static", **settings)
+    assert torch.equal(static, expected)
+
+    torch._dynamo.reset()
+    model.forward = torch.compile(model.forward, fullgraph=True, backend="eager")
+    compiled = model.generate(pixel_values=pixel_values, cache_implementation="static", **settings)
+    assert torch.equal(compiled, expected)
+
+
+def test_forward_with_a_cache_continues(model, pixel_values):
+    input_ids = torch.randint(10, 90, (3, 7))
+    whole = model(input_ids, pixel_values).logits
+    first = model(input_ids[:, :4], pixel_values, use_cache=True)
+    second = model(input_ids[:, 4:], past_key_values=first.past_key_values)
+    torch.testing.assert_close(torch.cat([first.logits, second.logits], dim=1), whole, rtol=1e-4, atol=1e-5)
+    assert second.past_key_values.get_seq_length() == 7
+
+
+def test_forward_takes_a_static_cache(model, pixel_values):
+    input_ids = torch.randint(10, 90, (3, 4))
+    cache = StaticCache(config=model.config, max_cache_len=8)
+    logits = model(input_ids, pixel_values, past_key_values=cache).logits
+    torch.testing.assert_close(logits, model(input_ids, pixel_values).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_generate_belongs_to_both_class_names(pixel_values, tmp_path):
+    model = make_model(CoCaForConditionalGeneration)
+    model.save_pretrained(tmp_path)
+    reloaded = CoCaModel.from_pretrained(tmp_path)
+    assert reloaded.can_generate()
+    assert reloaded.generation_config.max_length == model.generation_config.max_length == 10
+    assert torch.equal(reloaded.generate(pixel_values=pixel_values), model.generate(pixel_values=pixel_values))
+
+
+def test_generate_in_half_precision(model, pixel_values):
+    sequences = model.to(torch.bfloat16).generate(pixel_values=pixel_values, num_beams=2)
+    assert sequences[:, 0].tolist() == [BOS] * 3
