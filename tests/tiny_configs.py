@@ -84,7 +84,7 @@ def open_clip_model(model_cfg: dict, seed: int = 0) -> torch.nn.Module:
     model = model_class(**kwargs)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        if name.endswith("logit_scale") or name.endswith("logit_bias"):
+        if name in ("logit_scale", "logit_bias"):
             continue
         noise = torch.randn(parameter.shape, generator=generator)
         is_scale = parameter.ndim == 1 and name.endswith(".weight") or "head_scale" in name or "gamma" in name

@@ -1,0 +1,89 @@
+"""From open_clip's `model_cfg` to the configuration of one of our models (open_clip: `create_model` in `factory.py`)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers.configuration_utils import PreTrainedConfig
+
+from ..configuration.configuration_coca import CoCaConfig
+from ..configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
+from .config_tables import DECODER, MODEL, TEXT_TOWERS, VISION_TOWERS, Cfg, ConfigTable
+from .errors import ConversionError
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """Ids of a tokenizer's special tokens; `None` where it has no such token."""
+
+    bos: int | None = None
+    eos: int | None = None
+    pad: int | None = None
+
+
+# open_clip's byte pair encoding, the tokenizer of every configuration that names no other.
+CLIP_VOCAB_SIZE = 49408
+CLIP_TOKEN_IDS = TokenIds(bos=49406, eos=49407, pad=0)
+
+
+def default_token_ids(text_cfg: Cfg) -> TokenIds:
+    """Ids known without reading a tokenizer: CLIP's where the text tower has CLIP's vocabulary, else none."""
+    uses_clip_tokenizer = not text_cfg.get("hf_tokenizer_name") and not text_cfg.get("hf_model_name")
+    if uses_clip_tokenizer and text_cfg.get("vocab_size", CLIP_VOCAB_SIZE) >= CLIP_VOCAB_SIZE:
+        return CLIP_TOKEN_IDS
+    return TokenIds()
+
+
+def build_config(model_cfg: Cfg, token_ids: TokenIds | None = None) -> PreTrainedConfig:
+    """Configuration of the model that open_clip builds from `model_cfg`.
+
+    Args:
+        model_cfg: contents of a file in open_clip's `model_configs/`, or of `model_cfg` in `open_clip_config.json`.
+        token_ids: ids of the checkpoint's tokenizer, by default `default_token_ids`.
+
+    Returns:
+        `CoCaConfig` with a `multimodal_cfg`, `OpenClipSiglipConfig` with an `init_logit_bias`, else `OpenClipConfig`.
+
+    Raises:
+        ConversionError: unknown fields, parts that are not supported, or values that do not fit together.
+    """
+    cfg = MODEL.complete(model_cfg)
+    vision_cfg, text_cfg, multimodal_cfg = cfg["vision_cfg"], cfg["text_cfg"], cfg["multimodal_cfg"]
+    vision, text = _select(VISION_TOWERS, vision_cfg), _select(TEXT_TOWERS, text_cfg)
+    custom_text = cfg["custom_text"] or text_cfg.get("hf_model_name")
+    if multimodal_cfg is not None and not custom_text:
+        raise ConversionError(
+            'model_cfg has a multimodal_cfg but not "custom_text": true, from which open_clip builds a CLIP that takes no '
+            "multimodal_cfg. Set custom_text for a CoCa, or remove multimodal_cfg for a CLIP."
+        )
+    if text_cfg.get("embed_cls") and not custom_text:
+        raise ConversionError(
+            'text_cfg has embed_cls but model_cfg has not "custom_text": true; open_clip\'s CLIP cannot run this text tower. '
+            "Set custom_text, or remove embed_cls."
+        )
+    handed_down = {"quick_gelu": cfg["quick_gelu"], "embed_dim": cfg["embed_dim"]}
+    token_ids = default_token_ids(text_cfg) if token_ids is None else token_ids
+    parts = {
+        "vision_config": (vision.config_class, vision.translate(vision_cfg, **handed_down)),
+        "text_config": (text.config_class, text.translate(text_cfg, **handed_down)),
+    }
+    text_fields = parts["text_config"][1]
+    text_fields["bos_token_id"] = token_ids.bos
+    # With this pooling open_clip looks for eos_id, whatever the tokenizer.
+    text_fields["eos_token_id"] = text_cfg.get("eos_id", 2) if text_fields["pool_type"] == "eos" else token_ids.eos
+    fields = MODEL.translate(model_cfg)
+    if multimodal_cfg is None:
+        model_class = OpenClipConfig if cfg["init_logit_bias"] is None else OpenClipSiglipConfig
+    else:
+        model_class = CoCaConfig
+        decoder = DECODER.translate(multimodal_cfg, **handed_down)
+        parts["multimodal_config"] = (DECODER.config_class, {**decoder, "vocab_size": text_fields["vocab_size"]})
+        pad = model_cfg.get("pad_id", text_fields["pad_token_id"] if token_ids.pad is None else token_ids.pad)
+        fields |= {"bos_token_id": token_ids.bos, "eos_token_id": token_ids.eos, "pad_token_id": pad}
+    try:
+        return model_class(**{name: part_class(**part) for name, (part_class, part) in parts.items()}, **fields)
+    except (ValueError, TypeError) as error:
+        raise ConversionError(f"model_cfg does not describe a model that can be built: {error}") from error
+
+
+def _select(towers: Sequence[ConfigTable], cfg: Cfg) -> ConfigTable:
+    return next(tower for tower in towers if tower.selects(cfg))

@@ -1,0 +1,105 @@
+"""From open_clip's state dict to ours, with every key and every shape accounted for."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
+
+from ..modeling.modeling_coca import CoCaForConditionalGeneration
+from ..modeling.modeling_open_clip import OpenClipModel, OpenClipSiglipModel
+from .errors import ConversionError, listing
+from .fit_tensors import fit_tensors
+from .rename_tables import DROPPED, rename_table
+from .state_dict_ops import Step, resolve
+
+
+MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
+    model.config_class.model_type: model
+    for model in (OpenClipModel, OpenClipSiglipModel, CoCaForConditionalGeneration)
+}
+
+
+@dataclass(frozen=True)
+class ConversionPlan:
+    """What becomes of each tensor of a checkpoint.
+
+    Args:
+        model: our model on the meta device.
+        source_tensors: open_clip's tensors that are converted.
+        tensors: the same in the shapes that open_clip brings them to at load.
+        steps: what is done with them.
+        dropped: keys that are not needed -> why.
+        changed: keys whose tensors differ between the two -> how.
+    """
+
+    model: PreTrainedModel
+    source_tensors: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, torch.Tensor]
+    steps: list[Step]
+    dropped: Mapping[str, str]
+    changed: Mapping[str, str]
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Our keys and shapes, in the order of the model."""
+        return {key: tensor.shape for key, tensor in self.model.state_dict().items()}
+
+    def converted(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Our keys and tensors, in the order of the checkpoint; views of the source where possible."""
+        for step in self.steps:
+            yield from zip(step.targets, step.operation.apply(tuple(self.tensors[key] for key in step.sources)))
+
+
+def plan_conversion(config: PreTrainedConfig, tensors: Mapping[str, torch.Tensor]) -> ConversionPlan:
+    """Maps a checkpoint of open_clip onto our model.
+
+    Args:
+        config: configuration of our model.
+        tensors: open_clip's state dict, with the text tower at top level or under `text.`; may be on the meta device.
+
+    Raises:
+        ConversionError: keys without a place, parameters without a key, or wrong shapes; all of them are listed.
+    """
+    with torch.device("meta"):
+        model = MODEL_CLASSES[config.model_type](config)
+    text_prefix = "text." if any(key.startswith("text.") for key in tensors) else ""
+    dropped = {key: DROPPED[key] for key in tensors if key in DROPPED}
+    source_tensors = {key: tensor for key, tensor in tensors.items() if key not in dropped}
+    kept, changed = fit_tensors(source_tensors, config, text_prefix)
+    table = rename_table(config, text_prefix)
+    steps, unmatched = resolve(kept, table, "sources")
+    plan = ConversionPlan(model, source_tensors, kept, steps, dropped, changed)
+
+    shapes = plan.shapes
+    # The same table read backwards says which tensors of open_clip our model needs, and of which shape.
+    needed = {}
+    steps_back, unreachable = resolve(shapes, table, "targets")
+    for step in steps_back:
+        sources = step.operation.invert(tuple(torch.empty(shapes[key], device="meta") for key in step.targets))
+        needed |= {key: tuple(tensor.shape) for key, tensor in zip(step.sources, sources)}
+    problems = {
+        "Keys of the checkpoint that this architecture has no place for": [
+            f"{key} {tuple(kept[key].shape)}" for key in kept if key in unmatched or key not in needed
+        ],
+        "Keys that this architecture needs and the checkpoint lacks": [
+            f"{key} {shape}" for key, shape in needed.items() if key not in kept
+        ],
+        "Keys with another shape than this architecture needs": [
+            f"{key}: got {tuple(kept[key].shape)}, expected {shape}"
+            for key, shape in needed.items()
+            if key in kept and tuple(kept[key].shape) != shape
+        ],
+        "Parameters of our model that the rename table does not know": unreachable,
+        "Keys whose tensors are not floating point": [
+            f"{key}: {tensor.dtype}" for key, tensor in kept.items() if not tensor.is_floating_point()
+        ],
+    }
+    if any(problems.values()):
+        raise ConversionError(
+            "The checkpoint does not fit the architecture. "
+            + "\n".join(f"{problem}:{listing(keys)}" for problem, keys in problems.items() if keys)
+            + f"\nCheck that {type(model).__name__} with this configuration is what the checkpoint was trained as."
+        )
+    return plan

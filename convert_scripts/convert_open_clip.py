@@ -1,0 +1,102 @@
+"""Conversion of an open_clip checkpoint to a folder that transformers loads: the whole of it, in reading order."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .activation import check_activation
+from .config_mapping import build_config
+from .conversion_plan import plan_conversion
+from .errors import ConversionError
+from .processors import build_processor, load_tokenizer, token_ids_of
+from .report import ConversionReport
+from .sources import open_source
+from .verification import MODES, verify_conversion
+from .weights import read_checkpoint
+from .write import new_folder, output_dtype, write_model
+
+
+def convert_open_clip_checkpoint(
+    source: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    *,
+    model_name: str | None = None,
+    config: str | os.PathLike | Mapping[str, Any] | None = None,
+    with_processor: bool = True,
+    dtype: str | torch.dtype | None = None,
+    max_shard_size: int | str = "5GB",
+    verify: str = "auto",
+) -> ConversionReport:
+    """Converts an open_clip checkpoint.
+
+    Writes `config.json`, `model.safetensors` (or its shards and their index), `generation_config.json` for CoCa, and
+    the files of the processor. The folder needs neither open_clip nor a network. The source is not changed, and a
+    conversion that fails leaves nothing behind.
+
+    Args:
+        source: a folder with `open_clip_config.json` and weights; a Hub id `"org/name"`; or a weights file (`.pt`,
+            `.pth`, `.bin`, `.safetensors`), training checkpoints included. Nothing in it is executed.
+        output_dir: the folder to write, which must not exist or be empty.
+        model_name: open_clip's name of the architecture, such as `"coca_ViT-L-14"` or `"ViT-B-32-quickgelu"`, where
+            the source does not hold its configuration.
+        config: instead of `model_name`, the contents or the path of a file like `open_clip_config.json` or like those
+            in open_clip's `model_configs/`; beside `model_name`, `{"preprocess_cfg": ...}`.
+        with_processor: also write the image processor and the tokenizer.
+        dtype: dtype of the tensors written, as a `torch.dtype` or `"float32"`, `"float16"`, `"bfloat16"`; by default
+            the checkpoint's, or fp32 where it has several.
+        max_shard_size: largest weights file, in bytes or as in `"5GB"`.
+        verify: `"auto"` compares the outputs with open_clip's where that is installed; `"full"` demands it;
+            `"structure"` compares the tensors alone; `"none"` compares nothing.
+
+    Returns:
+        A report of what was read, decided, written and verified.
+
+    Raises:
+        ConversionError: a `ValueError` that says what was found, what was expected and what to do: there is no such
+            source, its architecture is not known or not supported, keys or shapes do not fit, the activation is
+            ambiguous, tokenizer files are missing, the output is not empty, or the verification failed.
+        OSError: a file cannot be read or written.
+    """
+    if verify not in MODES:
+        raise ConversionError(f"verify must be one of {', '.join(MODES)}, got {verify!r}.")
+    opened = open_source(source, model_name, config)
+    checkpoint = read_checkpoint(opened.weights)
+    check_activation(opened, checkpoint)
+    tokenizer = load_tokenizer(opened, required=with_processor)
+    model_config = build_config(opened.model_cfg, None if tokenizer is None else token_ids_of(tokenizer))
+    plan = plan_conversion(model_config, checkpoint.tensors)
+    dtype = output_dtype(plan, dtype)
+    processor = build_processor(opened, model_config, tokenizer) if with_processor else None
+
+    output = Path(output_dir).expanduser()
+    with new_folder(output) as folder:
+        write_model(folder, plan, dtype, max_shard_size)
+        if processor is not None:
+            processor.save_pretrained(folder)
+        verification = verify_conversion(folder, plan, opened.model_cfg, verify)
+    return ConversionReport(
+        source=opened.name,
+        weights_file=opened.weights,
+        sha256=_sha256(opened.weights),
+        output_dir=output,
+        model_type=model_config.model_type,
+        architecture=type(plan.model).__name__,
+        dtype=str(dtype).removeprefix("torch."),
+        num_tensors=len(plan.shapes),
+        num_parameters=plan.model.num_parameters(),
+        verification=verification,
+        dropped=plan.dropped,
+        changed=plan.changed,
+    )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,200 @@
+"""What can be converted: folders, Hub repositories and weights files, brought to one form.
+
+Mirrors the `local-dir:` and `hf-hub:` schemas of open_clip's `create_model` and `_find_checkpoint_in_dir`
+(`factory.py`).
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from .architectures import get_architecture
+from .errors import ConversionError, listing
+from .weights import WEIGHTS_SUFFIXES
+
+
+CONFIG_FILE = "open_clip_config.json"
+# open_clip's order of preference.
+WEIGHTS_FILES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint to convert.
+
+    Args:
+        name: the source as it was given.
+        weights: its weights file.
+        model_cfg: open_clip's description of the model.
+        preprocess_cfg: open_clip's image settings, empty for its defaults.
+        tokenizer_folder: where tokenizer files may lie; `None` for a weights file whose configuration came by name.
+        model_name: the built-in architecture that was asked for, `None` where the checkpoint says it itself.
+    """
+
+    name: str
+    weights: Path
+    model_cfg: Mapping[str, Any]
+    preprocess_cfg: Mapping[str, Any]
+    tokenizer_folder: Path | None = None
+    model_name: str | None = None
+
+
+def open_source(
+    source: str | os.PathLike,
+    model_name: str | None = None,
+    config: str | os.PathLike | Mapping[str, Any] | None = None,
+) -> Source:
+    """Finds the weights and the configuration of a checkpoint.
+
+    Args:
+        source: a folder, a weights file, or a Hub id `"org/name"`; open_clip's `local-dir:` and `hf-hub:` are understood.
+        model_name: open_clip's name of a built-in architecture, for weights that do not say it themselves.
+        config: the contents or the path of a file like `open_clip_config.json` or like those in open_clip's
+            `model_configs/`. With `model_name` it may hold a `preprocess_cfg` alone.
+
+    Raises:
+        ConversionError: nothing is found, or the architecture is given twice or not at all.
+    """
+    name = os.fspath(source)
+    given = _given_config(model_name, config)
+    path = Path(name.removeprefix("local-dir:")).expanduser()
+    if name.startswith("hf-hub:"):
+        path = _download(name.removeprefix("hf-hub:"), with_config=given is None)
+    elif not path.exists():
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or path.suffix in WEIGHTS_SUFFIXES:
+            raise ConversionError(_not_found(name))
+        path = _download(name, with_config=given is None)
+    folder = path if path.is_dir() else path.parent
+    own_config = folder / CONFIG_FILE
+    if given is not None and path.is_dir() and own_config.is_file():
+        raise ConversionError(
+            f"{name} has its own {CONFIG_FILE}: leave out model_name and config, or give the weights file instead of the "
+            "folder."
+        )
+    if given is None and not own_config.is_file():
+        raise ConversionError(
+            f"The architecture of {name} is not known: there is no {CONFIG_FILE} beside the weights. Say which it is with "
+            'model_name, such as "ViT-B-32" or "coca_ViT-L-14", or with config.'
+        )
+    own = _read_config(own_config) if given is None else given
+    return Source(
+        name=name,
+        weights=find_weights(path) if path.is_dir() else path,
+        model_cfg=own["model_cfg"],
+        preprocess_cfg=own["preprocess_cfg"],
+        tokenizer_folder=folder,
+        model_name=model_name,
+    )
+
+
+def _not_found(name: str) -> str:
+    message = f"{name}: there is no such file or folder, and it is not a Hub id (org/name)."
+    try:
+        get_architecture(name)
+    except ConversionError:
+        return message
+    return f"{message} It is an architecture: give its weights file as the source and {name!r} as model_name."
+
+
+def _given_config(model_name: str | None, config) -> dict[str, Any] | None:
+    if model_name is None and config is None:
+        return None
+    if model_name is None:
+        return _read_config(config)
+    given = {"model_cfg": get_architecture(model_name), "preprocess_cfg": {}}
+    if config is not None:
+        config = config if isinstance(config, Mapping) else _read_json(Path(config))
+        if set(config) != {"preprocess_cfg"}:
+            raise ConversionError(
+                f"The architecture is given twice, by model_name={model_name!r} and by config: leave one out, or give a "
+                "config that holds a preprocess_cfg alone."
+            )
+        given |= config
+    return given
+
+
+def _read_config(config: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any]:
+    content = config if isinstance(config, Mapping) else _read_json(Path(config))
+    model_cfg = content.get("model_cfg", content)
+    if not isinstance(model_cfg, Mapping) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model_cfg.keys():
+        name = "config" if isinstance(config, Mapping) else config
+        raise ConversionError(
+            f"{name} is not an open_clip configuration: expected embed_dim, vision_cfg and text_cfg, at top level or under "
+            f"model_cfg; found {', '.join(map(str, content)) or 'nothing'}."
+        )
+    return {"model_cfg": model_cfg, "preprocess_cfg": content.get("preprocess_cfg") or {}}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConversionError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConversionError(f"{path} holds a {type(content).__name__}; expected a JSON object.")
+    return content
+
+
+def find_weights(folder: Path) -> Path:
+    """The weights file of a folder, in open_clip's order of preference.
+
+    Raises:
+        ConversionError: there is none, or several and none of open_clip's usual names.
+    """
+    found = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS_SUFFIXES and path.is_file())
+    preferred = [folder / name for name in WEIGHTS_FILES if folder / name in found]
+    if preferred:
+        return preferred[0]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ConversionError(
+            f"{folder} holds several weights files, none with one of open_clip's names:{listing(p.name for p in found)}\n"
+            f"Give one of them as the source, with config={folder / CONFIG_FILE}."
+        )
+    raise ConversionError(
+        f"{folder} holds no weights: expected {', '.join(WEIGHTS_FILES[:3])} or another {WEIGHTS_SUFFIXES}."
+    )
+
+
+def _download(repo_id: str, with_config: bool) -> Path:
+    """Local folder with the configuration and the weights of a Hub repository."""
+    if with_config:
+        download_file(repo_id, CONFIG_FILE)
+    failures = {}
+    for name in WEIGHTS_FILES:
+        try:
+            return download_file(repo_id, name).parent
+        except ConversionError as error:
+            failures[name] = error
+    raise failures[WEIGHTS_FILES[0]]
+
+
+def download_file(repo_id: str, filename: str) -> Path:
+    """A file of a Hub repository, from the local cache or the network. Raises `ConversionError` where neither has it."""
+    try:
+        return Path(huggingface_hub.hf_hub_download(repo_id, filename))
+    except (LocalEntryNotFoundError, ConnectionError) as error:
+        raise ConversionError(
+            f"{filename} of {repo_id} is not in the local cache and the Hugging Face Hub cannot be reached. Where there is "
+            f"a network run `hf download {repo_id} --local-dir FOLDER`, and convert that folder."
+        ) from error
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
+        raise ConversionError(f"{filename} of {repo_id} cannot be downloaded: {error}") from error

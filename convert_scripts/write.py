@@ -1,0 +1,107 @@
+"""Writing a converted model: shard by shard, into a temporary folder that takes its name when everything is right."""
+
+import json
+import shutil
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors.torch import save_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
+
+from .conversion_plan import ConversionPlan
+from .errors import ConversionError
+
+
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """A temporary folder beside `output` that becomes `output` at the end, or vanishes where anything fails.
+
+    Raises:
+        ConversionError: `output` is a file, or a folder that holds something.
+    """
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ConversionError(f"{output} exists and is not an empty folder: give another output, or move it away.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}")
+    folder.mkdir()
+    try:
+        yield folder
+        if output.exists():
+            output.rmdir()
+        folder.rename(output)
+    except BaseException:  # an interrupt leaves nothing behind either
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def output_dtype(plan: ConversionPlan, dtype: str | torch.dtype | None) -> torch.dtype:
+    """The dtype to write: the one asked for, else the checkpoint's; fp32 for a checkpoint of several dtypes."""
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise ConversionError(f"dtype must be one of {', '.join(DTYPES)}, or a torch.dtype, got {dtype!r}.")
+        return DTYPES[dtype]
+    if dtype is not None:
+        if not dtype.is_floating_point:
+            raise ConversionError(f"dtype must be a floating point dtype, got {dtype}.")
+        return dtype
+    dtypes = {tensor.dtype for tensor in plan.source_tensors.values()}
+    return dtypes.pop() if len(dtypes) == 1 else torch.float32
+
+
+def write_model(folder: Path, plan: ConversionPlan, dtype: torch.dtype, max_shard_size: int | str):
+    """Writes `config.json`, `generation_config.json` and the weights, as `save_pretrained` would.
+
+    The source's tensors are views of a mapped file, so that only one shard's casts and transposes take memory.
+
+    Args:
+        folder: an existing folder.
+        plan: what to write.
+        dtype: of the tensors written.
+        max_shard_size: largest weights file, in bytes or as in `"5GB"`.
+    """
+    model = plan.model
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = dtype
+    model.config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+
+    split = split_state_dict_into_shards_factory(
+        plan.model.state_dict(),
+        get_storage_size=lambda tensor: tensor.numel() * dtype.itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    shards = defaultdict(dict)
+    progress = logging.tqdm(total=len(split.tensor_to_filename), desc="Converting tensors", unit="tensor")
+    for name, tensor in plan.converted():
+        shards[split.tensor_to_filename[name]][name] = tensor
+    with progress:
+        for filename, tensors in shards.items():
+            ready = {}
+            while tensors:
+                name, tensor = tensors.popitem()
+                ready[name] = tensor.to(dtype).contiguous()
+                progress.update()
+            save_file(ready, folder / filename, metadata={"format": "pt"})
+    if split.is_sharded:
+        index = {
+            "metadata": {"total_parameters": model.num_parameters(), **split.metadata},
+            "weight_map": split.tensor_to_filename,
+        }
+        (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
