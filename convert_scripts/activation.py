@@ -34,11 +34,12 @@ def check_activation(source: Source, checkpoint: Checkpoint):
         normalized = name.replace("-", "_")
         if QUICK_GELU_NAMES.search(normalized) and not GELU_NAMES.search(normalized):
             reason = f"the name {name!r} says so"
-    if OPENAI_KEYS <= checkpoint.tensors.keys():
+    if checkpoint.tensors.keys() >= OPENAI_KEYS:
         reason = f"it has the keys of OpenAI's archives, {', '.join(sorted(OPENAI_KEYS))}"
     if reason is not None:
         raise ConversionError(
-            f"{source.name} looks like weights trained with QuickGELU ({reason}), but {source.model_name} uses GELU, and "
-            f"nothing in the tensors tells the two apart. For QuickGELU give model_name={source.model_name + QUICK_GELU_SUFFIX!r}; "
+            f"{source.name} looks like weights trained with QuickGELU ({reason}), but {source.model_name} uses GELU, "
+            "and nothing in the tensors tells the two apart. For QuickGELU give "
+            f"model_name={source.model_name + QUICK_GELU_SUFFIX!r}; "
             f'for GELU give config with the architecture of {source.model_name} and "quick_gelu": false.'
         )

@@ -1,4 +1,4 @@
-"""From open_clip's `model_cfg` to the configuration of one of our models (open_clip: `create_model` in `factory.py`)."""
+"""From open_clip's `model_cfg` to the configuration of one of our models (open_clip: `create_model`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,13 +52,13 @@ def build_config(model_cfg: Cfg, token_ids: TokenIds | None = None) -> PreTraine
     custom_text = cfg["custom_text"] or text_cfg.get("hf_model_name")
     if multimodal_cfg is not None and not custom_text:
         raise ConversionError(
-            'model_cfg has a multimodal_cfg but not "custom_text": true, from which open_clip builds a CLIP that takes no '
+            'model_cfg has a multimodal_cfg but not "custom_text": true: open_clip would build a CLIP, which takes no '
             "multimodal_cfg. Set custom_text for a CoCa, or remove multimodal_cfg for a CLIP."
         )
     if text_cfg.get("embed_cls") and not custom_text:
         raise ConversionError(
-            'text_cfg has embed_cls but model_cfg has not "custom_text": true; open_clip\'s CLIP cannot run this text tower. '
-            "Set custom_text, or remove embed_cls."
+            'text_cfg has embed_cls but model_cfg has not "custom_text": true: open_clip would build a CLIP, which '
+            "cannot run such a text tower. Set custom_text, or remove embed_cls."
         )
     handed_down = {"quick_gelu": cfg["quick_gelu"], "embed_dim": cfg["embed_dim"]}
     token_ids = default_token_ids(text_cfg) if token_ids is None else token_ids

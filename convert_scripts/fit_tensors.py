@@ -48,8 +48,8 @@ def _fit_vit(tensors: Tensors, changes: Changes, prefix: str, config: PreTrained
     side = math.isqrt(len(table) - 1)
     if side**2 != len(table) - 1:
         raise ConversionError(
-            f"{key} has {len(table) - 1} patch positions, the model has {new_grid[0]} x {new_grid[1]}, and only square "
-            "grids can be resized: correct image_size or patch_size in the configuration."
+            f"{key} has {len(table) - 1} patch positions, the model has {new_grid[0]} x {new_grid[1]}, and only "
+            "square grids can be resized: correct image_size or patch_size in the configuration."
         )
     tensors[key] = resize_position_embedding(table.float(), (side, side), new_grid)
     changes[key] = f"resized from a grid of {side} x {side} patches to {new_grid[0]} x {new_grid[1]}"

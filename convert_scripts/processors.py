@@ -34,7 +34,7 @@ RESAMPLE = {
     "random": Image.Resampling.BICUBIC,
 }
 RESIZE_MODES = ("shortest", "longest", "squash")
-# Arguments of open_clip's tokenizers that ours take; the others of `tokenizer_kwargs` would go to the tokenizer's code.
+# What `tokenizer_kwargs` may hold; open_clip hands anything else to the code of the tokenizer.
 CLIP_TOKENIZER_KWARGS = ("clean",)
 HF_TOKENIZER_KWARGS = ("clean", "strip_sep_token")
 
@@ -89,7 +89,8 @@ def load_tokenizer(source: Source, required: bool = True) -> OpenClipTokenizer |
     allowed = HF_TOKENIZER_KWARGS if hf_name else CLIP_TOKENIZER_KWARGS
     if kwargs.keys() - set(allowed):
         raise ConversionError(
-            f"text_cfg: tokenizer_kwargs may hold {', '.join(allowed)} for this tokenizer, got {', '.join(sorted(kwargs))}."
+            f"text_cfg: tokenizer_kwargs may hold {', '.join(allowed)} for this tokenizer, got "
+            f"{', '.join(sorted(kwargs))}."
         )
     if not hf_name:
         if vocab_size >= CLIP_VOCAB_SIZE:
@@ -98,8 +99,8 @@ def load_tokenizer(source: Source, required: bool = True) -> OpenClipTokenizer |
             return None
         raise ConversionError(
             f"text_cfg: vocab_size is {vocab_size}, but open_clip's own tokenizer, used where there is no "
-            f"hf_tokenizer_name, has {CLIP_VOCAB_SIZE} ids. Set hf_tokenizer_name and put the tokenizer's files beside the "
-            "weights, or convert with with_processor=False."
+            f"hf_tokenizer_name, has {CLIP_VOCAB_SIZE} ids. Set hf_tokenizer_name and put the tokenizer's files "
+            "beside the weights, or convert with with_processor=False."
         )
     folder = _tokenizer_folder(source, hf_name, required)
     if folder is None:
@@ -112,8 +113,8 @@ def load_tokenizer(source: Source, required: bool = True) -> OpenClipTokenizer |
         raise ConversionError(f"The tokenizer in {folder} cannot be used: {error}") from error
     if required and len(tokenizer) > vocab_size:
         raise ConversionError(
-            f"The tokenizer in {folder} has {len(tokenizer)} ids, the text tower {vocab_size}: these are not its files. Put "
-            "the right ones beside the weights, or convert with with_processor=False."
+            f"The tokenizer in {folder} has {len(tokenizer)} ids, the text tower {vocab_size}: these are not its "
+            "files. Put the right ones beside the weights, or convert with with_processor=False."
         )
     return tokenizer
 

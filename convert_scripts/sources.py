@@ -32,6 +32,7 @@ WEIGHTS_FILES = (
     "pytorch_model.pth",
     "model.pth",
 )
+UNREACHABLE = (LocalEntryNotFoundError, ConnectionError)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -64,7 +65,8 @@ def open_source(
     """Finds the weights and the configuration of a checkpoint.
 
     Args:
-        source: a folder, a weights file, or a Hub id `"org/name"`; open_clip's `local-dir:` and `hf-hub:` are understood.
+        source: a folder, a weights file, or a Hub id `"org/name"`; open_clip's prefixes `local-dir:` and `hf-hub:` are
+            understood.
         model_name: open_clip's name of a built-in architecture, for weights that do not say it themselves.
         config: the contents or the path of a file like `open_clip_config.json` or like those in open_clip's
             `model_configs/`. With `model_name` it may hold a `preprocess_cfg` alone.
@@ -85,13 +87,13 @@ def open_source(
     own_config = folder / CONFIG_FILE
     if given is not None and path.is_dir() and own_config.is_file():
         raise ConversionError(
-            f"{name} has its own {CONFIG_FILE}: leave out model_name and config, or give the weights file instead of the "
-            "folder."
+            f"{name} has its own {CONFIG_FILE}: leave out model_name and config, or give the weights file instead of "
+            "the folder."
         )
     if given is None and not own_config.is_file():
         raise ConversionError(
-            f"The architecture of {name} is not known: there is no {CONFIG_FILE} beside the weights. Say which it is with "
-            'model_name, such as "ViT-B-32" or "coca_ViT-L-14", or with config.'
+            f"The architecture of {name} is not known: there is no {CONFIG_FILE} beside the weights. Say which it is "
+            'with model_name, such as "ViT-B-32" or "coca_ViT-L-14", or with config.'
         )
     own = _read_config(own_config) if given is None else given
     return Source(
@@ -123,8 +125,8 @@ def _given_config(model_name: str | None, config) -> dict[str, Any] | None:
         config = config if isinstance(config, Mapping) else _read_json(Path(config))
         if set(config) != {"preprocess_cfg"}:
             raise ConversionError(
-                f"The architecture is given twice, by model_name={model_name!r} and by config: leave one out, or give a "
-                "config that holds a preprocess_cfg alone."
+                f"The architecture is given twice, by model_name={model_name!r} and by config: leave one out, or give "
+                "a config that holds a preprocess_cfg alone."
             )
         given |= config
     return given
@@ -136,8 +138,8 @@ def _read_config(config: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any
     if not isinstance(model_cfg, Mapping) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model_cfg.keys():
         name = "config" if isinstance(config, Mapping) else config
         raise ConversionError(
-            f"{name} is not an open_clip configuration: expected embed_dim, vision_cfg and text_cfg, at top level or under "
-            f"model_cfg; found {', '.join(map(str, content)) or 'nothing'}."
+            f"{name} is not an open_clip configuration: expected embed_dim, vision_cfg and text_cfg, at top level or "
+            f"under model_cfg; found {', '.join(map(str, content)) or 'nothing'}."
         )
     return {"model_cfg": model_cfg, "preprocess_cfg": content.get("preprocess_cfg") or {}}
 
@@ -166,8 +168,9 @@ def find_weights(folder: Path) -> Path:
         return found[0]
     if found:
         raise ConversionError(
-            f"{folder} holds several weights files, none with one of open_clip's names:{listing(p.name for p in found)}\n"
-            f"Give one of them as the source, with config={folder / CONFIG_FILE}."
+            f"{folder} holds several weights files, none with one of open_clip's "
+            f"names:{listing(p.name for p in found)}\nGive one of them as the source, with "
+            f"config={folder / CONFIG_FILE}."
         )
     raise ConversionError(
         f"{folder} holds no weights: expected {', '.join(WEIGHTS_FILES[:3])} or another {WEIGHTS_SUFFIXES}."
@@ -178,23 +181,29 @@ def _download(repo_id: str, with_config: bool) -> Path:
     """Local folder with the configuration and the weights of a Hub repository."""
     if with_config:
         download_file(repo_id, CONFIG_FILE)
-    failures = {}
+    offline, failures = False, []
     for name in WEIGHTS_FILES:
         try:
-            return download_file(repo_id, name).parent
+            return download_file(repo_id, name, local_files_only=offline).parent
         except ConversionError as error:
-            failures[name] = error
-    raise failures[WEIGHTS_FILES[0]]
+            failures.append(error)
+            # Waiting for the network once is enough: what follows can only be found in the cache.
+            offline = offline or isinstance(error.__cause__, UNREACHABLE)
+    raise failures[0]
 
 
-def download_file(repo_id: str, filename: str) -> Path:
-    """A file of a Hub repository, from the local cache or the network. Raises `ConversionError` where neither has it."""
+def download_file(repo_id: str, filename: str, local_files_only: bool = False) -> Path:
+    """A file of a Hub repository, from the local cache or the network.
+
+    Raises:
+        ConversionError: neither has it.
+    """
     try:
-        return Path(huggingface_hub.hf_hub_download(repo_id, filename))
-    except (LocalEntryNotFoundError, ConnectionError) as error:
+        return Path(huggingface_hub.hf_hub_download(repo_id, filename, local_files_only=local_files_only))
+    except UNREACHABLE as error:
         raise ConversionError(
-            f"{filename} of {repo_id} is not in the local cache and the Hugging Face Hub cannot be reached. Where there is "
-            f"a network run `hf download {repo_id} --local-dir FOLDER`, and convert that folder."
+            f"{filename} of {repo_id} is not in the local cache and the Hugging Face Hub cannot be reached. Where "
+            f"there is a network run `hf download {repo_id} --local-dir FOLDER`, and convert that folder."
         ) from error
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
         raise ConversionError(f"{filename} of {repo_id} cannot be downloaded: {error}") from error

@@ -28,8 +28,8 @@ class Verification:
     """What was verified.
 
     Args:
-        mode: `"full"` for outputs compared with open_clip, `"structure"` for tensors compared with the checkpoint alone,
-            `"none"`.
+        mode: `"full"` where outputs were compared with open_clip's, `"structure"` where tensors were compared with the
+            checkpoint's, `"none"`.
         detail: the reference, or why there was none.
         differences: output -> max|ours - open_clip's| / max|open_clip's|, in fp32.
     """

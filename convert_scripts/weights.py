@@ -65,8 +65,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def _torch_load(path: Path):
     if _is_torchscript(path):
         raise ConversionError(
-            f"{path} is a TorchScript archive, which holds code and is not supported yet. Extract its state dict where "
-            "you trust the file, with `torch.save(torch.jit.load(FILE).state_dict(), ...)`, and convert that."
+            f"{path} is a TorchScript archive, which holds code and is not supported yet. Extract its state dict "
+            "where you trust the file, with `torch.save(torch.jit.load(FILE).state_dict(), ...)`, and convert that."
         )
     # Training checkpoints keep learning rates as numpy scalars, which weights_only=True refuses by default.
     with torch.serialization.safe_globals(_numpy_scalars()):

@@ -87,7 +87,7 @@ def open_clip_model(model_cfg: dict, seed: int = 0) -> torch.nn.Module:
         if name in ("logit_scale", "logit_bias"):
             continue
         noise = torch.randn(parameter.shape, generator=generator)
-        is_scale = parameter.ndim == 1 and name.endswith(".weight") or "head_scale" in name or "gamma" in name
+        is_scale = (parameter.ndim == 1 and name.endswith(".weight")) or "head_scale" in name or "gamma" in name
         parameter.data = 1 + 0.3 * noise if is_scale else 0.15 * noise
     model.logit_scale.data.fill_(1.7)
     if model.logit_bias is not None:
@@ -98,7 +98,7 @@ def open_clip_model(model_cfg: dict, seed: int = 0) -> torch.nn.Module:
 def save_open_clip_folder(
     folder: Path, model_cfg: dict, model: torch.nn.Module | None = None, preprocess_cfg: dict | None = None
 ) -> torch.nn.Module:
-    """Writes a model as open_clip publishes it (`open_clip_config.json`, `open_clip_model.safetensors`); returns it."""
+    """Writes a model as open_clip publishes it: `open_clip_config.json`, `open_clip_model.safetensors`; returns it."""
     from safetensors.torch import save_file
 
     model = open_clip_model(model_cfg) if model is None else model
