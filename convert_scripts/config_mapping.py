@@ -1,8 +1,9 @@
 """From open_clip's `model_cfg` to the configuration of one of our models (open_clip: `create_model`)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers.configuration_utils import PreTrainedConfig
 
 from ..configuration.configuration_coca import CoCaConfig
@@ -46,44 +47,61 @@ def build_config(model_cfg: Cfg, token_ids: TokenIds | None = None) -> PreTraine
     Raises:
         ConversionError: unknown fields, parts that are not supported, or values that do not fit together.
     """
+    try:
+        return _build_config(model_cfg, token_ids)
+    except ConversionError:
+        raise
+    except (StrictDataclassError, ValueError, TypeError, AttributeError) as error:
+        reason = error if error.__cause__ is None else error.__cause__
+        raise ConversionError(f"model_cfg does not describe a model that can be built: {reason}") from error
+
+
+def _build_config(model_cfg: Cfg, token_ids: TokenIds | None) -> PreTrainedConfig:
     cfg = MODEL.complete(model_cfg)
     vision_cfg, text_cfg, multimodal_cfg = cfg["vision_cfg"], cfg["text_cfg"], cfg["multimodal_cfg"]
     vision, text = _select(VISION_TOWERS, vision_cfg), _select(TEXT_TOWERS, text_cfg)
-    custom_text = cfg["custom_text"] or text_cfg.get("hf_model_name")
-    if multimodal_cfg is not None and not custom_text:
+    _check_custom_text(cfg)
+    handed_down = {"quick_gelu": cfg["quick_gelu"], "embed_dim": cfg["embed_dim"]}
+    vision_fields = vision.translate(vision_cfg, **handed_down)
+    text_fields = text.translate(text_cfg, **handed_down)
+    token_ids = default_token_ids(text_cfg) if token_ids is None else token_ids
+    text_fields["bos_token_id"] = token_ids.bos
+    # With this pooling open_clip looks for eos_id, whatever the tokenizer.
+    text_fields["eos_token_id"] = text_cfg.get("eos_id", 2) if text_fields["pool_type"] == "eos" else token_ids.eos
+    fields = {
+        **MODEL.translate(model_cfg),
+        "vision_config": vision.config_class(**vision_fields),
+        "text_config": text.config_class(**text_fields),
+    }
+    if multimodal_cfg is None:
+        return (OpenClipConfig if cfg["init_logit_bias"] is None else OpenClipSiglipConfig)(**fields)
+    decoder_fields = DECODER.translate(multimodal_cfg, **handed_down)
+    return CoCaConfig(
+        **fields,
+        multimodal_config=DECODER.config_class(**decoder_fields, vocab_size=text_fields["vocab_size"]),
+        bos_token_id=token_ids.bos,
+        eos_token_id=token_ids.eos,
+        pad_token_id=cfg["pad_id"] if "pad_id" in model_cfg or token_ids.pad is None else token_ids.pad,
+    )
+
+
+def _check_custom_text(cfg: Cfg):
+    if cfg["custom_text"] or cfg["text_cfg"].get("hf_model_name"):
+        return
+    if cfg["multimodal_cfg"] is not None:
         raise ConversionError(
             'model_cfg has a multimodal_cfg but not "custom_text": true: open_clip would build a CLIP, which takes no '
             "multimodal_cfg. Set custom_text for a CoCa, or remove multimodal_cfg for a CLIP."
         )
-    if text_cfg.get("embed_cls") and not custom_text:
+    if cfg["text_cfg"].get("embed_cls"):
         raise ConversionError(
             'text_cfg has embed_cls but model_cfg has not "custom_text": true: open_clip would build a CLIP, which '
             "cannot run such a text tower. Set custom_text, or remove embed_cls."
         )
-    handed_down = {"quick_gelu": cfg["quick_gelu"], "embed_dim": cfg["embed_dim"]}
-    token_ids = default_token_ids(text_cfg) if token_ids is None else token_ids
-    parts = {
-        "vision_config": (vision.config_class, vision.translate(vision_cfg, **handed_down)),
-        "text_config": (text.config_class, text.translate(text_cfg, **handed_down)),
-    }
-    text_fields = parts["text_config"][1]
-    text_fields["bos_token_id"] = token_ids.bos
-    # With this pooling open_clip looks for eos_id, whatever the tokenizer.
-    text_fields["eos_token_id"] = text_cfg.get("eos_id", 2) if text_fields["pool_type"] == "eos" else token_ids.eos
-    fields = MODEL.translate(model_cfg)
-    if multimodal_cfg is None:
-        model_class = OpenClipConfig if cfg["init_logit_bias"] is None else OpenClipSiglipConfig
-    else:
-        model_class = CoCaConfig
-        decoder = DECODER.translate(multimodal_cfg, **handed_down)
-        parts["multimodal_config"] = (DECODER.config_class, {**decoder, "vocab_size": text_fields["vocab_size"]})
-        pad = model_cfg.get("pad_id", text_fields["pad_token_id"] if token_ids.pad is None else token_ids.pad)
-        fields |= {"bos_token_id": token_ids.bos, "eos_token_id": token_ids.eos, "pad_token_id": pad}
-    try:
-        return model_class(**{name: part_class(**part) for name, (part_class, part) in parts.items()}, **fields)
-    except (ValueError, TypeError) as error:
-        raise ConversionError(f"model_cfg does not describe a model that can be built: {error}") from error
 
 
 def _select(towers: Sequence[ConfigTable], cfg: Cfg) -> ConfigTable:
+    default = towers[-1]
+    if not isinstance(cfg, Mapping):
+        raise ConversionError(f"{default.name} must be a JSON object, got {cfg!r}.")
     return next(tower for tower in towers if tower.selects(cfg))

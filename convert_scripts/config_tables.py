@@ -46,6 +46,8 @@ class ConfigTable:
         """`cfg` with open_clip's defaults. Raises `ConversionError` on unknown, missing and unsupported fields."""
         if not self.defaults:
             raise ConversionError(f"{self.name} is not supported yet: this checkpoint cannot be converted.")
+        if not isinstance(cfg, Mapping):
+            raise ConversionError(f"{self.name} must be a JSON object, got {cfg!r}.")
         unknown = sorted(cfg.keys() - self.defaults.keys())
         if unknown:
             raise ConversionError(
@@ -89,7 +91,7 @@ def _layer_norm_eps(cfg: Cfg) -> float:
 
 def _block_option(name: str) -> Callable[[Cfg], bool]:
     # Any block_type but "custom" makes open_clip's plain block, which has none of the options.
-    return lambda cfg: bool(cfg[name]) and cfg["block_type"] in (None, "custom")
+    return lambda cfg: cfg["block_type"] in (None, "custom") and bool(cfg[name])
 
 
 _BLOCK_OPTIONS = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")

@@ -1,0 +1,49 @@
+"""The built-in architectures that ship as data."""
+
+import json
+
+import pytest
+
+from open_clip_transformers.convert_scripts.architectures import (
+    ARCHITECTURES_FILE,
+    get_architecture,
+    list_architectures,
+)
+from open_clip_transformers.convert_scripts.errors import ConversionError
+from open_clip_transformers.convert_scripts.update_architectures import collect_architectures
+
+
+def test_architectures_equal_the_installed_open_clip():
+    assert json.loads(ARCHITECTURES_FILE.read_text()) == collect_architectures()
+
+
+def test_architectures_are_all_plain_vits_and_three_cocas():
+    names = list_architectures()
+    assert len([name for name in names if name.startswith("ViT-")]) == 45
+    assert [name for name in names if not name.startswith("ViT-")] == ["coca_ViT-B-32", "coca_ViT-L-14", "coca_base"]
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "coca_ViT-L-14"])
+def test_quickgelu_variant_differs_in_the_activation_alone(name):
+    quick = get_architecture(f"{name}-quickgelu")
+    assert quick.pop("quick_gelu") is True
+    assert quick == get_architecture(name)
+
+
+def test_get_architecture_reads_slashes_as_dashes():
+    assert get_architecture("ViT-B/32") == get_architecture("ViT-B-32")
+
+
+def test_get_architecture_returns_a_copy():
+    get_architecture("ViT-B-32")["vision_cfg"]["layers"] = 1
+    assert get_architecture("ViT-B-32")["vision_cfg"]["layers"] == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("ViT-B-23", "Did you mean .*ViT-B-32"), ("RN50", "Known names: "), ("", "Known names")],
+    ids=["misspelt", "unsupported", "empty"],
+)
+def test_get_architecture_helps_with_unknown_names(name, message):
+    with pytest.raises(ConversionError, match=message):
+        get_architecture(name)
