@@ -1,0 +1,92 @@
+"""Loading models and processors for the command line, and saying clearly why one does not fit."""
+
+import re
+from pathlib import Path
+
+import torch
+from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+
+from ..configuration.configuration_coca import CoCaConfig
+from ..configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
+from ._cli_messages import UsageError, hide_progress_bars_in_logs
+
+
+COCA = CoCaConfig.model_type
+KINDS = {OpenClipConfig.model_type: "CLIP", OpenClipSiglipConfig.model_type: "SigLIP", COCA: "CoCa"}
+
+
+def load(
+    auto_class, name: str, device: str, dtype: str, *, captions: bool = False
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A converted model, ready for inference, and its processor.
+
+    Args:
+        auto_class: the Auto class of the model.
+        name: a folder or a Hub id.
+        device: such as `"cpu"` or `"cuda:1"`; `"auto"` for the accelerator of this machine, if it has one.
+        dtype: such as `"bfloat16"`; `"auto"` for the one it was saved in.
+        captions: whether the model must be able to caption.
+
+    Raises:
+        UsageError: there is no such model or device, or the model is of a kind that the command cannot use.
+    """
+    hide_progress_bars_in_logs()
+    place = pick_device(device)
+    folder = find_model(name, captions)
+    try:
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{name} has no processor that can be loaded; converting it again writes one. {error}"
+        ) from error
+    model, info = auto_class.from_pretrained(
+        folder,
+        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+        output_loading_info=True,
+        trust_remote_code=False,
+    )
+    if missing := sorted(info["missing_keys"]):
+        raise UsageError(
+            f"{name} does not hold a whole {KINDS[model.config.model_type]}: {len(missing)} tensors are missing, such as "
+            f"{missing[0]}."
+        )
+    return model.eval().to(place), processor
+
+
+def pick_device(device: str) -> torch.device:
+    """The device of that name, tried out; `"auto"` is this machine's accelerator, or the CPU where it has none."""
+    if device == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        return torch.empty(1, device=device).device
+    except Exception as error:  # torch says in many ways that there is no such device
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(f"--device {device} cannot be used here: {reason}. `auto` picks a device.") from error
+
+
+def find_model(name: str, captions: bool) -> str:
+    """The folder or Hub id to load, after a look at the model's type. For the arguments see [`load`]."""
+    path = Path(name).expanduser()
+    convert = f"`open-clip-transformers convert {name} FOLDER` makes a folder of an open_clip checkpoint"
+    if path.is_file():
+        raise UsageError(f"{name} is a file, expected a folder or a Hub id; {convert}.")
+    if not path.is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise UsageError(f"{name}: there is no such folder, and it is not a Hub id (org/name).")
+    folder = str(path) if path.is_dir() else name
+    try:
+        model_type = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name}: there is no configuration that can be read. {error}") from error
+    if model_type is None:
+        raise UsageError(f"{name} has no config.json that says what the model is; {convert}.")
+    if model_type not in KINDS:
+        raise UsageError(
+            f"{name} is a {model_type!r} model, expected one that was converted from open_clip "
+            f"({', '.join(KINDS)}); {convert}."
+        )
+    if captions and model_type != COCA:
+        raise UsageError(
+            f"{name} is a {KINDS[model_type]} ({model_type}), which has no decoder to write captions with: `caption` "
+            f"needs a CoCa ({COCA}). `classify` and `embed` work with this model."
+        )
+    return folder
