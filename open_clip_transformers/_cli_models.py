@@ -47,8 +47,8 @@ def load(
     )
     if missing := sorted(info["missing_keys"]):
         raise UsageError(
-            f"{name} does not hold a whole {KINDS[model.config.model_type]}: {len(missing)} tensors are missing, such as "
-            f"{missing[0]}."
+            f"{name} does not hold a whole {KINDS[model.config.model_type]}: {len(missing)} tensors are missing, such "
+            f"as {missing[0]}."
         )
     return model.eval().to(place), processor
 

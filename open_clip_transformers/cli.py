@@ -86,8 +86,8 @@ def convert(
     verify: Annotated[
         Verify,
         typer.Option(
-            help="full compares outputs with open_clip's, structure the tensors alone; auto is full where open_clip is "
-            "installed."
+            help="full compares outputs with open_clip's, structure the tensors alone; auto is full where open_clip "
+            "is installed."
         ),
     ] = Verify.auto,
     processor: Annotated[
@@ -147,9 +147,9 @@ def caption(
 ):
     """Caption images with a CoCa.
 
-    Prints a line `image<TAB>caption` for each image, or with --json {"image": ..., "caption": ...}, in the order of the
-    images. Takes the most probable words unless told to search or to sample. Images that cannot be read are reported
-    and left out; the exit code is then 1.
+    Prints a line `image<TAB>caption` for each image, or with --json {"image": ..., "caption": ...}, in the order of
+    the images. Takes the most probable words unless told to search or to sample. Images that cannot be read are
+    reported and left out; the exit code is then 1.
     """
     with errors_as_messages(traceback):
         settings = {
@@ -202,8 +202,8 @@ def classify(
 ):
     """Classify images with labels of your own (zero-shot).
 
-    Prints a line `image<TAB>label<TAB>probability` for each of the most probable labels of an image, or with --json one
-    {"image": ..., "labels": [{"label": ..., "score": ...}]} for each image. The probabilities of an image add up to 1
+    Prints a line `image<TAB>label<TAB>probability` for each of the most probable labels of an image, or with --json
+    one {"image": ..., "labels": [{"label": ..., "score": ...}]} for each image. The probabilities of an image add up to 1
     over the labels; those of a SigLIP are independent of each other. Images that cannot be read are reported and left
     out; the exit code is then 1.
     """
