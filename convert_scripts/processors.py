@@ -55,6 +55,8 @@ def image_processor_settings(preprocess_cfg: Mapping[str, Any], config: PreTrain
             raise ConversionError(f"preprocess_cfg: {key} must be one of {', '.join(known)}, got {cfg[key]!r}.")
     mean, std = ([v] * 3 if isinstance(v, int | float) else list(v) for v in (cfg["mean"], cfg["std"]))
     height, width = height_and_width(config.vision_config.image_size)
+    if cfg["resize_mode"] == "shortest" and height != width:
+        cfg["interpolation"] = "bicubic"  # open_clip does not hand the interpolation to this resize
     return {
         "size": {"height": height, "width": width},
         "image_mean": mean,

@@ -94,7 +94,7 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+    refused = re.search(r"GLOBAL (\S+)", str(error))
     if refused:
         return (
             f"it holds a Python object ({refused[1]}), and loading it would run code. If you trust the file, save its "

@@ -144,5 +144,5 @@ def test_plan_adds_a_zero_logit_bias_as_open_clip_does():
 
 def test_plan_refuses_to_resize_a_grid_that_is_not_square():
     source = open_clip_model(tiny_clip_cfg(vision_cfg={"image_size": [24, 16]})).state_dict()
-    with pytest.raises(ConversionError, match="6 patch positions.*3 x 3.*only square"):
+    with pytest.raises(ConversionError, match=r"6 patch positions.*3 x 3.*only square"):
         plan_conversion(build_config(tiny_clip_cfg()), source)

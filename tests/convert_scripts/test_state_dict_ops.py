@@ -77,5 +77,5 @@ def test_resolve_names_keys_without_a_row(key):
 
 
 def test_resolve_refuses_a_key_with_two_rows():
-    with pytest.raises(ConversionError, match="more than one row.*\n  proj"):
+    with pytest.raises(ConversionError, match=r"(?s)more than one row.*\n  proj"):
         resolve(["proj"], (*TABLE, Rename("proj", "other")), "sources")
