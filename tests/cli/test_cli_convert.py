@@ -1,0 +1,99 @@
+"""`open-clip-transformers convert`: what it hands on, prints and leaves behind."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_configs import save_open_clip_folder, tiny_coca_cfg
+
+
+@pytest.fixture
+def source(tmp_path):
+    save_open_clip_folder(tmp_path / "source", tiny_coca_cfg())
+    return tmp_path / "source"
+
+
+def test_convert_writes_a_folder_and_prints_the_report(run, source, tmp_path):
+    result = run("convert", source, tmp_path / "out", "--no-processor")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    }
+    for words in (
+        str(source),
+        str(tmp_path / "out"),
+        "CoCaForConditionalGeneration",
+        "verified     against open_clip",
+    ):
+        assert words in result.stdout
+    assert result.stderr == ""
+
+
+def test_convert_hands_on_its_options(run, source, tmp_path):
+    weights, config = source / "open_clip_model.safetensors", source / "open_clip_config.json"
+    moved = tmp_path / "weights.safetensors"
+    weights.rename(moved)
+    options = ["--config", config, "--dtype", "bfloat16", "--max-shard-size", "100KB", "--verify", "structure"]
+    result = run("convert", moved, tmp_path / "out", "--no-processor", *options)
+    shards = sorted((tmp_path / "out").glob("model-*.safetensors"))
+    assert len(shards) > 1
+    assert {tensor.dtype for shard in shards for tensor in load_file(shard).values()} == {torch.bfloat16}
+    assert "verified     structure only" in result.stdout
+
+
+def unknown_model(source):
+    return ["--model", "ViT-B-33"], "ViT-B-33"
+
+
+def missing_tensor(source):
+    weights = load_file(source / "open_clip_model.safetensors")
+    del weights["visual.conv1.weight"]
+    save_file(weights, source / "open_clip_model.safetensors")
+    return [], "visual.conv1.weight"
+
+
+def damaged_weights(source):
+    weights = source / "open_clip_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    return [], "open_clip_model.safetensors"
+
+
+def damaged_config(source):
+    (source / "open_clip_config.json").write_text("{")
+    return [], "open_clip_config.json cannot be read as JSON"
+
+
+def unknown_field(source):
+    config = json.loads((source / "open_clip_config.json").read_text())
+    config["model_cfg"]["vision_cfg"]["wings"] = 2
+    (source / "open_clip_config.json").write_text(json.dumps(config))
+    return [], "wings"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [unknown_model, missing_tensor, damaged_weights, damaged_config, unknown_field],
+    ids=lambda spoil: spoil.__name__,
+)
+def test_convert_fails_with_a_message_and_no_output(run, source, tmp_path, spoil):
+    options, message = spoil(source)
+    result = run("convert", source, tmp_path / "out", "--no-processor", *options, exit_code=1)
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: ")
+    assert message in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_convert_does_not_overwrite(run, source, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious.txt").write_text("mine")
+    run("convert", source, tmp_path / "out", "--no-processor", exit_code=1)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious.txt"]
+
+
+def test_convert_of_a_source_that_is_not_there(run, tmp_path):
+    result = run("convert", tmp_path / "missing", tmp_path / "out", exit_code=1)
+    assert str(tmp_path / "missing") in result.stderr
+    assert not (tmp_path / "out").exists()
