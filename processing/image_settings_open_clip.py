@@ -1,0 +1,168 @@
+"""What both image processors share: settings, geometry and checks (open_clip: `image_transform` in `transform.py`)."""
+
+import os
+from io import BytesIO
+from urllib.request import Request, urlopen
+
+from PIL import Image
+from transformers.image_utils import (
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+    ChannelDimension,
+    PILImageResampling,
+    infer_channel_dimension_format,
+    load_image,
+)
+from transformers.processing_utils import ImagesKwargs
+
+
+RESIZE_MODES = ("shortest", "longest", "squash")
+
+
+class OpenClipImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    resize_mode (`str`, *optional*):
+        How an image is brought to `size`: `"shortest"` resizes the shorter edge and crops the centre, `"longest"`
+        resizes the longer edge and pads around, `"squash"` ignores the aspect ratio.
+    fill_color (`int`, *optional*):
+        Colour of the padding of `"longest"`, in 0..255, one number for all channels or one a channel.
+    """
+
+    resize_mode: str | None
+    fill_color: int | float | list[int] | tuple[int, ...] | None
+
+
+class OpenClipImageSettings:
+    """Settings of an image processor, a mixin for a back end of transformers.
+
+    Args:
+        size: height and width of the result in pixels; open_clip: `size`.
+        resample: filter of the resize, `PILImageResampling.BICUBIC` (3) or `BILINEAR` (2); open_clip: `interpolation`.
+        resize_mode: `"shortest"`, `"longest"` or `"squash"`; open_clip: the same name.
+        fill_color: colour of the padding of `"longest"`, in 0..255; open_clip: the same name.
+        image_mean: mean of each channel, of pixels in [0, 1]; open_clip: `mean`.
+        image_std: standard deviation of each channel, of pixels in [0, 1]; open_clip: `std`.
+        rescale_factor: number that takes pixels to [0, 1].
+        do_resize: resize as `resize_mode` says.
+        do_center_crop: crop, or pad, the centre to `size`; nothing to do after `"squash"`.
+        do_rescale: multiply pixels by `rescale_factor`. Switch it off for images that are in [0, 1] already.
+        do_normalize: subtract `image_mean`, divide by `image_std`.
+        do_convert_rgb: convert to RGB, as open_clip after resize and crop. An alpha channel is dropped.
+    """
+
+    valid_kwargs = OpenClipImageProcessorKwargs
+    size = {"height": 224, "width": 224}
+    resample = PILImageResampling.BICUBIC
+    resize_mode = "shortest"
+    fill_color = 0
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+
+    def _set_attributes(self, **kwargs):
+        super()._set_attributes(**kwargs)
+        # Not at the first call only: a folder with wrong settings should not load.
+        self._check_settings(self.size, self.resample, self.resize_mode)
+
+    def _validate_preprocess_kwargs(self, size=None, resample=None, resize_mode=None, **kwargs):
+        self._check_settings(size, resample, resize_mode)
+        # The crop is to `size`, which the base class calls `crop_size`.
+        kwargs["crop_size"] = size
+        super()._validate_preprocess_kwargs(size=size, resample=resample, **kwargs)
+
+    def _check_settings(self, size, resample, resize_mode):
+        if not size or not size.get("height") or not size.get("width"):
+            raise ValueError(f"{type(self).__name__}: got size={size}; expected {{'height': ..., 'width': ...}}.")
+        if resize_mode not in RESIZE_MODES:
+            raise ValueError(
+                f"{type(self).__name__}: got resize_mode={resize_mode!r}; choose one of "
+                f"{', '.join(map(repr, RESIZE_MODES))}."
+            )
+        filters = (PILImageResampling.BICUBIC, PILImageResampling.BILINEAR)
+        if isinstance(resample, int) and resample not in filters:
+            raise ValueError(
+                f"{type(self).__name__}: got resample={resample}; open_clip resizes with bicubic (3) or bilinear (2)."
+            )
+
+    def fetch_images(self, image_url_or_urls):
+        """Open paths, URLs and base64 strings; nested lists and images pass through."""
+        if isinstance(image_url_or_urls, (str, os.PathLike)):
+            return open_image(image_url_or_urls)
+        if isinstance(image_url_or_urls, (list, tuple)):
+            return [self.fetch_images(source) for source in image_url_or_urls]
+        return super().fetch_images(image_url_or_urls)
+
+    def _prepare_images_structure(self, images, expected_ndims=3):
+        if isinstance(images, (list, tuple)) and not images:
+            raise ValueError(f"{type(self).__name__}: got an empty list of images: pass at least one image.")
+        return super()._prepare_images_structure(images, expected_ndims=expected_ndims)
+
+
+def open_image(source: str | os.PathLike) -> Image.Image:
+    """The image at a path, URL or in a base64 string, as PIL opens it.
+
+    transformers' `load_image` converts to RGB and turns the image as its EXIF data say; open_clip does neither.
+
+    Raises:
+        OSError: the file is missing or no image, or the download fails.
+        ValueError: neither a file, nor a URL, nor base64.
+    """
+    source = os.fspath(source)
+    if source.startswith(("http://", "https://")):
+        # Some servers turn urllib's own name away.
+        with urlopen(Request(source, headers={"User-Agent": "open-clip-transformers"}), timeout=60) as response:
+            return Image.open(BytesIO(response.read()))
+    return Image.open(source) if os.path.isfile(source) else load_image(source)
+
+
+def channels_first(image, input_data_format=None):
+    """The array or tensor `image` of 1, 3 or 4 channels with its channels first, moved there if they are last."""
+    if input_data_format is None:
+        input_data_format = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+    if input_data_format == ChannelDimension.LAST:
+        return image.permute(2, 0, 1) if hasattr(image, "permute") else image.transpose(2, 0, 1)
+    return image
+
+
+def resized_size(height: int, width: int, target: tuple[int, int], resize_mode: str) -> tuple[int, int]:
+    """Height and width to which an image is resized for a `target` (height, width), before crop or padding.
+
+    open_clip cannot resize an image so narrow that its shorter edge would vanish; here one pixel stays.
+    """
+    if resize_mode == "squash":
+        return target
+    if resize_mode == "shortest" and target[0] == target[1]:
+        # As torchvision's `Resize` does: the longer edge is cut, not rounded.
+        short, long = sorted((height, width))
+        scaled = int(target[0] * long / short)
+        return (target[0], scaled) if height <= width else (scaled, target[0])
+    ratios = height / target[0], width / target[1]
+    ratio = max(ratios) if resize_mode == "longest" else min(ratios)
+    return max(1, round(height / ratio)), max(1, round(width / ratio))
+
+
+def center_padding(height: int, width: int, target: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Pixels to add on the left, top, right and bottom so that neither edge is shorter than in `target`."""
+    rows, columns = max(target[0] - height, 0), max(target[1] - width, 0)
+    return columns // 2, rows // 2, (columns + 1) // 2, (rows + 1) // 2
+
+
+def center_offset(height: int, width: int, target: tuple[int, int]) -> tuple[int, int]:
+    """Top and left of the centre crop; torchvision rounds them (halves to even), transformers cuts them off."""
+    return round((height - target[0]) / 2), round((width - target[1]) / 2)
+
+
+__all__ = [
+    "RESIZE_MODES",
+    "OpenClipImageProcessorKwargs",
+    "OpenClipImageSettings",
+    "center_offset",
+    "center_padding",
+    "channels_first",
+    "open_image",
+    "resized_size",
+]

@@ -1,0 +1,59 @@
+"""Text cleaning before tokenisation (open_clip: the `clean` functions of `tokenizer.py`).
+
+A cleaner takes a `str` and returns a `str`. All of them repair mis-decoded text with ftfy, resolve HTML entities and
+leave single spaces between words and none at the ends:
+
+- `"whitespace"`: nothing more; open_clip's default for tokenizers of Hugging Face checkpoints.
+- `"lower"`: then lower case; open_clip's default for CLIP's own vocabulary.
+- `"canonicalize"`: then lower case without ASCII punctuation (underscores become spaces); SigLIP's.
+"""
+
+import html
+import string
+from collections.abc import Callable
+
+import ftfy
+
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def _repair(text: str) -> str:
+    # Nothing below changes printable ASCII without entities, and ftfy is most of the time that tokenising takes.
+    if text.isascii() and text.isprintable() and "&" not in text:
+        return text
+    # Twice, as captions from the web are often escaped twice ("&amp;lt;").
+    return html.unescape(html.unescape(ftfy.fix_text(text)))
+
+
+def _single_spaces(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _clean_whitespace(text: str) -> str:
+    return _single_spaces(_repair(text))
+
+
+def _clean_lower(text: str) -> str:
+    return _single_spaces(_repair(text)).lower()
+
+
+def _clean_canonicalize(text: str) -> str:
+    return _single_spaces(_repair(text).replace("_", " ").translate(_NO_PUNCTUATION).lower())
+
+
+TEXT_CLEANERS: dict[str, Callable[[str], str]] = {
+    "lower": _clean_lower,
+    "whitespace": _clean_whitespace,
+    "canonicalize": _clean_canonicalize,
+}
+
+
+def get_text_cleaner(name: str) -> Callable[[str], str]:
+    """The cleaner called `name`. Raises ValueError for an unknown name."""
+    if name not in TEXT_CLEANERS:
+        raise ValueError(f"Unknown text cleaning clean={name!r}: choose one of {', '.join(map(repr, TEXT_CLEANERS))}.")
+    return TEXT_CLEANERS[name]
+
+
+__all__ = ["TEXT_CLEANERS", "get_text_cleaner"]

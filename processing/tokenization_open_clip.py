@@ -1,0 +1,329 @@
+"""Tokenizer of the open_clip models (open_clip: `SimpleTokenizer` and `HFTokenizer` in `tokenizer.py`).
+
+Texts are cleaned in Python, then cut into ids by the tokenizers library.
+"""
+
+import os
+import re
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, BatchEncoding
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
+from transformers.utils import PaddingStrategy, TensorType
+
+from .clip_bpe import BOS_TOKEN, EOS_TOKEN, build_clip_bpe, is_clip_bpe, mark_literal_tokens
+from .text_cleaning import get_text_cleaner
+
+
+# Arguments of a call whose outputs are padded by the base class.
+_EXTRA_OUTPUTS = (
+    "is_split_into_words",
+    "return_token_type_ids",
+    "return_overflowing_tokens",
+    "return_special_tokens_mask",
+    "return_offsets_mapping",
+    "return_length",
+)
+
+# The spaces that decoding CLIP's ids puts before punctuation and before the endings of "don't" and "we'll".
+_SPACE_TO_DROP = re.compile(r" (?=(?:[.,!?]+|'(?:s|t|re|ve|m|ll|d))(?: |$))")
+
+
+class OpenClipTokenizer(TokenizersBackend):
+    r"""Tokenizer of the open_clip models: CLIP's byte-pair encoding, or that of any `tokenizer.json`.
+
+    Called with no further arguments it returns what open_clip's tokenizers return: every text cleaned, truncated (its
+    last token kept, which is the end-of-text token) and padded to `model_max_length`. Where it departs from other
+    tokenizers of transformers:
+
+    - `padding=True` pads to `model_max_length`, as `padding="max_length"` does. open_clip's models were trained on
+      texts of that length, and for some of them (class token after the text, pooling of the last token, no causal
+      mask) the padding is part of the input. `padding="longest"` pads to the longest text of the batch, which leaves
+      the features of causal text towers that pool the end-of-text token unchanged.
+    - Texts are truncated unless `truncation=False`.
+    - The padding token of CLIP's vocabulary is id 0, which is also the token `"!"` within a word. It is therefore not
+      a special token: texts with exclamation marks keep them, and `all_special_ids` does not list it.
+    - `decode(..., skip_special_tokens=True)` returns a clean caption: what lies between the begin- and the end-of-text
+      token, without white space at its ends. `skip_special_tokens=False` returns what open_clip's `decode` does.
+
+    Args:
+        tokenizer_file: path of a `tokenizer.json`; CLIP's vocabulary, which comes with this package, if neither this
+            nor `tokenizer_object` is given.
+        tokenizer_object: a `tokenizers.Tokenizer` instead of a file; it is copied.
+        clean: how texts are cleaned, `"lower"` (the default with CLIP's vocabulary), `"whitespace"` (the default with
+            others) or `"canonicalize"`; see `text_cleaning`. open_clip: the same name.
+        model_max_length: longest text in tokens, special ones included; open_clip: `context_length`.
+        pad_token: token that fills texts up; by default `"!"` (id 0) with CLIP's vocabulary, none with others.
+        strip_sep_token: replace the separator token by id 0 after padding, as CLIPA's models need; its attention mask
+            is 0 then, as that of padding. open_clip: the same name.
+        clean_up_tokenization_spaces: whether captions read "a cat." instead of "a cat ."; only applies where special
+            tokens are skipped. By default true with CLIP's vocabulary, whose ids do not tell the two apart, and false
+            with others.
+        kwargs: further arguments of `PreTrainedTokenizerFast`, such as `padding_side` and the other special tokens.
+
+    Raises:
+        ValueError: unknown `clean`, or `strip_sep_token` without a separator token.
+    """
+
+    vocab_files_names = {"tokenizer_file": "tokenizer.json"}
+    model_input_names = ["input_ids", "attention_mask"]
+
+    def __init__(
+        self,
+        tokenizer_file: str | os.PathLike | None = None,
+        tokenizer_object: Tokenizer | None = None,
+        clean: str | None = None,
+        model_max_length: int | None = None,
+        pad_token=None,
+        strip_sep_token: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **kwargs,
+    ):
+        if tokenizer_object is not None:
+            backend = Tokenizer.from_str(tokenizer_object.to_str())
+        elif tokenizer_file is not None:
+            backend = Tokenizer.from_file(os.fspath(tokenizer_file))
+        else:
+            backend = build_clip_bpe()
+        # These are arguments of a call here. Left in place, the base class would make special tokens of them.
+        backend.no_padding()
+        backend.no_truncation()
+        self._tokenizer = backend
+        self._is_clip_bpe = is_clip_bpe(backend)
+        if self._is_clip_bpe:
+            pad_token = "!" if pad_token is None else pad_token
+            kwargs = {"bos_token": BOS_TOKEN, "eos_token": EOS_TOKEN, **kwargs}
+            model_max_length = 77 if model_max_length is None else model_max_length
+        self.clean = clean or ("lower" if self._is_clip_bpe else "whitespace")
+        self._clean_text = get_text_cleaner(self.clean)
+        self.strip_sep_token = strip_sep_token
+        if strip_sep_token and kwargs.get("sep_token") is None:
+            raise ValueError("strip_sep_token=True replaces the separator token, but no sep_token is set.")
+
+        # The base class adds every special token that it is given to the vocabulary, as a token to look for in texts.
+        plain_pad_token = self._is_plain_token(pad_token)
+        super().__init__(
+            clean=self.clean,
+            strip_sep_token=strip_sep_token,
+            model_max_length=model_max_length,
+            clean_up_tokenization_spaces=(
+                self._is_clip_bpe if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
+            ),
+            **({} if plain_pad_token else {"pad_token": pad_token}),
+            **kwargs,
+        )
+        if plain_pad_token:
+            self.pad_token = str(pad_token)
+
+    @classmethod
+    def convert_to_native_format(cls, **kwargs):
+        """Called by `from_pretrained` with the files that it found; `__init__` reads tokenizer.json itself."""
+        if kwargs.get("tokenizer_file") is None and kwargs.get("tokenizer_object") is None:
+            raise OSError(
+                f"No tokenizer.json in {kwargs.get('name_or_path')!r}. {cls.__name__}() without arguments has CLIP's "
+                f"vocabulary; {cls.__name__}.from_hf_tokenizer reads the folders of other tokenizers."
+            )
+        return kwargs
+
+    @classmethod
+    def from_hf_tokenizer(
+        cls,
+        folder: str | os.PathLike,
+        *,
+        context_length: int = 77,
+        clean: str = "whitespace",
+        strip_sep_token: bool = False,
+        **kwargs,
+    ) -> "OpenClipTokenizer":
+        """The tokenizer of another transformers checkpoint, used as open_clip's `HFTokenizer` uses it.
+
+        Args:
+            folder: anything that `AutoTokenizer.from_pretrained` takes.
+            context_length: length in tokens to which texts are truncated and padded.
+            clean: how texts are cleaned, see the class.
+            strip_sep_token: see the class.
+            kwargs: arguments for `AutoTokenizer.from_pretrained`.
+
+        Raises:
+            ValueError: the tokenizer is not built on the tokenizers library, or has no padding token.
+        """
+        source = AutoTokenizer.from_pretrained(folder, **kwargs)
+        if not isinstance(source, TokenizersBackend):
+            raise ValueError(
+                f"{folder}: {type(source).__name__} is not built on the tokenizers library, which is needed."
+            )
+        if source.pad_token is None:
+            raise ValueError(
+                f"{folder}: the tokenizer has no padding token; set pad_token in its tokenizer_config.json."
+            )
+        return cls(
+            tokenizer_object=source.backend_tokenizer,
+            clean=clean,
+            model_max_length=context_length,
+            strip_sep_token=strip_sep_token,
+            padding_side=source.padding_side,
+            truncation_side=source.truncation_side,
+            clean_up_tokenization_spaces=source.clean_up_tokenization_spaces,
+            extra_special_tokens=list(source.extra_special_tokens),
+            **source.special_tokens_map,
+        )
+
+    def __call__(self, text=None, text_pair=None, *args, padding="max_length", **kwargs) -> BatchEncoding:
+        """Tokenise one text or a list of texts.
+
+        Takes the arguments of every tokenizer of transformers, with other defaults: `padding="max_length"` and
+        truncation, both to `model_max_length`.
+
+        Returns:
+            `input_ids` and `attention_mask` (1 for tokens, 0 for padding), lists of ints, or int64 of shape (texts,
+            length) with `return_tensors="pt"`.
+        """
+        return super().__call__(text, text_pair, *args, padding=padding, **kwargs)
+
+    def _get_padding_truncation_strategies(self, padding=False, truncation=None, **kwargs):
+        if padding is True and self._has_max_length:
+            padding = "max_length"
+        if truncation is None:
+            truncation = self._has_max_length or kwargs.get("max_length") is not None
+        return super()._get_padding_truncation_strategies(padding=padding, truncation=truncation, **kwargs)
+
+    @property
+    def _has_max_length(self) -> bool:
+        """Whether a longest text is set; without one, texts are neither truncated nor padded by default."""
+        return self.model_max_length < 10**20
+
+    def _encode_plus(
+        self, text, text_pair=None, *, padding_strategy=PaddingStrategy.DO_NOT_PAD, return_tensors=None, **kwargs
+    ) -> BatchEncoding:
+        if isinstance(text, (list, tuple)) and not text:
+            raise ValueError("Got an empty list of texts to tokenize: pass at least one text.")
+        text, text_pair = self._prepare_text(text), self._prepare_text(text_pair)
+        # Padding here and not in the base class, which fills up lists token by token, halves the time of a batch.
+        pads_here = return_tensors is not None and padding_strategy != PaddingStrategy.DO_NOT_PAD
+        pads_here = pads_here and text_pair is None and not any(kwargs.get(option) for option in _EXTRA_OUTPUTS)
+        encoding = super()._encode_plus(
+            text,
+            text_pair,
+            padding_strategy=PaddingStrategy.DO_NOT_PAD if pads_here else padding_strategy,
+            **kwargs,
+        )
+        if self.strip_sep_token:
+            self._strip_sep_token(encoding)
+        is_single = not isinstance(encoding["input_ids"][0], list) if encoding["input_ids"] else True
+        if pads_here:
+            encoding.data = self._pad_to_arrays(encoding.data, is_single, padding_strategy, **kwargs)
+            if return_tensors == TensorType.PYTORCH:
+                encoding.data = {key: torch.from_numpy(array) for key, array in encoding.data.items()}
+        return encoding.convert_to_tensors(return_tensors, prepend_batch_axis=is_single and not pads_here)
+
+    def _prepare_text(self, text):
+        if isinstance(text, str):
+            text = self._clean_text(text)
+            return mark_literal_tokens(text) if self._is_clip_bpe else text
+        if isinstance(text, (list, tuple)):
+            return [self._prepare_text(part) for part in text]
+        return text
+
+    def _strip_sep_token(self, encoding: BatchEncoding):
+        def strip(ids, values):
+            if ids and isinstance(ids[0], list):
+                return [strip(*row) for row in zip(ids, values)]
+            return [0 if token_id == self.sep_token_id else value for token_id, value in zip(ids, values)]
+
+        for key in ("attention_mask", "input_ids"):
+            if key in encoding:
+                encoding[key] = strip(encoding["input_ids"], encoding[key])
+
+    def _pad_to_arrays(
+        self,
+        encoding: dict[str, list],
+        is_single: bool,
+        padding_strategy,
+        max_length=None,
+        pad_to_multiple_of=None,
+        padding_side=None,
+        **kwargs,
+    ) -> dict[str, np.ndarray]:
+        """The lists of ints of `encoding` as int64 arrays of shape (texts, length)."""
+        rows = [encoding["input_ids"]] if is_single else encoding["input_ids"]
+        width = longest = max(map(len, rows))
+        if padding_strategy == PaddingStrategy.MAX_LENGTH:
+            width = max_length
+        if pad_to_multiple_of:
+            width = -(-width // pad_to_multiple_of) * pad_to_multiple_of
+        if longest > width:
+            raise ValueError(
+                f"A text of {longest} tokens does not fit the length of {width} tokens that was asked for: pass "
+                "truncation=True, or padding='longest'."
+            )
+        to_left = (padding_side or self.padding_side) == "left"
+        arrays = {}
+        for key in encoding:
+            array = np.full((len(rows), width), self.pad_token_id if key == "input_ids" else 0, dtype=np.int64)
+            for i, values in enumerate([encoding[key]] if is_single else encoding[key]):
+                if to_left:
+                    array[i, width - len(values) :] = values
+                else:
+                    array[i, : len(values)] = values
+            arrays[key] = array
+        return arrays
+
+    def decode(self, token_ids, skip_special_tokens=False, **kwargs):
+        """Text of ids, or list of texts of a batch of ids (lists, numpy arrays or torch tensors).
+
+        With `skip_special_tokens=True` a caption (see the class), else the text of every id, as open_clip's `decode`.
+        """
+        kwargs.setdefault("clean_up_tokenization_spaces", None)
+        return super().decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs)
+
+    def _decode(self, token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=None, **kwargs) -> str:
+        token_ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
+        if not skip_special_tokens:
+            return self._tokenizer.decode(token_ids, skip_special_tokens=False)
+        text = self._tokenizer.decode(self._caption_ids(token_ids), skip_special_tokens=True).strip()
+        if clean_up_tokenization_spaces is None:
+            clean_up_tokenization_spaces = self.clean_up_tokenization_spaces
+        return self.clean_up_tokenization(text) if clean_up_tokenization_spaces else text
+
+    def clean_up_tokenization(self, text: str) -> str:
+        """`text` without the spaces that tokenisation left before punctuation."""
+        return _SPACE_TO_DROP.sub("", text) if self._is_clip_bpe else super().clean_up_tokenization(text)
+
+    def _caption_ids(self, token_ids: list[int]) -> list[int]:
+        """The ids between the begin-of-text token and the first end-of-text token after it, without padding."""
+        start = 0
+        while start < len(token_ids) and token_ids[start] == self.pad_token_id:
+            start += 1
+        if start < len(token_ids) and token_ids[start] == self.bos_token_id:
+            token_ids = token_ids[start + 1 :]
+        if self.eos_token_id in token_ids:
+            return token_ids[: token_ids.index(self.eos_token_id)]
+        # Cut short. No word of CLIP's vocabulary ends in its padding token, so that these ids are padding.
+        end = len(token_ids)
+        while end > 1 and token_ids[end - 1] == self.pad_token_id:
+            end -= 1
+        return token_ids[:end]
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """The special tokens. A padding token that is also a token of texts is not among them."""
+        pad_token = self.pad_token
+        tokens = super().all_special_tokens
+        return [token for token in tokens if token != pad_token] if self._is_plain_token(pad_token) else tokens
+
+    def _is_plain_token(self, token) -> bool:
+        """Whether `token` is an entry of the vocabulary that texts are cut into, not one looked for in them."""
+        if token is None or self._tokenizer.token_to_id(str(token)) is None:
+            return False
+        return str(token) not in self.added_tokens_encoder
+
+    def _save_pretrained(self, save_directory, file_names, **kwargs):
+        # The last call's padding and truncation are no part of the tokenizer.
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        return super()._save_pretrained(save_directory, file_names, **kwargs)
+
+
+__all__ = ["OpenClipTokenizer"]
