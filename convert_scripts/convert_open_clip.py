@@ -69,7 +69,7 @@ def convert_open_clip_checkpoint(
     tokenizer = load_tokenizer(opened, required=with_processor)
     model_config = build_config(opened.model_cfg, None if tokenizer is None else token_ids_of(tokenizer))
     notes = []
-    if tokenizer is None and model_config.bos_token_id is None and "multimodal_config" in model_config.sub_configs:
+    if model_config.model_type == "open_clip_coca" and model_config.bos_token_id is None:
         notes.append("the tokenizer is not known: set bos_token_id and eos_token_id in generation_config.json")
     plan = plan_conversion(model_config, checkpoint.tensors)
     dtype = output_dtype(plan, dtype)

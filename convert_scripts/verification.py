@@ -85,18 +85,19 @@ def verify_conversion(folder: Path, plan: ConversionPlan, model_cfg: Mapping[str
 
 def _check_tensors(folder: Path, plan: ConversionPlan) -> torch.dtype:
     """The dtype of the folder's weights, all of which are found to be the plan's."""
-    missing = dict.fromkeys(plan.shapes)
-    expected = dict(plan.converted())
-    wrong = []
+    shapes, expected = plan.shapes, dict(plan.converted())
+    missing, wrong = set(shapes), []
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118  not a dict
                 tensor = weights.get_tensor(name)
-                missing.pop(name, None)
-                if name not in expected or not torch.equal(tensor, expected[name].to(tensor.dtype)):
-                    wrong.append(name)
+                missing.discard(name)
+                right = tensor.shape == shapes.get(name) and torch.equal(tensor, expected[name].to(tensor.dtype))
+                wrong += [] if right else [name]
     if wrong or missing:
-        raise ConversionError(f"These tensors were not written as they should be:{listing([*wrong, *missing])}")
+        raise ConversionError(
+            f"These tensors were not written as they should be:{listing(sorted({*wrong, *missing}))}"
+        )
     return tensor.dtype
 
 

@@ -76,17 +76,21 @@ def write_model(folder: Path, plan: ConversionPlan, dtype: torch.dtype, max_shar
     """
     model = plan.model
     model.config.architectures = [type(model).__name__]
-    model.config.dtype = dtype
+    for config in (model.config, *(getattr(model.config, name) for name in model.config.sub_configs)):
+        config.dtype = dtype
     model.config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
 
-    split = split_state_dict_into_shards_factory(
-        plan.model.state_dict(),
-        get_storage_size=lambda tensor: tensor.numel() * dtype.itemsize,
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=max_shard_size,
-    )
+    try:
+        split = split_state_dict_into_shards_factory(
+            model.state_dict(),
+            get_storage_size=lambda tensor: tensor.numel() * dtype.itemsize,
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=max_shard_size,
+        )
+    except ValueError as error:
+        raise ConversionError(f"max_shard_size must be a number of bytes or like '5GB': {error}") from error
     shards = defaultdict(dict)
     progress = logging.tqdm(total=len(split.tensor_to_filename), desc="Converting tensors", unit="tensor")
     for name, tensor in plan.converted():

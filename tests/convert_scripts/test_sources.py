@@ -119,21 +119,21 @@ def test_open_source_downloads_a_hub_repository(monkeypatch, folder, source):
 
 def test_open_source_says_how_to_go_on_without_a_network(monkeypatch):
     fake_hub(monkeypatch, None, [])
-    with pytest.raises(ConversionError, match="cannot be reached.*hf download org/name --local-dir FOLDER"):
+    with pytest.raises(ConversionError, match=r"cannot be reached.*hf download org/name --local-dir FOLDER"):
         open_source("org/name")
 
 
 def test_open_source_waits_for_the_network_only_once(monkeypatch):
     asked = []
     fake_hub(monkeypatch, None, asked)
-    with pytest.raises(ConversionError, match="open_clip_model.safetensors of org/name.*cannot be reached"):
+    with pytest.raises(ConversionError, match=r"open_clip_model.safetensors of org/name.*cannot be reached"):
         open_source("org/name", model_name="ViT-B-32")
     assert [local_files_only for _, _, local_files_only in asked] == [False] + [True] * (len(WEIGHTS_FILES) - 1)
 
 
 def test_open_source_refuses_a_repository_without_open_clip_files(monkeypatch, tmp_path):
     fake_hub(monkeypatch, tmp_path, [])
-    with pytest.raises(ConversionError, match="open_clip_config.json of org/name cannot be downloaded: 404"):
+    with pytest.raises(ConversionError, match=r"open_clip_config.json of org/name cannot be downloaded: 404"):
         open_source("org/name")
 
 
@@ -185,7 +185,7 @@ def test_open_source_refuses_a_name_and_an_architecture(tmp_path):
 
 def test_open_source_refuses_weights_of_unknown_architecture(tmp_path):
     (tmp_path / "weights.pt").touch()
-    with pytest.raises(ConversionError, match="architecture of .*weights.pt is not known.*model_name.*config"):
+    with pytest.raises(ConversionError, match=r"architecture of .*weights.pt is not known.*model_name.*config"):
         open_source(tmp_path / "weights.pt")
 
 

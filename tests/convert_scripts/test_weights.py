@@ -123,7 +123,7 @@ def test_read_checkpoint_refuses_torchscript_archives(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.script(torch.nn.Linear(3, 5)), tmp_path / "archive.pt")
-    with pytest.raises(ConversionError, match="TorchScript archive.*not supported yet"):
+    with pytest.raises(ConversionError, match=r"TorchScript archive.*not supported yet"):
         read_checkpoint(tmp_path / "archive.pt")
 
 
