@@ -30,10 +30,10 @@ class OpenClipImageProcessor(OpenClipImageSettings, TorchvisionBackend):
     Its settings and inputs are those of [`OpenClipImageProcessorPil`]. PIL images are resized and cropped by Pillow,
     as conversion to RGB comes after that, and equal open_clip's up to the rounding of single precision (1e-6).
 
-    Arrays and tensors are resized by torchvision, three times as fast, with other rounding. uint8 images on a CPU come,
-    before normalisation, within 1/255 of open_clip's with a bilinear filter. With a bicubic one they come within
-    0.4/255 on average, and single pixels within 9/255 in photographs and 20/255 in white noise: Pillow limits values to
-    0..255 between its two passes over an image, and chooses their order.
+    Arrays and tensors are resized by torchvision, three times as fast, with other rounding. uint8 images on a CPU
+    come, before normalisation, within 1/255 of open_clip's with a bilinear filter. With a bicubic one they come within
+    0.4/255 on average, and single pixels within 9/255 in photographs and 20/255 in white noise: Pillow limits values
+    to 0..255 between its two passes over an image, and chooses their order.
 
     Returns:
         `pixel_values`, float32 of shape (images, channels, height, width); a list of tensors without `return_tensors`.

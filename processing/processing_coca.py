@@ -1,0 +1,140 @@
+"""Processor of CoCa: images with prompts to continue, or with whole captions to train on or to score."""
+
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import make_flat_list_of_images
+from transformers.processing_utils import Unpack
+
+from .processing_open_clip import OpenClipProcessor, OpenClipProcessorKwargs
+
+
+class CoCaProcessor(OpenClipProcessor):
+    """Processor of [`CoCaModel`] and [`CoCaForConditionalGeneration`]: an image processor and a tokenizer.
+
+    `text` is a prompt unless said otherwise: it starts with the begin-of-text token and has no end-of-text token, so
+    that `generate` continues it, and prompts of different lengths are padded on the left. `add_eos=True` makes it a
+    whole caption, padded on the right to the model's length, as the text tower and the caption loss need it.
+
+    ```python
+    model.generate(**processor(images=image, return_tensors="pt"))  # a caption
+    model.generate(**processor(images=image, text="a photo of", return_tensors="pt"))  # one that begins so
+    model(**processor(images=images, text=labels, add_eos=True, return_tensors="pt"))  # similarities
+    model(**processor(images=images, text=captions, return_labels=True, return_tensors="pt")).loss
+    ```
+
+    Args:
+        image_processor: an [`OpenClipImageProcessor`] or [`OpenClipImageProcessorPil`].
+        tokenizer: an [`OpenClipTokenizer`]. Called directly it makes whole captions, never prompts.
+    """
+
+    def __init__(self, image_processor=None, tokenizer=None, **kwargs):
+        super().__init__(image_processor, tokenizer, **kwargs)
+
+    def __call__(
+        self,
+        images=None,
+        text=None,
+        *,
+        add_eos: bool | None = None,
+        return_labels: bool = False,
+        **kwargs: Unpack[OpenClipProcessorKwargs],
+    ) -> BatchFeature:
+        """Prepare images, texts, or both.
+
+        Args:
+            images: one image or several: PIL images, arrays, tensors, paths or URLs. Nested lists are flattened.
+            text: one prompt for all images or one for each; or captions, of any number. Nested lists are flattened.
+            add_eos: whether texts are whole captions that end, instead of prompts; by default as `return_labels`.
+            return_labels: also return `labels` for the caption loss: `input_ids` with -100 in place of padding.
+            kwargs: arguments of the image processor and the tokenizer, such as `return_tensors="pt"`. Prompts are
+                truncated only with `truncation=True`.
+
+        Returns:
+            `pixel_values`, float32 of shape (images, channels, height, width), and `input_ids`, `attention_mask` and
+            `labels`, int64 of shape (texts, length): those that were asked for.
+
+        Raises:
+            ValueError: neither images nor texts, a text that is not a string, a prompt so long that nothing can follow
+                it, other numbers of images and prompts, or `return_labels` without captions.
+        """
+        add_eos = return_labels if add_eos is None else add_eos
+        if return_labels and (text is None or not add_eos):
+            raise ValueError(
+                "CoCaProcessor: return_labels=True makes labels of whole captions; pass them as text, without add_eos."
+            )
+        if text is None or add_eos:
+            outputs = super().__call__(images=images, text=text, **kwargs)
+            if return_labels:
+                outputs["labels"] = _labels(outputs["input_ids"], outputs["attention_mask"])
+            return outputs
+
+        prompts = self._flat_text(text)
+        outputs = BatchFeature()
+        if images is not None:
+            images = make_flat_list_of_images(self.image_processor.fetch_images(images))
+            prompts = [prompts] * len(images) if isinstance(prompts, str) else prompts
+            if len(prompts) != len(images):
+                raise ValueError(
+                    f"CoCaProcessor: got {len(images)} images and {len(prompts)} prompts; pass one prompt for each "
+                    "image, or one for all as a string. For captions to score, of any number, pass add_eos=True."
+                )
+            outputs = super().__call__(images=images, **kwargs)
+        merged_kwargs = self._merge_kwargs(
+            self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+        )
+        outputs.update(self._encode_prompts(prompts, **merged_kwargs["text_kwargs"]))
+        return outputs
+
+    def _encode_prompts(
+        self,
+        prompts: str | list[str],
+        padding=True,
+        truncation=False,
+        max_length=None,
+        pad_to_multiple_of=None,
+        return_tensors=None,
+        **kwargs,
+    ) -> BatchFeature:
+        """`input_ids` and `attention_mask` of prompts, padded on the left."""
+        if self.tokenizer.bos_token_id is None:
+            raise ValueError("CoCaProcessor: the tokenizer has no bos_token, with which a prompt begins.")
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        encoding = self.tokenizer(prompts, add_special_tokens=False, padding=False, truncation=False, verbose=False)
+        rows = [[self.tokenizer.bos_token_id, *row] for row in encoding["input_ids"]]
+        # One token at least has to follow.
+        longest = self.tokenizer.model_max_length - 1 if max_length is None else max_length
+        for prompt, row in zip(prompts, rows):
+            if len(row) > longest and not truncation:
+                raise ValueError(
+                    f"CoCaProcessor: the prompt {prompt!r:.80} has {len(row)} tokens; {longest} at most leave room "
+                    "for a caption. Shorten it or pass truncation=True. For captions to score or to train on, which "
+                    "are cut off, pass add_eos=True."
+                )
+        return self.tokenizer.pad(
+            {"input_ids": [row[:longest] for row in rows]},
+            padding="longest" if padding is True else padding,
+            max_length=max_length,
+            pad_to_multiple_of=pad_to_multiple_of,
+            padding_side="left",
+            return_tensors=return_tensors,
+        )
+
+    def post_process_image_text_to_text(self, generated_outputs, skip_special_tokens=True, **kwargs) -> list[str]:
+        """The texts of generated ids.
+
+        Args:
+            generated_outputs: ids of shape (texts, length) or (length,), as `generate` returns them, prompt included.
+            skip_special_tokens: clean captions; if false, the text of every id.
+            kwargs: arguments of the tokenizer's `batch_decode`, such as `clean_up_tokenization_spaces`.
+        """
+        return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+
+
+def _labels(input_ids, attention_mask):
+    if not isinstance(input_ids, list):
+        return input_ids * (attention_mask == 1) - 100 * (attention_mask == 0)
+    if input_ids and isinstance(input_ids[0], list):
+        return [_labels(*row) for row in zip(input_ids, attention_mask)]
+    return [token_id if is_token else -100 for token_id, is_token in zip(input_ids, attention_mask)]
+
+
+__all__ = ["CoCaProcessor"]

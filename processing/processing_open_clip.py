@@ -1,0 +1,60 @@
+"""Processor of the dual models: images and texts in one call."""
+
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
+
+from .image_settings_open_clip import OpenClipImageProcessorKwargs
+
+
+class OpenClipProcessorKwargs(ProcessingKwargs, total=False):
+    images_kwargs: OpenClipImageProcessorKwargs
+    _defaults = {}  # transformers 5.5 reads it
+
+
+class OpenClipProcessor(ProcessorMixin):
+    """Processor of [`OpenClipModel`] and [`OpenClipSiglipModel`]: an image processor and a tokenizer.
+
+    Args:
+        image_processor: an [`OpenClipImageProcessor`] or [`OpenClipImageProcessorPil`].
+        tokenizer: an [`OpenClipTokenizer`].
+    """
+
+    valid_processor_kwargs = OpenClipProcessorKwargs
+
+    def __init__(self, image_processor=None, tokenizer=None, **kwargs):
+        super().__init__(image_processor, tokenizer, **kwargs)
+
+    def __call__(self, images=None, text=None, **kwargs: Unpack[OpenClipProcessorKwargs]) -> BatchFeature:
+        """Prepare images, texts, or both.
+
+        Args:
+            images: one image or several: PIL images, arrays, tensors, paths or URLs. Nested lists are flattened.
+            text: one text or several, cleaned, truncated and padded to the model's length; nested lists are flattened.
+            kwargs: arguments of the image processor and the tokenizer, such as `return_tensors="pt"`.
+
+        Returns:
+            `pixel_values`, float32 of shape (images, channels, height, width), and `input_ids` and `attention_mask`,
+            int64 of shape (texts, length): those that were asked for.
+
+        Raises:
+            ValueError: neither images nor texts, or a text that is not a string.
+        """
+        if images is None and text is None:
+            raise ValueError(f"{type(self).__name__}: got neither images nor text; pass images=..., text=... or both.")
+        return super().__call__(images=images, text=None if text is None else self._flat_text(text), **kwargs)
+
+    def _flat_text(self, text) -> str | list[str]:
+        """`text` as a string or a flat list of strings."""
+        if isinstance(text, str):
+            return text
+        texts = []
+        if isinstance(text, (list, tuple)):
+            for part in text:
+                flat = self._flat_text(part)
+                texts += [flat] if isinstance(flat, str) else flat
+        if not texts:
+            raise ValueError(f"{type(self).__name__}: text must be a string or a list of strings; got {text!r:.200}.")
+        return texts
+
+
+__all__ = ["OpenClipProcessor", "OpenClipProcessorKwargs"]
