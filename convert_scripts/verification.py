@@ -139,6 +139,7 @@ def _open_clip_outputs(model_cfg: Mapping[str, Any], plan: ConversionPlan, dtype
     if outputs["image features"].ndim == outputs["text features"].ndim == 2:
         outputs["logits"] = _scaled_similarities(outputs, model.logit_scale, model.logit_bias)
     if hasattr(model, "text_decoder"):
+        input_ids = input_ids[:, : plan.model.config.max_position_embeddings]
         outputs["caption logits"] = model(pixel_values, input_ids, output_labels=False)["logits"]
     return outputs
 
@@ -184,6 +185,7 @@ def _our_outputs(folder: Path, plan: ConversionPlan) -> Outputs:
     if outputs["image features"].ndim == outputs["text features"].ndim == 2:
         outputs["logits"] = _scaled_similarities(outputs, model.logit_scale, model.logit_bias)
     if hasattr(model, "lm_head"):
+        input_ids = input_ids[:, : model.config.max_position_embeddings]
         outputs["caption logits"] = model(input_ids=input_ids, pixel_values=pixel_values).logits
     return outputs
 

@@ -66,6 +66,22 @@ def tiny_siglip_cfg(**changes) -> dict:
     return _merged(_merged(_CLIP, siglip), changes)
 
 
+def reduced_cfg(model_cfg: dict) -> dict:
+    """open_clip's `model_cfg` of full size at an eighth of its widths, two layers deep; ratios and switches are kept."""
+    cfg = copy.deepcopy(model_cfg)
+    cfg["embed_dim"] //= 8
+    vision, text, decoder = cfg["vision_cfg"], cfg["text_cfg"], cfg.get("multimodal_cfg")
+    vision |= {"width": vision["width"] // 8, "head_width": vision.get("head_width", 64) // 8}
+    # A third of the patches, of a seventh to a ninth of their side.
+    patch_size = vision["patch_size"] // 7
+    vision |= {"patch_size": patch_size, "image_size": vision["image_size"] // vision["patch_size"] // 3 * patch_size}
+    for part in filter(None, (text, decoder)):
+        part |= {"width": part["width"] // 8, "vocab_size": VOCAB_SIZE}
+    for part in filter(None, (vision, text, decoder)):
+        part["layers"] = 2
+    return cfg
+
+
 def _merged(base: dict, changes: dict) -> dict:
     merged = copy.deepcopy(base)
     for key, value in changes.items():
