@@ -56,11 +56,12 @@ def caption_images(
         as_json: print one JSON object a line, `{"image": name, "caption": ...}`; else `name<TAB>caption`.
         failures: gets the images that cannot be read.
     """
+    check_generation(settings)
     model, processor = load(AutoModelForImageTextToText, model_name, device, dtype, captions=True)
     settings = {name: value for name, value in settings.items() if value is not None}
     if settings.keys() & set(SAMPLING):
         settings["do_sample"] = True
-    prompt_ids = None if prompt is None else processor(text=prompt, return_tensors="pt").input_ids.to(model.device)
+    prompt_ids = None if prompt is None else _encode_prompt(processor, prompt).to(model.device)
     settings |= fit_length(model, settings.get("max_new_tokens"), 1 if prompt_ids is None else prompt_ids.shape[1])
     if seed is not None:
         set_seed(seed)
@@ -71,6 +72,13 @@ def caption_images(
                 print_record({"image": name, "caption": caption})
             else:
                 print_columns(name, caption)
+
+
+def _encode_prompt(processor: ProcessorMixin, prompt: str) -> torch.Tensor:
+    try:
+        return processor(text=prompt, return_tensors="pt").input_ids
+    except ValueError as error:
+        raise UsageError(f"--prompt cannot be continued. {error}") from error
 
 
 def fit_length(model: PreTrainedModel, max_new_tokens: int | None, prompt_length: int) -> dict[str, int]:

@@ -114,7 +114,7 @@ def embed_texts(model: PreTrainedModel, processor: ProcessorMixin, texts: list[s
         warn(f"{too_long} of {len(texts)} texts were cut to the model's {limit} tokens.")
     embeds = []
     for start in range(0, len(texts), batch_size):
-        inputs = processor(text=texts[start : start + batch_size], return_tensors="pt").to(model.device)
+        inputs = tokenizer(texts[start : start + batch_size], return_tensors="pt").to(model.device)
         features = model.get_text_features(**inputs).pooler_output
         embeds.append(F.normalize(_one_vector_each(features).float(), dim=-1).cpu())
     return torch.cat(embeds)

@@ -106,7 +106,7 @@ def test_caption_when_no_image_can_be_read(run, coca, broken):
         (["--temperature", 0], "--temperature must be above 0"),
         (["--max-new-tokens", 10], "the model has 10 positions.*Give at most 9"),
         (["--prompt", "one two three", "--max-new-tokens", 7], "take 4.*Give at most 6"),
-        (["--prompt", "a b c d e f g h i j k"], "leaves no room in the model's 10"),
+        (["--prompt", "a b c d e f g h i j k"], "--prompt cannot be continued.*12 tokens"),
         (["--dtype", "float8"], "float8"),
         (["--device", "cuda:99"], "--device cuda:99 cannot be used here"),
         (["--device", "gpu"], "--device gpu cannot be used here"),
