@@ -8,6 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ._register import register
+
 
 if not (Path(__file__).parent / "modeling").is_dir():  # a checkout: the sub-packages lie beside this folder
     __path__.append(str(Path(__file__).parents[1]))
@@ -19,6 +21,24 @@ if TYPE_CHECKING:
     from .configuration.configuration_open_clip import OpenClipSiglipConfig as OpenClipSiglipConfig
     from .configuration.configuration_text import OpenClipTextConfig as OpenClipTextConfig
     from .configuration.configuration_vit import OpenClipVitConfig as OpenClipVitConfig
+    from .convert_scripts.convert_open_clip import convert_open_clip_checkpoint as convert_open_clip_checkpoint
+    from .convert_scripts.report import ConversionReport as ConversionReport
+    from .modeling.modeling_coca import CoCaForConditionalGeneration as CoCaForConditionalGeneration
+    from .modeling.modeling_coca import CoCaForZeroShotImageClassification as CoCaForZeroShotImageClassification
+    from .modeling.modeling_coca import CoCaModel as CoCaModel
+    from .modeling.modeling_open_clip import OpenClipForImageClassification as OpenClipForImageClassification
+    from .modeling.modeling_open_clip import OpenClipModel as OpenClipModel
+    from .modeling.modeling_open_clip import OpenClipSiglipModel as OpenClipSiglipModel
+    from .modeling.modeling_open_clip import OpenClipTextModelWithProjection as OpenClipTextModelWithProjection
+    from .modeling.modeling_open_clip import OpenClipVisionModelWithProjection as OpenClipVisionModelWithProjection
+    from .modeling.modeling_text import OpenClipTextModel as OpenClipTextModel
+    from .modeling.modeling_vit import OpenClipVitModel as OpenClipVitModel
+    from .processing.image_processing_open_clip import OpenClipImageProcessor as OpenClipImageProcessor
+    from .processing.image_processing_pil_open_clip import OpenClipImageProcessorPil as OpenClipImageProcessorPil
+    from .processing.pipeline_image_to_text import ImageToTextPipeline as ImageToTextPipeline
+    from .processing.processing_coca import CoCaProcessor as CoCaProcessor
+    from .processing.processing_open_clip import OpenClipProcessor as OpenClipProcessor
+    from .processing.tokenization_open_clip import OpenClipTokenizer as OpenClipTokenizer
 
 __version__ = "0.1.0"
 
@@ -30,6 +50,24 @@ _PUBLIC = {
     "OpenClipSiglipConfig": "configuration.configuration_open_clip",
     "OpenClipTextConfig": "configuration.configuration_text",
     "OpenClipVitConfig": "configuration.configuration_vit",
+    "convert_open_clip_checkpoint": "convert_scripts.convert_open_clip",
+    "ConversionReport": "convert_scripts.report",
+    "CoCaForConditionalGeneration": "modeling.modeling_coca",
+    "CoCaForZeroShotImageClassification": "modeling.modeling_coca",
+    "CoCaModel": "modeling.modeling_coca",
+    "OpenClipForImageClassification": "modeling.modeling_open_clip",
+    "OpenClipModel": "modeling.modeling_open_clip",
+    "OpenClipSiglipModel": "modeling.modeling_open_clip",
+    "OpenClipTextModelWithProjection": "modeling.modeling_open_clip",
+    "OpenClipVisionModelWithProjection": "modeling.modeling_open_clip",
+    "OpenClipTextModel": "modeling.modeling_text",
+    "OpenClipVitModel": "modeling.modeling_vit",
+    "OpenClipImageProcessor": "processing.image_processing_open_clip",
+    "OpenClipImageProcessorPil": "processing.image_processing_pil_open_clip",
+    "ImageToTextPipeline": "processing.pipeline_image_to_text",
+    "CoCaProcessor": "processing.processing_coca",
+    "OpenClipProcessor": "processing.processing_open_clip",
+    "OpenClipTokenizer": "processing.tokenization_open_clip",
 }
 
 __all__ = list(_PUBLIC)
@@ -43,3 +81,6 @@ def __getattr__(name: str):
 
 def __dir__():
     return sorted([*globals(), *_PUBLIC])
+
+
+register()

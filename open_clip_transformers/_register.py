@@ -1,36 +1,123 @@
-"""Registers our classes with transformers' Auto classes."""
+"""Registers our classes with transformers' Auto classes and pipelines, without importing them or torch yet.
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoModelForImageTextToText,
-    AutoModelForZeroShotImageClassification,
-)
+The towers come from the tables in `configuration_towers.py` and `modeling_towers.py`; nothing is added here for a new
+one.
+"""
 
-from .configuration.configuration_coca import CoCaConfig, CoCaDecoderConfig
-from .configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
-from .configuration.configuration_towers import TEXT_CONFIGS, VISION_CONFIGS
-from .modeling.modeling_coca import CoCaForConditionalGeneration, CoCaForZeroShotImageClassification, CoCaModel
-from .modeling.modeling_open_clip import OpenClipForImageClassification, OpenClipModel, OpenClipSiglipModel
-from .modeling.modeling_towers import TEXT_MODELS, VISION_MODELS
+from functools import partial
+from importlib import import_module
+
+from ._deferred import add_entries, after_import
 
 
-DUAL_MODELS = {OpenClipConfig: OpenClipModel, OpenClipSiglipConfig: OpenClipSiglipModel}
+def _towers() -> dict:
+    from .configuration.configuration_towers import TEXT_CONFIGS, VISION_CONFIGS
+
+    return {**VISION_CONFIGS, **TEXT_CONFIGS}
+
+
+def _composites() -> tuple:
+    from .configuration.configuration_coca import CoCaConfig
+    from .configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
+
+    return OpenClipConfig, OpenClipSiglipConfig, CoCaConfig
+
+
+def _configs() -> dict:
+    from .configuration.configuration_coca import CoCaDecoderConfig
+
+    return {config.model_type: config for config in (*_towers().values(), *_composites(), CoCaDecoderConfig)}
+
+
+def _dual_models() -> dict:
+    from .configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
+    from .modeling.modeling_open_clip import OpenClipModel, OpenClipSiglipModel
+
+    return {OpenClipConfig: OpenClipModel, OpenClipSiglipConfig: OpenClipSiglipModel}
+
+
+def _models() -> dict:
+    from .configuration.configuration_coca import CoCaConfig
+    from .modeling.modeling_coca import CoCaModel
+    from .modeling.modeling_towers import TEXT_MODELS, VISION_MODELS
+
+    tower_models = {**VISION_MODELS, **TEXT_MODELS}
+    towers = {config: tower_models[model_type] for model_type, config in _towers().items()}
+    return {**towers, **_dual_models(), CoCaConfig: CoCaModel}
+
+
+def _image_text_to_text_models() -> dict:
+    from .configuration.configuration_coca import CoCaConfig
+    from .modeling.modeling_coca import CoCaForConditionalGeneration
+
+    return {CoCaConfig: CoCaForConditionalGeneration}
+
+
+def _zero_shot_models() -> dict:
+    from .configuration.configuration_coca import CoCaConfig
+    from .modeling.modeling_coca import CoCaForZeroShotImageClassification
+
+    return {**_dual_models(), CoCaConfig: CoCaForZeroShotImageClassification}
+
+
+def _image_classifiers() -> dict:
+    from .modeling.modeling_open_clip import OpenClipForImageClassification
+
+    return dict.fromkeys(_composites(), OpenClipForImageClassification)
+
+
+def _processors() -> dict:
+    from .configuration.configuration_coca import CoCaConfig
+    from .processing.processing_coca import CoCaProcessor
+    from .processing.processing_open_clip import OpenClipProcessor
+
+    return {**dict.fromkeys(_composites(), OpenClipProcessor), CoCaConfig: CoCaProcessor}
+
+
+def _image_processors() -> dict:
+    from .configuration.configuration_towers import VISION_CONFIGS
+    from .processing.image_processing_open_clip import OpenClipImageProcessor
+    from .processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
+
+    back_ends = {"torchvision": OpenClipImageProcessor, "pil": OpenClipImageProcessorPil}
+    return {config: dict(back_ends) for config in (*VISION_CONFIGS.values(), *_composites())}
+
+
+def _tokenizers() -> dict:
+    from .configuration.configuration_towers import TEXT_CONFIGS
+    from .processing.tokenization_open_clip import OpenClipTokenizer
+
+    return dict.fromkeys((*TEXT_CONFIGS.values(), *_composites()), OpenClipTokenizer)
+
+
+# Module of transformers.models.auto -> table in it -> what is registered there.
+_TABLES = {
+    "configuration_auto": {"CONFIG_MAPPING": _configs},
+    "modeling_auto": {
+        "MODEL_MAPPING": _models,
+        "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING": _image_text_to_text_models,
+        "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING": _zero_shot_models,
+        "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING": _image_classifiers,
+    },
+    "processing_auto": {"PROCESSOR_MAPPING": _processors},
+    "image_processing_auto": {"IMAGE_PROCESSOR_MAPPING": _image_processors},
+    "tokenization_auto": {"TOKENIZER_MAPPING": _tokenizers},
+}
+
+
+def _fill_tables(module: str):
+    for name, load in _TABLES[module].items():
+        add_entries(getattr(import_module(f"transformers.models.auto.{module}"), name), load)
+
+
+def _register_pipeline():
+    from .processing.pipeline_image_to_text import register_image_to_text
+
+    register_image_to_text()
 
 
 def register():
-    """Makes `AutoModel` and its like load our folders."""
-    towers = {**VISION_CONFIGS, **TEXT_CONFIGS}
-    tower_models = {**VISION_MODELS, **TEXT_MODELS}
-    for config in (*towers.values(), *DUAL_MODELS, CoCaConfig, CoCaDecoderConfig):
-        AutoConfig.register(config.model_type, config)
-    for model_type, config in towers.items():
-        AutoModel.register(config, tower_models[model_type])
-    for config, model in DUAL_MODELS.items():
-        AutoModel.register(config, model)
-        AutoModelForZeroShotImageClassification.register(config, model)
-    AutoModelForImageClassification.register(OpenClipConfig, OpenClipForImageClassification)
-    AutoModel.register(CoCaConfig, CoCaModel)
-    AutoModelForImageTextToText.register(CoCaConfig, CoCaForConditionalGeneration)
-    AutoModelForZeroShotImageClassification.register(CoCaConfig, CoCaForZeroShotImageClassification)
+    """Makes transformers' Auto classes and pipelines know ours, as soon as transformers imports its own."""
+    for module in _TABLES:
+        after_import(f"transformers.models.auto.{module}", partial(_fill_tables, module))
+    after_import("transformers.pipelines", _register_pipeline)

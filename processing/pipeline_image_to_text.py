@@ -1,0 +1,170 @@
+"""The image-to-text pipeline: captions, without a prompt or with one."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, pipelines
+from transformers.pipelines import ImageTextToTextPipeline
+
+from .image_settings_open_clip import open_image
+from .pipelines_compat import let_registered_task_pass, transformers_own_task
+
+
+TASK = "image-to-text"
+PROMPTED_TASK = "image-text-to-text"
+MODEL_TYPES = ("open_clip_coca",)
+
+# Arguments of `generate` that may be passed by name; the groups are CoCa's own.
+_GENERATION_ARGUMENTS = {name for name in vars(GenerationConfig()) if not name.startswith("_")} | {
+    "diversity_penalty",
+    "generation_config",
+    "num_beam_groups",
+}
+
+
+class ImageToTextPipeline(ImageTextToTextPipeline):
+    """Captions images: `pipeline("image-to-text", model=folder)(image)`.
+
+    transformers 5 dropped the task of this name in favour of image-text-to-text, which asks for a text and returns it.
+    Here a text is optional. Images are opened and converted by the model's image processor, as open_clip does: EXIF
+    data do not turn them.
+
+    A model of another type gets what transformers itself has for it, an image-text-to-text pipeline.
+
+    Takes the arguments of [`~transformers.Pipeline`], and arguments of a call that shall hold for every call.
+    """
+
+    # Captions are as long as the model's own generation_config says.
+    _default_generation_config = GenerationConfig()
+
+    def __new__(cls, model=None, *args, task: str = TASK, **kwargs):
+        if model is not None and model.config.model_type not in MODEL_TYPES:
+            task = transformers_own_task(task, default=PROMPTED_TASK)
+            return ImageTextToTextPipeline(model, *args, task=task, **kwargs)
+        return super().__new__(cls)
+
+    def check_model_type(self, supported_models):
+        # Every CoCa that generates will do, whichever Auto class loaded it.
+        if not self.model.can_generate():
+            super().check_model_type(supported_models)
+
+    def _sanitize_parameters(
+        self,
+        prompt: str | None = None,
+        timeout: float | None = None,
+        generate_kwargs: dict[str, Any] | None = None,
+        return_full_text: bool | None = None,
+        return_tensors: bool | None = None,
+        clean_up_tokenization_spaces: bool | None = None,
+        **kwargs,
+    ):
+        named = {name: kwargs.pop(name) for name in _GENERATION_ARGUMENTS & kwargs.keys()}
+        generate_kwargs = dict(generate_kwargs or {})
+        if twice := sorted(named.keys() & generate_kwargs.keys()):
+            raise ValueError(f"Pass {', '.join(twice)} in generate_kwargs or by name, not both.")
+        preprocess = {"prompt": prompt, "timeout": timeout}
+        postprocess = {
+            "return_full_text": return_full_text,
+            "return_tensors": return_tensors,
+            "clean_up_tokenization_spaces": clean_up_tokenization_spaces,
+        }
+        preprocess, postprocess = (
+            {name: value for name, value in parameters.items() if value is not None}
+            for parameters in (preprocess, postprocess)
+        )
+        return {**preprocess, **kwargs}, {**generate_kwargs, **named}, postprocess
+
+    def __call__(self, images=None, text: str | list[str] | None = None, **kwargs):
+        """Captions images.
+
+        Args:
+            images: a path, a URL, a PIL image, an array or tensor as the image processor takes it, or `{"images":
+                image, "text": prompt}`; or a list, a generator or a torch dataset of these.
+            text: what every caption starts with, or a list of texts, one for each of a list of images.
+            prompt: the same as `text`.
+            batch_size: images that the model works on at once, 1 by default.
+            timeout: longest wait for an image from the web, in seconds.
+            max_new_tokens: longest caption in tokens, the prompt not counted; and every other argument of
+                [`~transformers.GenerationConfig`], such as `num_beams`, and `num_beam_groups`.
+            generate_kwargs: arguments of `generate`, those included that cannot be passed by name.
+            return_full_text: `False` leaves the prompt out of `generated_text`.
+            return_tensors: return `generated_token_ids` instead of `generated_text`.
+            clean_up_tokenization_spaces: see the tokenizer.
+            kwargs: arguments of the processor.
+
+        Returns:
+            For an image `[{"generated_text": caption}]`, with as many entries as `num_return_sequences`. For a list a
+            list of these, for a generator or dataset an iterator over these.
+
+        Raises:
+            ValueError: no images, texts and images of different number, or texts and images that do not fit in the
+                model.
+            OSError: an image cannot be opened.
+        """
+        if images is None:
+            raise ValueError("Got no images: pass an image, or a list, generator or dataset of images.")
+        text = kwargs.pop("prompt", None) if text is None else text
+        if isinstance(text, (list, tuple)):
+            images = _pair(images, text)
+        elif text is not None:
+            kwargs["prompt"] = text
+        if isinstance(images, tuple):
+            images = list(images)
+        elif isinstance(images, Iterator):
+            images = (image for image in images)  # transformers takes no iterators but generators
+        if isinstance(images, list) and not images:
+            return []
+        return super(ImageTextToTextPipeline, self).__call__(images, **kwargs)
+
+    def preprocess(self, inputs=None, prompt: str = "", timeout: float | None = None, **processor_kwargs) -> dict:
+        image = inputs
+        if isinstance(inputs, dict):
+            image, prompt = inputs["images"], inputs.get("text", prompt)
+        if isinstance(image, str):
+            image = open_image(image)
+        model_inputs = self.processor(images=image, return_tensors="pt", **processor_kwargs).to(dtype=self.dtype)
+        return {"pixel_values": model_inputs["pixel_values"], "text": prompt}
+
+    def _forward(self, model_inputs, **generate_kwargs) -> dict[str, torch.Tensor]:
+        # Prompts become tokens here, and not one by one in `preprocess`, because those of a batch are padded to the
+        # longest, on the left.
+        prompts = [model_inputs["text"]] if isinstance(model_inputs["text"], str) else model_inputs["text"]
+        tokens = self.processor(text=prompts, padding="longest", padding_side="left", return_tensors="pt")
+        outputs = super()._forward({**model_inputs, **tokens.to(self.device)}, generate_kwargs)
+        sequences = outputs["generated_sequence"]
+        return {
+            "generated_sequence": sequences.reshape(len(prompts), -1, sequences.shape[-1]),
+            "input_ids": outputs["input_ids"],
+        }
+
+    def postprocess(
+        self, model_outputs, return_full_text: bool = True, return_tensors: bool = False, **decode_kwargs
+    ) -> list[dict[str, Any]]:
+        (sequences,) = model_outputs["generated_sequence"]
+        if not return_full_text:
+            sequences = sequences[:, model_outputs["input_ids"].shape[-1] :]
+        if return_tensors:
+            return [{"generated_token_ids": token_ids} for token_ids in sequences]
+        texts = self.processor.batch_decode(sequences, skip_special_tokens=True, **decode_kwargs)
+        return [{"generated_text": text} for text in texts]
+
+
+def _pair(images, texts) -> list[dict]:
+    """Each image with its text."""
+    if not isinstance(images, (list, tuple)) or len(images) != len(texts):
+        got = f"{len(images)} images" if isinstance(images, (list, tuple)) else type(images).__name__
+        raise ValueError(f"A list of texts needs a list of as many images: got {len(texts)} texts and {got}.")
+    return [{"images": image, "text": text} for image, text in zip(images, texts)]
+
+
+def register_image_to_text():
+    """Makes `pipeline("image-to-text")` build an [`ImageToTextPipeline`]."""
+    tasks = pipelines.PIPELINE_REGISTRY.supported_tasks
+    # Not `register_pipeline`: it would make the pipeline's `save_pretrained` copy this file beside the weights, and
+    # the folder then ask for `trust_remote_code`.
+    tasks[TASK] = {**tasks[PROMPTED_TASK], "impl": ImageToTextPipeline}
+    let_registered_task_pass(TASK)
+
+
+__all__ = ["ImageToTextPipeline"]
