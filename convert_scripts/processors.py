@@ -13,6 +13,9 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ..configuration.configuration_common import height_and_width
+from ..processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
+from ..processing.processing_coca import CoCaProcessor
+from ..processing.processing_open_clip import OpenClipProcessor
 from ..processing.tokenization_open_clip import OpenClipTokenizer
 from .config_mapping import CLIP_VOCAB_SIZE, TokenIds
 from .errors import ConversionError
@@ -150,10 +153,6 @@ def build_processor(source: Source, config: PreTrainedConfig, tokenizer: OpenCli
     Raises:
         ConversionError: image settings that open_clip has no meaning for.
     """
-    from ..processing.image_processing_open_clip import OpenClipImageProcessor
-    from ..processing.processing_coca import CoCaProcessor
-    from ..processing.processing_open_clip import OpenClipProcessor
-
-    image_processor = OpenClipImageProcessor(**image_processor_settings(source.preprocess_cfg, config))
+    image_processor = OpenClipImageProcessorPil(**image_processor_settings(source.preprocess_cfg, config))
     processor_class = CoCaProcessor if "multimodal_config" in config.sub_configs else OpenClipProcessor
     return processor_class(image_processor=image_processor, tokenizer=tokenizer)

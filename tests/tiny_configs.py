@@ -67,7 +67,7 @@ def tiny_siglip_cfg(**changes) -> dict:
 
 
 def reduced_cfg(model_cfg: dict) -> dict:
-    """open_clip's `model_cfg` of full size at an eighth of its widths, two layers deep; ratios and switches are kept."""
+    """A `model_cfg` of open_clip at an eighth of its widths and two layers deep; ratios and switches are kept."""
     cfg = copy.deepcopy(model_cfg)
     cfg["embed_dim"] //= 8
     vision, text, decoder = cfg["vision_cfg"], cfg["text_cfg"], cfg.get("multimodal_cfg")

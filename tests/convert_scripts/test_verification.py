@@ -1,0 +1,151 @@
+"""Verification: what it accepts, and that wrong conversions do not pass."""
+
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_configs import open_clip_model, tiny_clip_cfg, tiny_coca_cfg
+
+from open_clip_transformers.convert_scripts import verification
+from open_clip_transformers.convert_scripts.config_mapping import build_config
+from open_clip_transformers.convert_scripts.conversion_plan import plan_conversion
+from open_clip_transformers.convert_scripts.errors import ConversionError
+from open_clip_transformers.convert_scripts.verification import verification_inputs, verify_conversion
+from open_clip_transformers.convert_scripts.write import write_model
+
+
+MODEL_CFG = tiny_coca_cfg()
+
+
+@pytest.fixture
+def converted(tmp_path):
+    """A converted folder and its plan."""
+    plan = plan_conversion(build_config(MODEL_CFG), open_clip_model(MODEL_CFG).state_dict())
+    write_model(tmp_path, plan, torch.float32, "5GB")
+    return tmp_path, plan
+
+
+def change_weights(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    (folder / "model.safetensors").unlink()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_verify_auto_compares_every_output_with_open_clip(converted):
+    result = verify_conversion(*converted, MODEL_CFG, "auto")
+    assert (result.mode, result.detail) == ("full", "open_clip 3.3.0")
+    assert all(0 < difference <= verification.BOUND for difference in result.differences.values())
+
+
+def test_verify_none_compares_nothing(tmp_path, converted):
+    assert verify_conversion(tmp_path / "missing", converted[1], MODEL_CFG, "none").mode == "none"
+
+
+def add_one(name):
+    def change(tensors):
+        tensors[name].view(-1)[-1] += 1
+
+    return change
+
+
+def remove(name):
+    return lambda tensors: tensors.pop(name)
+
+
+def add_tensor(tensors):
+    tensors["extra"] = torch.zeros(3)
+
+
+def transpose(tensors):
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].T.contiguous()
+
+
+NAME = "text_model.encoder.layers.1.mlp.fc2.bias"
+CHANGES = {
+    "one-number": (add_one(NAME), NAME),
+    "missing": (remove(NAME), NAME),
+    "extra": (add_tensor, "extra"),
+    "transposed": (transpose, "lm_head.weight"),
+}
+
+
+@pytest.mark.parametrize("mode", ["auto", "full", "structure"])
+@pytest.mark.parametrize(("change", "name"), CHANGES.values(), ids=CHANGES.keys())
+def test_verify_finds_tensors_that_are_not_the_checkpoints(converted, change, name, mode):
+    folder, plan = converted
+    change_weights(folder, change)
+    with pytest.raises(ConversionError, match=rf"not written as they should be:\n  {name}$"):
+        verify_conversion(folder, plan, MODEL_CFG, mode)
+
+
+WRONG_CONFIGS = {
+    "activation": ({"quick_gelu": True}, "image features"),
+    "epsilon": ({"text_cfg": {"norm_kwargs": {"eps": 1e-3}}}, "text features"),
+    "heads": ({"multimodal_cfg": {"heads": 3}}, "caption logits"),
+    "pooling": ({"vision_cfg": {"pool_type": "avg"}}, "image features"),
+    "padding": ({"text_cfg": {"pad_id": 5}}, "text features"),
+}
+
+
+@pytest.mark.parametrize(("changes", "output"), WRONG_CONFIGS.values(), ids=WRONG_CONFIGS.keys())
+def test_verify_finds_settings_that_no_shape_gives_away(tmp_path, changes, output):
+    plan = plan_conversion(build_config(tiny_coca_cfg(**changes)), open_clip_model(MODEL_CFG).state_dict())
+    write_model(tmp_path, plan, torch.float32, "5GB")
+    assert verify_conversion(tmp_path, plan, MODEL_CFG, "structure").mode == "structure"
+    with pytest.raises(ConversionError, match=rf"(?s)differs from open_clip 3.3.0 by more than 2e-05.*{output}: "):
+        verify_conversion(tmp_path, plan, MODEL_CFG, "auto")
+
+
+def test_verify_does_not_take_nan_for_agreement(converted, monkeypatch):
+    nan = {"image features": torch.full((2, 36), float("nan"))}
+    monkeypatch.setattr(verification, "_our_outputs", lambda *args: nan)
+    monkeypatch.setattr(verification, "_open_clip_outputs", lambda *args: nan)
+    with pytest.raises(ConversionError, match="image features: nan"):
+        verify_conversion(*converted, MODEL_CFG, "full")
+
+
+def test_verify_does_not_take_another_shape_for_agreement(converted, monkeypatch):
+    monkeypatch.setattr(verification, "_our_outputs", lambda *args: {"logits": torch.ones(2, 1)})
+    monkeypatch.setattr(verification, "_open_clip_outputs", lambda *args: {"logits": torch.ones(2, 2)})
+    with pytest.raises(ConversionError, match="logits: inf"):
+        verify_conversion(*converted, MODEL_CFG, "full")
+
+
+def test_verify_without_open_clip_compares_tensors(converted, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "open_clip"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    result = verify_conversion(*converted, MODEL_CFG, "auto")
+    assert result.mode == "structure"
+    assert "open_clip is not installed" in result.detail
+    with pytest.raises(ConversionError, match="open_clip is not installed: verify='structure'"):
+        verify_conversion(*converted, MODEL_CFG, "full")
+
+
+def test_verify_full_demands_that_open_clip_runs_the_model(tmp_path):
+    model_cfg = tiny_clip_cfg(text_cfg={"use_pad_mask": True, "no_causal_mask": True})
+    source = open_clip_model(tiny_clip_cfg(text_cfg={"no_causal_mask": True})).state_dict()
+    plan = plan_conversion(build_config(model_cfg), source)
+    write_model(tmp_path, plan, torch.float32, "5GB")
+    with pytest.raises(ConversionError, match=r"open_clip cannot run this model.*use_pad_mask"):
+        verify_conversion(tmp_path, plan, model_cfg, "full")
+
+
+@pytest.mark.parametrize(
+    "model_cfg",
+    [tiny_clip_cfg(), tiny_clip_cfg(text_cfg={"pool_type": "eos", "eos_id": 5, "pad_id": 3}), MODEL_CFG],
+    ids=["argmax", "eos", "coca"],
+)
+def test_verification_inputs_end_texts_where_the_tower_looks(model_cfg):
+    config = build_config(model_cfg)
+    pixel_values, input_ids = verification_inputs(config)
+    assert pixel_values.shape == (2, 3, 24, 24)
+    assert input_ids.shape == (2, config.text_config.max_position_embeddings)
+    end = 5 if config.text_config.pool_type == "eos" else 96
+    assert (input_ids == end).sum(dim=1).tolist() == [1, 1]
+    assert (input_ids[1] == config.text_config.pad_token_id).any()
+    assert input_ids.min() >= 0 and input_ids.max() <= 96
+    again = verification_inputs(config)
+    assert torch.equal(again[0], pixel_values) and torch.equal(again[1], input_ids)
