@@ -7,7 +7,7 @@ from transformers.image_processing_base import BatchFeature
 from transformers.image_transforms import group_images_by_shape, reorder_images
 from transformers.image_utils import SizeDict
 from transformers.processing_utils import Unpack
-from transformers.utils import TensorType, is_torchvision_available
+from transformers.utils import TensorType, is_torchvision_available, requires_backends
 
 from .image_processing_pil_open_clip import center_crop_pil, resize_pil
 from .image_settings_open_clip import (
@@ -32,7 +32,7 @@ class OpenClipImageProcessor(OpenClipImageSettings, TorchvisionBackend):
 
     Arrays and tensors are resized by torchvision, three times as fast, with other rounding. uint8 images on a CPU
     come, before normalisation, within 1/255 of open_clip's with a bilinear filter. With a bicubic one they come within
-    0.4/255 on average, and single pixels within 9/255 in photographs and 20/255 in white noise: Pillow limits values
+    0.5/255 on average, and single pixels within 9/255 in photographs and 20/255 in white noise: Pillow limits values
     to 0..255 between its two passes over an image, and chooses their order.
 
     Returns:
@@ -40,6 +40,7 @@ class OpenClipImageProcessor(OpenClipImageSettings, TorchvisionBackend):
     """
 
     def __init__(self, **kwargs: Unpack[OpenClipImageProcessorKwargs]):
+        requires_backends(self, "torchvision")
         super().__init__(**kwargs)
 
     def process_image(self, image, do_convert_rgb=None, input_data_format=None, device=None, **kwargs) -> torch.Tensor:

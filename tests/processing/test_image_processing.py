@@ -1,0 +1,254 @@
+"""Inputs, outputs and settings of both image processors."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from open_clip_transformers.processing.image_processing_open_clip import OpenClipImageProcessor
+from open_clip_transformers.processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
+from open_clip_transformers.processing.image_settings_open_clip import open_image
+
+
+pytestmark = pytest.mark.floor
+
+PROCESSORS = {"torchvision": OpenClipImageProcessor, "pil": OpenClipImageProcessorPil}
+every_processor = pytest.mark.parametrize("processor_class", PROCESSORS.values(), ids=PROCESSORS)
+SIZE = {"height": 21, "width": 33}
+
+
+@pytest.fixture
+def array() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (47, 71, 3), dtype=np.uint8)
+
+
+def pixel_values(processor, images, **kwargs) -> torch.Tensor:
+    return processor(images, return_tensors="pt", **kwargs).pixel_values
+
+
+@every_processor
+def test_image_processor_takes_every_form_of_an_image(processor_class, array, tmp_path):
+    processor = processor_class(size=SIZE, resize_mode="squash", resample=2)
+    image = Image.fromarray(array)
+    image.save(tmp_path / "image.png")
+    expected = pixel_values(processor, image)
+    assert expected.shape == (1, 3, 21, 33)
+    assert expected.is_contiguous()
+    forms = {
+        "path": tmp_path / "image.png",
+        "string": str(tmp_path / "image.png"),
+        "list": [image],
+        "nested": [[image]],
+        "array": array,
+        "array_batch": array[None],
+        "array_first": array.transpose(2, 0, 1),
+        "tensor": torch.from_numpy(array).permute(2, 0, 1),
+        "tensor_batch": torch.from_numpy(array).permute(2, 0, 1)[None],
+        "tensor_last": torch.from_numpy(array),
+        "float": array.astype(np.float32),
+        "double": array.astype(np.float64),
+        "int": torch.from_numpy(array).int(),
+    }
+    # A bilinear resize of torchvision's or of whole numbers in single precision differs by 1/255 at most.
+    for name, form in forms.items():
+        difference = (pixel_values(processor, form) - expected).abs().max()
+        assert difference <= (1 / 255 / 0.26 + 1e-6), name
+
+
+@every_processor
+def test_image_processor_batches_equal_single_images(processor_class, array):
+    processor = processor_class(size=SIZE)
+    images = [Image.fromarray(array), array[:30], torch.from_numpy(array[:, :40].copy()), Image.fromarray(array[:9])]
+    batch = pixel_values(processor, images)
+    assert batch.shape == (4, 3, 21, 33)
+    assert torch.equal(batch, torch.cat([pixel_values(processor, image) for image in images]))
+    assert torch.equal(batch, pixel_values(processor, [images[:1], images[1:]]))
+    grouped = pixel_values(
+        processor, images, **({"disable_grouping": False} if processor.backend == "torchvision" else {})
+    )
+    assert torch.equal(batch, grouped)
+
+
+@every_processor
+def test_image_processor_grey_and_alpha_arrays(processor_class, array):
+    processor = processor_class(size=SIZE, resample=2)
+    grey = pixel_values(processor, array[..., :1])
+    expected = pixel_values(processor, Image.fromarray(array[..., 0]))
+    assert grey.shape == (1, 3, 21, 33)
+    assert (grey - expected).abs().max() <= 1 / 255 / 0.26 + 1e-6
+    opaque = np.concatenate([array, np.full_like(array[..., :1], 255)], axis=-1)
+    difference = pixel_values(processor, opaque) - pixel_values(processor, array)
+    assert difference.abs().max() <= 1 / 255 / 0.26 + 1e-6
+    assert pixel_values(processor, opaque.astype(np.float32)).shape == (1, 3, 21, 33)
+    assert pixel_values(processor, array[..., :1].astype(np.float32)).shape == (1, 3, 21, 33)
+
+
+@every_processor
+def test_image_processor_output_types(processor_class, array):
+    processor = processor_class(size=SIZE)
+    image = Image.fromarray(array)
+    tensors = pixel_values(processor, [image, image])
+    arrays = processor([image, image], return_tensors="np").pixel_values
+    items = processor([image, image]).pixel_values
+    assert isinstance(arrays, np.ndarray) and arrays.dtype == np.float32
+    assert np.array_equal(arrays, tensors.numpy())
+    assert isinstance(items, list) and len(items) == 2
+    assert np.array_equal(np.asarray(items[1]), arrays[1])
+
+
+@every_processor
+def test_image_processor_switches(processor_class, array):
+    image = Image.fromarray(array)
+    processor = processor_class(size=SIZE)
+    everything = pixel_values(processor, image)
+    unnormalised = pixel_values(processor, image, do_normalize=False)
+    raw = pixel_values(processor, image, do_normalize=False, do_rescale=False)
+    assert unnormalised.min() >= 0 and 0.5 < unnormalised.max() <= 1
+    assert raw.dtype == torch.uint8 and raw.max() > 128
+    torch.testing.assert_close(raw / 255, unnormalised, rtol=0, atol=1e-6)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
+    torch.testing.assert_close((unnormalised - mean) / std, everything, rtol=0, atol=1e-5)
+    assert pixel_values(processor, image, do_resize=False).shape == (1, 3, 21, 33)
+    assert pixel_values(processor, image, do_resize=False, do_center_crop=False).shape == (1, 3, 47, 71)
+    assert pixel_values(processor, image, do_center_crop=False).shape == (1, 3, 22, 33)
+    # Where the image is smaller than the crop, it is padded with black.
+    padded = pixel_values(processor, Image.new("RGB", (9, 8), "white"), do_resize=False, do_normalize=False)
+    assert padded.sum() == pytest.approx(3 * 9 * 8)
+    assert padded[0, 0, 6:14, 12:21].min() == 1
+    grey = pixel_values(processor, image.convert("L"), do_convert_rgb=False, do_normalize=False)
+    assert grey.shape == (1, 1, 21, 33)
+
+
+@every_processor
+def test_image_processor_without_resize_keeps_every_size(processor_class, array):
+    processor = processor_class(do_resize=False, do_center_crop=False)
+    values = processor([Image.fromarray(array), Image.fromarray(array[:5])]).pixel_values
+    assert [tuple(value.shape) for value in values] == [(3, 47, 71), (3, 5, 71)]
+
+
+@every_processor
+def test_image_processor_fills_with_a_colour_a_channel(processor_class):
+    processor = processor_class(size=6, resize_mode="longest", fill_color=(255, 0, 51), do_normalize=False)
+    for image in (Image.new("RGB", (6, 2), "white"), np.full((2, 6, 3), 255, dtype=np.uint8)):
+        values = pixel_values(processor, image)[0]
+        assert values[:, 0, 0].tolist() == pytest.approx([1, 0, 0.2])
+        assert values[:, 2:4].min() == 1
+
+
+@every_processor
+def test_image_processor_ignores_exif_orientation(processor_class, array, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    image = Image.fromarray(array)
+    image.save(tmp_path / "turned.png", exif=exif)
+    assert Image.open(tmp_path / "turned.png").getexif()[0x0112] == 6
+    processor = processor_class(size=SIZE)
+    assert torch.equal(pixel_values(processor, tmp_path / "turned.png"), pixel_values(processor, image))
+    assert torch.equal(pixel_values(processor, Image.open(tmp_path / "turned.png")), pixel_values(processor, image))
+
+
+def test_open_image_leaves_the_mode(tmp_path):
+    Image.new("P", (5, 4)).save(tmp_path / "palette.png")
+    assert open_image(tmp_path / "palette.png").mode == "P"
+    with pytest.raises(ValueError, match="Incorrect image source"):
+        open_image(tmp_path / "missing.png")
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(OSError, match="cannot identify"):
+        open_image(tmp_path / "text.png")
+
+
+@every_processor
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"resize_mode": "stretch"}, "resize_mode='stretch'.*'shortest', 'longest', 'squash'"),
+        ({"size": {"shortest_edge": 224}}, "expected {'height'"),
+        ({"resample": 0}, "resample=0"),
+    ],
+    ids=["resize_mode", "size", "resample"],
+)
+def test_image_processor_wrong_settings_are_refused(processor_class, array, settings, message):
+    with pytest.raises(ValueError, match=message):
+        processor_class(**settings)
+    with pytest.raises(ValueError, match=message):
+        processor_class()(Image.fromarray(array), **settings)
+
+
+@every_processor
+@pytest.mark.parametrize(
+    "images", [[], None, 3, [3], "no such file"], ids=["empty", "none", "number", "numbers", "path"]
+)
+def test_image_processor_wrong_images_are_refused(processor_class, images):
+    with pytest.raises((ValueError, TypeError), match=r"empty list|only a single or a list|Incorrect image source"):
+        processor_class()(images)
+
+
+@every_processor
+def test_image_processor_saved_settings(processor_class, array, tmp_path):
+    settings = {
+        "size": SIZE,
+        "resample": 2,
+        "resize_mode": "longest",
+        "fill_color": 7,
+        "image_mean": [0.5, 0.25, 0.125],
+        "image_std": [0.2, 0.3, 0.4],
+    }
+    processor = processor_class(**settings)
+    processor.save_pretrained(tmp_path)
+    saved = processor.to_dict()
+    assert saved["image_processor_type"] == "OpenClipImageProcessor"
+    assert {key: list(value) if isinstance(value, tuple) else value for key, value in saved.items()}.items() >= {
+        **settings
+    }.items()
+    image = Image.fromarray(array)
+    for other_class in PROCESSORS.values():
+        other = other_class.from_pretrained(tmp_path)
+        torch.testing.assert_close(pixel_values(other, image), pixel_values(processor, image), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("backend", PROCESSORS)
+def test_auto_image_processor_loads_a_saved_folder(array, tmp_path, backend):
+    import open_clip_transformers  # noqa: F401
+
+    OpenClipImageProcessor(size=SIZE).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "open_clip_vit"}')
+    processor = AutoImageProcessor.from_pretrained(tmp_path, backend=backend)
+    assert type(processor) is PROCESSORS[backend]
+    assert processor.size == SIZE
+    assert type(AutoImageProcessor.from_pretrained(tmp_path)) is OpenClipImageProcessor
+
+
+WITHOUT_TORCHVISION = """
+    import sys
+    sys.modules["torchvision"] = None
+    from PIL import Image
+    from transformers.utils import is_torchvision_available
+    assert not is_torchvision_available()
+    from open_clip_transformers.processing.image_processing_open_clip import OpenClipImageProcessor
+    from open_clip_transformers.processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
+    from open_clip_transformers.processing.processing_coca import CoCaProcessor
+    from open_clip_transformers.processing.tokenization_open_clip import OpenClipTokenizer
+    processor = CoCaProcessor(OpenClipImageProcessorPil(size=33), OpenClipTokenizer())
+    outputs = processor(images=Image.new("RGBA", (40, 50)), text="a cat", return_tensors="pt")
+    assert outputs.pixel_values.shape == (1, 3, 33, 33) and outputs.input_ids.shape == (1, 3)
+    try:
+        OpenClipImageProcessor()
+    except ImportError as error:
+        assert "torchvision" in str(error), error
+    else:
+        raise AssertionError("torchvision is needed")
+"""
+
+
+def test_pil_back_end_needs_no_torchvision():
+    root = Path(__file__).parents[2]
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(WITHOUT_TORCHVISION)], cwd=root, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
