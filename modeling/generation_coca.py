@@ -45,16 +45,16 @@ class CoCaGenerationMixin(GenerationMixin):
 
         Args:
             inputs: token ids (images, length) to continue, the same as `input_ids`; by default `bos_token_id` alone.
-                Prompts of different lengths are padded on the left and need an `attention_mask`.
+                Prompts of different lengths are padded and need an `attention_mask`.
             pixel_values: (images, channels, height, width), normalised as the image processor does.
             image_hidden_states: (images, tokens, hidden_size) instead of `pixel_values`, to caption images that were
                 encoded before.
             interpolate_pos_encoding: accept other image sizes than the model's.
 
         Returns:
-            Token ids (images * num_return_sequences, length), prompts included. With `return_dict_in_generate=True`
-            transformers' output object, with one more field where `pixel_values` were given: `image_embeds` (images,
-            projection_dim), of length 1, from the same pass.
+            Token ids (images * num_return_sequences, length), prompts included and padded on the left. With
+            `return_dict_in_generate=True` transformers' output object, with one more field where `pixel_values` were
+            given: `image_embeds` (images, projection_dim), of length 1, from the same pass.
 
         Raises:
             ValueError: neither or both of `pixel_values` and `image_hidden_states`, images and prompts of different
@@ -67,11 +67,14 @@ class CoCaGenerationMixin(GenerationMixin):
             vision_outputs = self.get_image_features(pixel_values, interpolate_pos_encoding, return_dict=True)
             image_hidden_states = vision_outputs.last_hidden_state
             image_embeds = F.normalize(vision_outputs.pooler_output, dim=-1)
-        input_ids = inputs if inputs is not None else kwargs.get("input_ids")
-        if input_ids is not None and len(input_ids) != len(image_hidden_states):
+        inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
+        if inputs is not None and len(inputs) != len(image_hidden_states):
             raise ValueError(
-                f"generate got {len(image_hidden_states)} images and {len(input_ids)} prompts: pass one for each image."
+                f"generate got {len(image_hidden_states)} images and {len(inputs)} prompts: pass one for each image."
             )
+        attention_mask = kwargs.get("attention_mask")
+        if inputs is not None and attention_mask is not None and attention_mask.shape == inputs.shape:
+            inputs, kwargs["attention_mask"] = _padded_left(inputs, attention_mask)
         if not self.config.text_config.is_causal:
             # Each token changes all states of a bidirectional text tower: there is nothing to cache.
             kwargs["use_cache"] = False
@@ -141,3 +144,9 @@ class CoCaGenerationMixin(GenerationMixin):
             attention_mask=visible,
             past_key_values=past_key_values.self_attention_cache,
         )
+
+
+def _padded_left(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts with their padding on the left; batches that transformers' pipelines make have it on the right."""
+    order = attention_mask.argsort(dim=1, stable=True)
+    return input_ids.gather(1, order), attention_mask.gather(1, order)

@@ -1,9 +1,9 @@
 """Entries in transformers' tables that cost nothing until a table is read.
 
 `import transformers` alone imports neither torch nor the Auto classes, whereas `AutoConfig.register` and its like need
-both. So entries wait twice: for transformers to import the module that holds the table ([`after_import`]), and then for
-the first look at the table ([`add_entries`]), because our modules cannot be imported in the middle of transformers'
-own imports.
+both. So entries wait twice: for transformers to import the module that holds the table ([`after_import`]), and then
+for the first look at the table ([`add_entries`]), because our modules cannot be imported in the middle of
+transformers' own imports.
 """
 
 import sys

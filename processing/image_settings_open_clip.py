@@ -102,8 +102,8 @@ class OpenClipImageSettings:
         return super()._prepare_images_structure(images, expected_ndims=expected_ndims)
 
 
-def open_image(source: str | os.PathLike) -> Image.Image:
-    """The image at a path, URL or in a base64 string, as PIL opens it.
+def open_image(source: str | os.PathLike, timeout: float = 60) -> Image.Image:
+    """The image at a path, URL or in a base64 string, as PIL opens it; `timeout` is for downloads, in seconds.
 
     transformers' `load_image` converts to RGB and turns the image as its EXIF data say; open_clip does neither.
 
@@ -114,7 +114,7 @@ def open_image(source: str | os.PathLike) -> Image.Image:
     source = os.fspath(source)
     if source.startswith(("http://", "https://")):
         # Some servers turn urllib's own name away.
-        with urlopen(Request(source, headers={"User-Agent": "open-clip-transformers"}), timeout=60) as response:
+        with urlopen(Request(source, headers={"User-Agent": "open-clip-transformers"}), timeout=timeout) as response:
             return Image.open(BytesIO(response.read()))
     return Image.open(source) if os.path.isfile(source) else load_image(source)
 

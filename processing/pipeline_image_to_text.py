@@ -35,14 +35,16 @@ class ImageToTextPipeline(ImageTextToTextPipeline):
     Takes the arguments of [`~transformers.Pipeline`], and arguments of a call that shall hold for every call.
     """
 
-    # Captions are as long as the model's own generation_config says.
-    _default_generation_config = GenerationConfig()
-
     def __new__(cls, model=None, *args, task: str = TASK, **kwargs):
         if model is not None and model.config.model_type not in MODEL_TYPES:
             task = transformers_own_task(task, default=PROMPTED_TASK)
             return ImageTextToTextPipeline(model, *args, task=task, **kwargs)
         return super().__new__(cls)
+
+    def __init__(self, *args, generate_kwargs: dict[str, Any] | None = None, **kwargs):
+        # The base class keeps some arguments of `generate` for itself, each version others.
+        generate_kwargs = _merge_generation_arguments(generate_kwargs, kwargs)
+        super().__init__(*args, generate_kwargs=generate_kwargs, **kwargs)
 
     def check_model_type(self, supported_models):
         # Every CoCa that generates will do, whichever Auto class loaded it.
@@ -59,10 +61,7 @@ class ImageToTextPipeline(ImageTextToTextPipeline):
         clean_up_tokenization_spaces: bool | None = None,
         **kwargs,
     ):
-        named = {name: kwargs.pop(name) for name in _GENERATION_ARGUMENTS & kwargs.keys()}
-        generate_kwargs = dict(generate_kwargs or {})
-        if twice := sorted(named.keys() & generate_kwargs.keys()):
-            raise ValueError(f"Pass {', '.join(twice)} in generate_kwargs or by name, not both.")
+        forward = _merge_generation_arguments(generate_kwargs, kwargs)
         preprocess = {"prompt": prompt, "timeout": timeout}
         postprocess = {
             "return_full_text": return_full_text,
@@ -73,7 +72,7 @@ class ImageToTextPipeline(ImageTextToTextPipeline):
             {name: value for name, value in parameters.items() if value is not None}
             for parameters in (preprocess, postprocess)
         )
-        return {**preprocess, **kwargs}, {**generate_kwargs, **named}, postprocess
+        return {**preprocess, **kwargs}, forward, postprocess
 
     def __call__(self, images=None, text: str | list[str] | None = None, **kwargs):
         """Captions images.
@@ -121,8 +120,8 @@ class ImageToTextPipeline(ImageTextToTextPipeline):
         image = inputs
         if isinstance(inputs, dict):
             image, prompt = inputs["images"], inputs.get("text", prompt)
-        if isinstance(image, str):
-            image = open_image(image)
+        if timeout is not None and isinstance(image, str):
+            image = open_image(image, timeout=timeout)
         model_inputs = self.processor(images=image, return_tensors="pt", **processor_kwargs).to(dtype=self.dtype)
         return {"pixel_values": model_inputs["pixel_values"], "text": prompt}
 
@@ -130,13 +129,23 @@ class ImageToTextPipeline(ImageTextToTextPipeline):
         # Prompts become tokens here, and not one by one in `preprocess`, because those of a batch are padded to the
         # longest, on the left.
         prompts = [model_inputs["text"]] if isinstance(model_inputs["text"], str) else model_inputs["text"]
-        tokens = self.processor(text=prompts, padding="longest", padding_side="left", return_tensors="pt")
-        outputs = super()._forward({**model_inputs, **tokens.to(self.device)}, generate_kwargs)
-        sequences = outputs["generated_sequence"]
+        tokens = self.processor(text=prompts, return_tensors="pt").to(self.device)
+        if not generate_kwargs.keys() & {"max_length", "max_new_tokens", "generation_config"}:
+            generate_kwargs["max_new_tokens"] = self._default_max_new_tokens(tokens["input_ids"].shape[1])
+        sequences = self.model.generate(
+            **tokens,
+            **{"pixel_values": model_inputs["pixel_values"], **generate_kwargs, "return_dict_in_generate": False},
+        )
         return {
             "generated_sequence": sequences.reshape(len(prompts), -1, sequences.shape[-1]),
-            "input_ids": outputs["input_ids"],
+            "input_ids": tokens["input_ids"],
         }
+
+    def _default_max_new_tokens(self, prompt_length: int) -> int:
+        # As many as without a prompt: of one `max_length` for prompt and caption, a long prompt would leave the
+        # captions of its whole batch little.
+        own, limit = self.model.generation_config, self.model.config.max_position_embeddings
+        return min(own.max_new_tokens or (own.max_length or limit) - 1, limit - prompt_length)
 
     def postprocess(
         self, model_outputs, return_full_text: bool = True, return_tensors: bool = False, **decode_kwargs
@@ -148,6 +157,16 @@ class ImageToTextPipeline(ImageTextToTextPipeline):
             return [{"generated_token_ids": token_ids} for token_ids in sequences]
         texts = self.processor.batch_decode(sequences, skip_special_tokens=True, **decode_kwargs)
         return [{"generated_text": text} for text in texts]
+
+
+def _merge_generation_arguments(generate_kwargs: dict[str, Any] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """`generate_kwargs` and those of `kwargs` that `generate` takes, which are removed there."""
+    merged = dict(generate_kwargs or {})
+    for name in _GENERATION_ARGUMENTS & kwargs.keys():
+        if name in merged:
+            raise ValueError(f"Pass {name} in generate_kwargs or by name, not both.")
+        merged[name] = kwargs.pop(name)
+    return merged
 
 
 def _pair(images, texts) -> list[dict]:
