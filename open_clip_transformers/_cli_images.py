@@ -38,7 +38,7 @@ class ImageBatches:
     def __iter__(self) -> Iterator[tuple[list[str], torch.Tensor]]:
         names, pixels = [], []
         # Where standard error is no terminal, tqdm shows nothing.
-        with tqdm(total=len(self.names), unit="image", disable=None) as progress:
+        with tqdm(total=len(self.names), unit="image", disable=None, leave=False) as progress:
             for name, future in self._read_ahead():
                 try:
                     pixels.append(future.result())

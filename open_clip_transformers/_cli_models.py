@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
+from ._cli_messages import UsageError, hide_progress_bars_in_logs
 from .configuration.configuration_coca import CoCaConfig
 from .configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
-from ._cli_messages import UsageError, hide_progress_bars_in_logs
 
 
 COCA = CoCaConfig.model_type

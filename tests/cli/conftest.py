@@ -102,11 +102,12 @@ def siglip(converted):
     return converted("siglip")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def reference():
     """Loads a folder without the command line: `reference(AutoModel, folder)` -> (model, processor)."""
     from transformers import AutoProcessor
 
+    @functools.cache
     def load(auto_class, folder):
         return auto_class.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
 

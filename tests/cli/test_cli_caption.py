@@ -20,6 +20,7 @@ def columns(result):
     return [line.split("\t") for line in result.stdout.splitlines()]
 
 
+@pytest.mark.floor
 @pytest.mark.parametrize(
     ("options", "settings"),
     [
