@@ -240,7 +240,7 @@ WITHOUT_TORCHVISION = """
     try:
         OpenClipImageProcessor()
     except ImportError as error:
-        assert "torchvision" in str(error), error
+        assert "Torchvision" in str(error), error
     else:
         raise AssertionError("torchvision is needed")
 """
