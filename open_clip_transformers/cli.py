@@ -52,6 +52,8 @@ Images = Annotated[list[str], typer.Argument(metavar="IMAGE", help=IMAGES_HELP)]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images that the model works on at once.")]
 Device = Annotated[str, typer.Option(help="Such as cpu or cuda:1; auto is this machine's accelerator, if it has one.")]
 ModelDtype = Annotated[Dtype, typer.Option(help="What to compute in; auto is what the model was saved in.")]
+Groups = Annotated[int | None, typer.Option(min=1, help="Groups of beams; open_clip's default is 3, of 6 beams.")]
+Penalty = Annotated[float | None, typer.Option(min=0, help="What a word costs that an earlier group chose.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error was raised.")]
 
@@ -121,12 +123,8 @@ def caption(
     model: Model,
     images: Images,
     num_beams: Annotated[int | None, typer.Option(min=1, help="Beams to search with.")] = None,
-    num_beam_groups: Annotated[
-        int | None, typer.Option(min=1, help="Groups of beams; open_clip's default is 3, of 6 beams.")
-    ] = None,
-    diversity_penalty: Annotated[
-        float | None, typer.Option(min=0, help="What a word costs that an earlier group chose.")
-    ] = None,
+    num_beam_groups: Groups = None,
+    diversity_penalty: Penalty = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Sample from that many most probable words.")] = None,
     top_p: Annotated[
         float | None, typer.Option(min=0, max=1, help="Sample from the words that make up this probability.")
