@@ -86,10 +86,18 @@ class CoCaGenerationMixin(GenerationMixin):
         return outputs
 
     def _asks_for_groups(self, generation_config: GenerationConfig | None, kwargs: dict) -> bool:
-        sources = (kwargs.get("num_beam_groups"), *(
-            getattr(config, "num_beam_groups", None) for config in (generation_config, self.generation_config)
-        ))
+        sources = (
+            kwargs.get("num_beam_groups"),
+            *(getattr(config, "num_beam_groups", None) for config in (generation_config, self.generation_config)),
+        )
         return next((groups for groups in sources if groups is not None), 1) > 1
+
+    def _maybe_initialize_input_ids_for_generation(self, inputs=None, bos_token_id=None, model_kwargs=None):
+        # On the images' device: transformers takes that of the first weight, which is "meta" where it is offloaded.
+        if inputs is None and bos_token_id is not None:
+            images = model_kwargs["image_hidden_states"]
+            return torch.full((len(images), 1), bos_token_id, device=images.device)
+        return super()._maybe_initialize_input_ids_for_generation(inputs, bos_token_id, model_kwargs)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
@@ -140,7 +148,7 @@ class CoCaGenerationMixin(GenerationMixin):
         visible = self.text_model.key_mask(input_ids, attention_mask)[:, : input_ids.shape[1]]
         return create_causal_mask(
             config=self.config,
-            inputs_embeds=self.lm_head.weight.new_empty((len(input_ids), query_length, 0)),
+            inputs_embeds=torch.empty((len(input_ids), query_length, 0), dtype=self.dtype, device=input_ids.device),
             attention_mask=visible,
             past_key_values=past_key_values.self_attention_cache,
         )

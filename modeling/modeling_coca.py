@@ -130,7 +130,9 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         """
         vision_outputs = image_embeds = None
         if image_hidden_states is None and pixel_values is not None:
-            vision_outputs = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
+            vision_outputs = self.get_image_features(
+                pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs
+            )
             image_hidden_states = vision_outputs.last_hidden_state
             image_embeds = F.normalize(vision_outputs.pooler_output, dim=-1)
         if past_key_values is not None or use_cache:
@@ -197,7 +199,8 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         # Made here, for both parts of the causal stack, because the text tower's layers will have grown the cache.
         decoder_mask = create_causal_mask(
             config=self.config,
-            inputs_embeds=self.lm_head.weight.new_empty((*input_ids.shape, 0)),
+            # On the device of the ids: that of offloaded weights is "meta".
+            inputs_embeds=torch.empty((*input_ids.shape, 0), dtype=self.dtype, device=input_ids.device),
             attention_mask=attention_mask,
             past_key_values=past.self_attention_cache,
         )
