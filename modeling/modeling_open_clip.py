@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
 from .modeling_losses import sigmoid_contrastive_loss, softmax_contrastive_loss
-from .modeling_pretrained import OpenClipPreTrainedModel
+from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
 from .modeling_towers import TEXT_MODELS, VISION_MODELS, build_tower
 
 
@@ -116,7 +116,7 @@ class OpenClipDualModel(OpenClipPreTrainedModel):
             interpolate_pos_encoding: accept other image sizes than the model's.
         """
         return self.vision_model(
-            pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+            pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
         )
 
     @can_return_tuple
@@ -135,7 +135,7 @@ class OpenClipDualModel(OpenClipPreTrainedModel):
             position_ids: (texts, length), by default 0, 1, ...
         """
         return self.text_model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, return_dict=True, **kwargs
         )
 
     def compute_logits(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
@@ -149,7 +149,7 @@ class OpenClipDualModel(OpenClipPreTrainedModel):
         images, texts = logits_per_image.shape
         if images != texts:
             raise ValueError(
-                f"return_loss=True compares pairs, got {images} images and {texts} texts: pass one text for each image."
+                f"return_loss=True compares pairs, got {images} images and {texts} texts: pass one text an image."
             )
         return self._contrastive_loss(logits_per_image)
 
@@ -190,8 +190,8 @@ class OpenClipModel(OpenClipDualModel):
         Raises:
             ValueError: the image size is not the model's, a text is too long, or `return_loss` with unequal counts.
         """
-        vision_outputs = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
-        text_outputs = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
+        vision_outputs = self.get_image_features(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
+        text_outputs = self.get_text_features(input_ids, attention_mask, position_ids, return_dict=True, **kwargs)
         image_embeds = F.normalize(vision_outputs.pooler_output, dim=-1)
         text_embeds = F.normalize(text_outputs.pooler_output, dim=-1)
         logits_per_image = self.compute_logits(image_embeds, text_embeds)
@@ -219,7 +219,7 @@ class OpenClipVisionModelWithProjection(OpenClipPreTrainedModel):
     config: OpenClipConfig
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^logit_", r"^multimodal_decoder\.", r"^lm_head\."]
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", *COMPOSITE_KEYS]
 
     def __init__(self, config: OpenClipConfig):
         super().__init__(config)
@@ -238,7 +238,7 @@ class OpenClipVisionModelWithProjection(OpenClipPreTrainedModel):
     ) -> OpenClipVisionModelOutput:
         """(images, channels, height, width) -> [`OpenClipVisionModelOutput`]."""
         outputs = self.vision_model(
-            pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+            pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
         )
         return OpenClipVisionModelOutput(
             image_embeds=outputs.pooler_output,
@@ -253,7 +253,7 @@ class OpenClipTextModelWithProjection(OpenClipPreTrainedModel):
 
     config: OpenClipConfig
     input_modalities = ("text",)
-    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^logit_", r"^multimodal_decoder\.", r"^lm_head\."]
+    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", *COMPOSITE_KEYS]
 
     def __init__(self, config: OpenClipConfig):
         super().__init__(config)
@@ -276,7 +276,7 @@ class OpenClipTextModelWithProjection(OpenClipPreTrainedModel):
     ) -> OpenClipTextModelOutput:
         """(texts, length) of ids -> [`OpenClipTextModelOutput`]."""
         outputs = self.text_model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, return_dict=True, **kwargs
         )
         return OpenClipTextModelOutput(
             text_embeds=outputs.pooler_output,
@@ -323,7 +323,7 @@ class OpenClipForImageClassification(OpenClipPreTrainedModel):
             `logits` (images, num_labels), and on request `hidden_states` and `attentions`.
         """
         outputs = self.vision_model(
-            pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+            pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
         )
         logits = self.classifier(outputs.pooler_output)
         return ImageClassifierOutput(

@@ -12,6 +12,10 @@ from .modeling_layers import (
 )
 
 
+# Keys of a dual model or CoCa that belong to neither tower: no news to someone who loads a tower from its folder.
+COMPOSITE_KEYS = (r"^logit_", r"^multimodal_decoder\.", r"^lm_head\.")
+
+
 class OpenClipPreTrainedModel(PreTrainedModel):
     """Base of all models here."""
 

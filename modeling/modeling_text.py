@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
@@ -13,7 +13,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_text import OpenClipTextConfig
 from .modeling_layers import Encoder, norm_layer
-from .modeling_pretrained import OpenClipPreTrainedModel
+from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
 
 
 def resize_text_position_embedding(position_embedding: torch.Tensor, num_positions: int) -> torch.Tensor:
@@ -57,12 +57,14 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
     """The text transformer of CLIP and CoCa (https://arxiv.org/abs/2103.00020, https://arxiv.org/abs/2205.01917).
 
     Reads as four steps: embed, encode, pool, project. Keys of open_clip's `text.`, with separate attention
-    projections.
+    projections. A tower that hides padding (CoCa's) runs `sdpa` where FlashAttention is asked for.
     """
 
     config: OpenClipTextConfig
     base_model_prefix = "text_model"
     input_modalities = ("text",)
+    _input_embed_layer = "token_embedding"
+    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", *COMPOSITE_KEYS]
 
     def __init__(self, config: OpenClipTextConfig):
         super().__init__(config)
@@ -75,11 +77,22 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
             self.projection = nn.Linear(config.hidden_size, config.projection_dim, bias=config.proj_bias)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.token_embedding
+    def _without_flash(self, attn_implementation: str | None) -> str | None:
+        # FlashAttention drops the queries of hidden tokens. Here these are needed: the class token itself is hidden
+        # behind padding, and so is each token behind a padding id inside a text.
+        is_flash = is_flash_attention_requested(requested_attention_implementation=attn_implementation)
+        return "sdpa" if is_flash and self.hides_padding else attn_implementation
 
-    def set_input_embeddings(self, value: nn.Module):
-        self.embeddings.token_embedding = value
+    def _check_and_adjust_attn_implementation(self, attn_implementation, *args, **kwargs) -> str:
+        return super()._check_and_adjust_attn_implementation(self._without_flash(attn_implementation), *args, **kwargs)
+
+    def get_correct_attn_implementation(self, requested_attention, *args, **kwargs) -> str:
+        return super().get_correct_attn_implementation(self._without_flash(requested_attention), *args, **kwargs)
+
+    @property
+    def hides_padding(self) -> bool:
+        """Whether padding, known by its id, is hidden from the other tokens."""
+        return self.config.embed_cls or (self.config.use_pad_mask and not self.config.is_causal)
 
     def key_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
         """The tokens that others may attend to, by open_clip's rules (`_build_additive_mask`).
@@ -93,8 +106,7 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
             (batch, length), or (batch, length + 1) with a class token, bool, `True` for visible; `None` for all.
         """
         left_padding = None if attention_mask is None else attention_mask.cumsum(-1) == 0
-        hides_padding = self.config.embed_cls or (self.config.use_pad_mask and not self.config.is_causal)
-        if not hides_padding:
+        if not self.hides_padding:
             return None if left_padding is None else ~left_padding
         visible = input_ids != self.config.pad_token_id
         if left_padding is not None:
@@ -118,16 +130,6 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
             past_key_values=past_key_values,
         )
         return self.encoder(hidden_states, attention_mask, **kwargs)
-
-    def _encode_class_token_last(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, key_mask: torch.Tensor, **kwargs
-    ) -> torch.Tensor:
-        # FlashAttention drops the queries of hidden tokens, and the class token is hidden from itself behind padding.
-        # As the last step of a causal stack it sees every key that it should in a call of its own.
-        cache = DynamicCache(config=self.config)
-        tokens = self._encode(hidden_states[:, :-1], attention_mask, past_key_values=cache, **kwargs)
-        class_token = self._encode(hidden_states[:, -1:], key_mask, past_key_values=cache, **kwargs)
-        return torch.cat([tokens, class_token], dim=1)
 
     def pool(self, hidden_states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """(batch, length, hidden_size) -> (batch, hidden_size), or all tokens with `pool_type="none"`."""
@@ -193,12 +195,7 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
 
         embed_cls = self.config.embed_cls
         hidden_states = self.embeddings(input_ids, position_ids, append_class_token=embed_cls)
-        key_mask = self.key_mask(input_ids, attention_mask)
-        if embed_cls and self.config.is_causal and is_flash_attention_requested(self.config):
-            hidden_states = self._encode_class_token_last(hidden_states, attention_mask, key_mask, **kwargs)
-        else:
-            hidden_states = self._encode(hidden_states, key_mask, **kwargs)
-
+        hidden_states = self._encode(hidden_states, self.key_mask(input_ids, attention_mask), **kwargs)
         if embed_cls:
             tokens, pooled = hidden_states[:, :-1], self.final_layer_norm(hidden_states[:, -1])
         else:

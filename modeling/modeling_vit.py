@@ -14,7 +14,7 @@ from transformers.utils.output_capturing import capture_outputs
 from ..configuration.configuration_common import height_and_width
 from ..configuration.configuration_vit import OpenClipVitConfig
 from .modeling_layers import AttentionalPooler, Encoder, PatchDropout, norm_layer
-from .modeling_pretrained import OpenClipPreTrainedModel
+from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
 
 
 def sin_cos_position_embedding(hidden_size: int, grid_size: int) -> torch.Tensor:
@@ -77,13 +77,17 @@ class OpenClipVitEmbeddings(nn.Module):
         """(batch, channels, height, width) -> (batch, 1 + patches, hidden_size).
 
         Raises:
-            ValueError: the image size is not the model's and `interpolate_pos_encoding` is not set.
+            ValueError: the shape is not the model's; other sizes are taken with `interpolate_pos_encoding`.
         """
-        image_size = height_and_width(self.config.image_size)
-        if tuple(pixel_values.shape[-2:]) != image_size and not interpolate_pos_encoding:
+        shape, image_size = tuple(pixel_values.shape), height_and_width(self.config.image_size)
+        if len(shape) != 4 or shape[1] != self.config.num_channels:
             raise ValueError(
-                f"pixel_values have height and width {tuple(pixel_values.shape[-2:])}, the model expects {image_size}: "
-                "use the image processor saved with the model, or pass interpolate_pos_encoding=True."
+                f"pixel_values have shape {shape}, the model expects (batch, {self.config.num_channels}, height, width)."
+            )
+        if shape[2:] != image_size and not interpolate_pos_encoding:
+            raise ValueError(
+                f"pixel_values have height and width {shape[2:]}, the model expects {image_size}: use the image "
+                "processor saved with the model, or pass interpolate_pos_encoding=True."
             )
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
         position_embedding = self.position_embedding
@@ -106,6 +110,8 @@ class OpenClipVitModel(OpenClipPreTrainedModel):
     base_model_prefix = "vision_model"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
+    _input_embed_layer = "patch_embedding"
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", *COMPOSITE_KEYS]
 
     def __init__(self, config: OpenClipVitConfig):
         super().__init__(config)
@@ -121,9 +127,6 @@ class OpenClipVitModel(OpenClipPreTrainedModel):
         self.post_layernorm = norm_layer(config, config.token_dim)
         self.projection = nn.Linear(config.token_dim, config.projection_dim, bias=False)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.patch_embedding
 
     def _pool_tokens(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.config.pool_type == "none":
@@ -168,7 +171,7 @@ class OpenClipVitModel(OpenClipPreTrainedModel):
             `attentions`.
 
         Raises:
-            ValueError: the image size is not the model's and `interpolate_pos_encoding` is not set.
+            ValueError: the shape is not the model's; other sizes are taken with `interpolate_pos_encoding`.
         """
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
         hidden_states = self.pre_layernorm(self.patch_dropout(hidden_states))
