@@ -80,8 +80,10 @@ class CoCaDecoderModel(OpenClipPreTrainedModel):
             self_attention_cache = past_key_values.self_attention_cache
         hidden_states = inputs_embeds
         for layer, cross_attention_layer in zip(self.layers, self.cross_attention_layers, strict=True):
-            hidden_states = layer(hidden_states, attention_mask, self_attention_cache, **kwargs)
-            hidden_states = cross_attention_layer(hidden_states, image_hidden_states, past_key_values, **kwargs)
+            hidden_states = layer(hidden_states, attention_mask, past_key_values=self_attention_cache, **kwargs)
+            hidden_states = cross_attention_layer(
+                hidden_states, image_hidden_states, past_key_values=past_key_values, **kwargs
+            )
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=self.final_layer_norm(hidden_states), past_key_values=past_key_values
         )

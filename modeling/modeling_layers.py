@@ -412,7 +412,7 @@ class Encoder(nn.Module):
     ) -> torch.Tensor:
         """(batch, length, hidden_size) -> the same."""
         for layer in self.layers:
-            hidden_states = layer(hidden_states, attention_mask, past_key_values, **kwargs)
+            hidden_states = layer(hidden_states, attention_mask, past_key_values=past_key_values, **kwargs)
         return hidden_states
 
 
