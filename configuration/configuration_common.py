@@ -50,7 +50,8 @@ class OpenClipPreTrainedConfig(PreTrainedConfig):
         known = {field.name for field in fields(self)} | _UPSTREAM_KEYS
         known |= GenerationConfig._get_default_generation_params().keys()
         unknown = sorted(kwargs.keys() - known)
-        if unknown:
+        # A head may be loaded from the folder of another model, whose configuration has other fields.
+        if unknown and kwargs.get("model_type", self.model_type) == self.model_type:
             logger.warning(
                 f"{type(self).__name__} has no field named {', '.join(unknown)}: stored, but nothing reads it. "
                 "Check the spelling."

@@ -88,6 +88,10 @@ class OpenClipVitConfig(OpenClipTowerConfig):
             )
         if self.position_embedding_type == "sin_cos_2d" and self.grid_size[0] != self.grid_size[1]:
             raise ValueError(f"OpenClipVitConfig: sin_cos_2d needs a square grid of patches, got {self.grid_size}.")
+        if self.position_embedding_type == "sin_cos_2d" and self.hidden_size % 4:
+            raise ValueError(
+                f"OpenClipVitConfig: sin_cos_2d needs a hidden_size that is a multiple of 4, got {self.hidden_size}."
+            )
 
 
 __all__ = ["OpenClipVitConfig"]
