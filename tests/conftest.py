@@ -3,6 +3,7 @@
 import os
 import random
 import tempfile
+from pathlib import Path
 
 
 # All of these are read when libraries are imported, hence before the imports below; subprocesses inherit them.
@@ -20,6 +21,15 @@ import torch
 
 
 torch.set_num_threads(1)
+
+# Every test in these folders is marked `floor`: what the oldest supported transformers could break.
+FLOOR = {Path(__file__).parent / folder for folder in ("modeling", "parity", "processing")}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if FLOOR & set(item.path.parents):
+            item.add_marker("floor")
 
 
 def pytest_report_header():
