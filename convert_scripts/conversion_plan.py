@@ -74,7 +74,7 @@ def plan_conversion(config: PreTrainedConfig, tensors: Mapping[str, torch.Tensor
 
     shapes = plan.shapes
     # The same table read backwards says which tensors of open_clip our model needs, and of which shape.
-    needed = {}
+    needed: dict[str, tuple[int, ...]] = {}
     steps_back, unreachable = resolve(shapes, table, "targets")
     for step in steps_back:
         sources = step.operation.invert(tuple(torch.empty(shapes[key], device="meta") for key in step.targets))

@@ -17,7 +17,7 @@ from .report import ConversionReport
 from .sources import open_source
 from .verification import MODES, verify_conversion
 from .weights import read_checkpoint
-from .write import new_folder, output_dtype, write_model
+from .write import check_output, new_folder, output_dtype, write_model
 
 
 def convert_open_clip_checkpoint(
@@ -63,6 +63,8 @@ def convert_open_clip_checkpoint(
     """
     if verify not in MODES:
         raise ConversionError(f"verify must be one of {', '.join(MODES)}, got {verify!r}.")
+    output = Path(output_dir).expanduser()
+    check_output(output)
     opened = open_source(source, model_name, config)
     checkpoint = read_checkpoint(opened.weights)
     check_activation(opened, checkpoint)
@@ -73,9 +75,10 @@ def convert_open_clip_checkpoint(
         notes.append("the tokenizer is not known: set bos_token_id and eos_token_id in generation_config.json")
     plan = plan_conversion(model_config, checkpoint.tensors)
     dtype = output_dtype(plan, dtype)
-    processor = build_processor(opened, model_config, tokenizer) if with_processor else None
+    processor = None
+    if with_processor and tokenizer is not None:
+        processor = build_processor(opened, model_config, tokenizer)
 
-    output = Path(output_dir).expanduser()
     with new_folder(output) as folder:
         write_model(folder, plan, dtype, max_shard_size)
         if processor is not None:

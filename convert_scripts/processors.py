@@ -78,45 +78,51 @@ def load_tokenizer(source: Source, required: bool = True) -> OpenClipTokenizer |
 
     Args:
         source: the checkpoint.
-        required: `False` returns `None` where the tokenizer's files are not at hand.
+        required: `False` looks beside the weights only, and returns `None` where there is no tokenizer that fits.
 
     Raises:
-        ConversionError: settings that are not supported, a vocabulary larger than the text tower's, or, where the
-            tokenizer is required, files that are not at hand.
+        ConversionError: settings that are not supported, a vocabulary larger than the text tower's, or files that are
+            not at hand.
     """
     text_cfg = source.model_cfg["text_cfg"]
+    beside = source.tokenizer_folder is not None and (source.tokenizer_folder / "tokenizer.json").is_file()
+    if not required and not (text_cfg.get("hf_tokenizer_name") and beside):
+        return None
+    try:
+        if text_cfg.get("tokenizer_mode"):
+            raise ConversionError(f"text_cfg: tokenizer_mode {text_cfg['tokenizer_mode']!r} is not supported yet.")
+        tokenizer = _load_hf_tokenizer(source) if text_cfg.get("hf_tokenizer_name") else _load_clip_tokenizer(text_cfg)
+    except ConversionError:
+        if required:
+            raise
+        return None
+    return tokenizer
+
+
+def _load_clip_tokenizer(text_cfg: Mapping[str, Any]) -> OpenClipTokenizer:
     vocab_size = text_cfg.get("vocab_size", CLIP_VOCAB_SIZE)
-    kwargs = dict(text_cfg.get("tokenizer_kwargs") or {})
-    context_length = text_cfg.get("context_length", 77)
-    if text_cfg.get("tokenizer_mode"):
-        raise ConversionError(f"text_cfg: tokenizer_mode {text_cfg['tokenizer_mode']!r} is not supported yet.")
-    hf_name = text_cfg.get("hf_tokenizer_name")
-    allowed = HF_TOKENIZER_KWARGS if hf_name else CLIP_TOKENIZER_KWARGS
-    if kwargs.keys() - set(allowed):
-        raise ConversionError(
-            f"text_cfg: tokenizer_kwargs may hold {', '.join(allowed)} for this tokenizer, got "
-            f"{', '.join(sorted(kwargs))}."
-        )
-    if not hf_name:
-        if vocab_size >= CLIP_VOCAB_SIZE:
-            return OpenClipTokenizer(model_max_length=context_length, **kwargs)
-        if not required:
-            return None
+    if vocab_size < CLIP_VOCAB_SIZE:
         raise ConversionError(
             f"text_cfg: vocab_size is {vocab_size}, but open_clip's own tokenizer, used where there is no "
             f"hf_tokenizer_name, has {CLIP_VOCAB_SIZE} ids. Set hf_tokenizer_name and put the tokenizer's files "
             "beside the weights, or convert with with_processor=False."
         )
-    folder = _tokenizer_folder(source, hf_name, required)
-    if folder is None:
-        return None
+    kwargs = _tokenizer_kwargs(text_cfg, CLIP_TOKENIZER_KWARGS)
+    return OpenClipTokenizer(model_max_length=text_cfg.get("context_length", 77), **kwargs)
+
+
+def _load_hf_tokenizer(source: Source) -> OpenClipTokenizer:
+    text_cfg = source.model_cfg["text_cfg"]
+    kwargs = _tokenizer_kwargs(text_cfg, HF_TOKENIZER_KWARGS)
+    folder = _tokenizer_folder(source, text_cfg["hf_tokenizer_name"])
     try:
         tokenizer = OpenClipTokenizer.from_hf_tokenizer(
-            folder, context_length=context_length, trust_remote_code=False, **kwargs
+            folder, context_length=text_cfg.get("context_length", 77), trust_remote_code=False, **kwargs
         )
     except Exception as error:  # transformers' tokenizers fail in many ways
         raise ConversionError(f"The tokenizer in {folder} cannot be used: {error}") from error
-    if required and len(tokenizer) > vocab_size:
+    vocab_size = text_cfg.get("vocab_size", CLIP_VOCAB_SIZE)
+    if len(tokenizer) > vocab_size:
         raise ConversionError(
             f"The tokenizer in {folder} has {len(tokenizer)} ids, the text tower {vocab_size}: these are not its "
             "files. Put the right ones beside the weights, or convert with with_processor=False."
@@ -124,12 +130,20 @@ def load_tokenizer(source: Source, required: bool = True) -> OpenClipTokenizer |
     return tokenizer
 
 
-def _tokenizer_folder(source: Source, hf_name: str, required: bool) -> Path | None:
+def _tokenizer_kwargs(text_cfg: Mapping[str, Any], allowed: tuple[str, ...]) -> dict[str, Any]:
+    kwargs = dict(text_cfg.get("tokenizer_kwargs") or {})
+    if kwargs.keys() - set(allowed):
+        raise ConversionError(
+            f"text_cfg: tokenizer_kwargs may hold {', '.join(allowed)} for this tokenizer, got "
+            f"{', '.join(sorted(kwargs))}."
+        )
+    return kwargs
+
+
+def _tokenizer_folder(source: Source, hf_name: str) -> Path:
     beside = source.tokenizer_folder
     if beside is not None and (beside / "tokenizer.json").is_file():
         return beside
-    if not required:
-        return None
     try:
         folders = [download_file(hf_name, name).parent for name in TOKENIZER_FILES]
     except ConversionError as error:

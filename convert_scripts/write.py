@@ -5,7 +5,7 @@ import shutil
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -27,6 +27,12 @@ DTYPES = {
 }
 
 
+def check_output(output: Path):
+    """Raises `ConversionError` where `output` is a file, or a folder that holds something."""
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ConversionError(f"{output} exists and is not an empty folder: give another output, or move it away.")
+
+
 @contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
     """A temporary folder beside `output` that becomes `output` at the end, or vanishes where anything fails.
@@ -34,18 +40,20 @@ def new_folder(output: Path) -> Iterator[Path]:
     Raises:
         ConversionError: `output` is a file, or a folder that holds something.
     """
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise ConversionError(f"{output} exists and is not an empty folder: give another output, or move it away.")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    check_output(output)
     folder = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}")
-    folder.mkdir()
+    new_parents = [parent for parent in folder.parents if not parent.exists()]
     try:
+        folder.mkdir(parents=True)
         yield folder
         if output.exists():
             output.rmdir()
         folder.rename(output)
     except BaseException:  # an interrupt leaves nothing behind either
         shutil.rmtree(folder, ignore_errors=True)
+        for parent in new_parents:
+            with suppress(OSError):  # somebody else may have put something there
+                parent.rmdir()
         raise
 
 
@@ -91,7 +99,7 @@ def write_model(folder: Path, plan: ConversionPlan, dtype: torch.dtype, max_shar
         )
     except ValueError as error:
         raise ConversionError(f"max_shard_size must be a number of bytes or like '5GB': {error}") from error
-    shards = defaultdict(dict)
+    shards: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     progress = logging.tqdm(total=len(split.tensor_to_filename), desc="Converting tensors", unit="tensor")
     for name, tensor in plan.converted():
         shards[split.tensor_to_filename[name]][name] = tensor

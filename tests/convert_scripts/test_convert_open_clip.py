@@ -226,9 +226,20 @@ def test_convert_leaves_nothing_behind_when_it_fails(tmp_path, monkeypatch, coca
             lambda self, converted=conversion_plan.ConversionPlan.converted: swap_queries_and_keys(converted(self)),
         )
     before = sorted(path.name for path in tmp_path.iterdir())
-    with pytest.raises(ValueError, match=message):
-        convert(coca, tmp_path / "out", **kwargs)
+    for output in (tmp_path / "out", tmp_path / "new" / "parents" / "out"):
+        with pytest.raises(ConversionError, match=message):
+            convert(coca, output, **kwargs)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_convert_leaves_nothing_behind_when_it_is_interrupted(tmp_path, monkeypatch, coca):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("open_clip_transformers.convert_scripts.convert_open_clip.verify_conversion", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        convert(coca, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["coca"]
 
 
 def swap_queries_and_keys(tensors):

@@ -83,7 +83,8 @@ def test_image_settings_come_along(tmp_path):
     convert(tmp_path / "source", tmp_path / "out")
     image_processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
     assert isinstance(image_processor, open_clip_transformers.OpenClipImageProcessor)
-    assert (image_processor.image_mean, image_processor.image_std) == ([0.4, 0.5, 0.6], list(OPENAI_CLIP_STD))
+    assert tuple(image_processor.image_mean) == (0.4, 0.5, 0.6)
+    assert tuple(image_processor.image_std) == tuple(OPENAI_CLIP_STD)
     assert (image_processor.resample, image_processor.resize_mode) == (2, "squash")
     assert dict(image_processor.size) == {"height": 24, "width": 24}
 
@@ -167,6 +168,14 @@ def test_convert_says_how_to_go_on_without_tokenizer_files(tmp_path, worded):
     with pytest.raises(ConversionError, match=message):
         convert(worded, tmp_path / "out")
     convert(worded, tmp_path / "out", with_processor=False)
+
+
+def test_convert_without_a_processor_does_not_mind_a_broken_tokenizer(tmp_path, worded):
+    (worded / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConversionError, match="cannot be used"):
+        convert(worded, tmp_path / "out")
+    report = convert(worded, tmp_path / "out", with_processor=False)
+    assert "tokenizer is not known" in report.notes[0]
 
 
 def test_convert_runs_no_code_of_a_tokenizer(tmp_path, worded):
