@@ -140,7 +140,13 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         input_ids = self._check_inputs(input_ids, image_hidden_states, past_key_values)
         decode = self._decode_all if past_key_values is None else self._decode_next
         text_outputs, decoder_outputs = decode(
-            input_ids, image_hidden_states, attention_mask, text_attention_mask, position_ids, past_key_values, **kwargs
+            input_ids,
+            image_hidden_states,
+            attention_mask,
+            text_attention_mask,
+            position_ids,
+            past_key_values,
+            **kwargs,
         )
 
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -150,6 +156,8 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             text_embeds = F.normalize(text_outputs.pooler_output, dim=-1)
         if image_embeds is not None and text_embeds is not None:
             logits_per_image = self.compute_logits(image_embeds, text_embeds)
+        elif return_loss:
+            raise ValueError("return_loss=True compares embeddings: pass pixel_values, and no cache.")
         return CoCaOutput(
             loss=self._loss(logits, labels, logits_per_image if return_loss else None, **kwargs),
             logits=logits,
@@ -171,13 +179,13 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             if past_key_values is None or not past_key_values.is_updated:
                 raise ValueError("CoCaModel needs pixel_values or image_hidden_states, got neither.")
             return input_ids
-        images = len(image_hidden_states)
+        images = image_hidden_states.shape[0]
         if input_ids is None:
             return torch.full((images, 1), self.config.bos_token_id, device=image_hidden_states.device)
-        if len(input_ids) % images:
+        if input_ids.shape[0] % images:
             raise ValueError(
-                f"CoCaModel predicts the tokens of each text from its image: {len(input_ids)} texts cannot be shared "
-                f"out to {images} images. To compare any number of both, load the folder with "
+                f"CoCaModel predicts each text's tokens from its image: {input_ids.shape[0]} texts cannot be shared out "
+                f"to {images} images. To compare any number of both, load the folder with "
                 "AutoModelForZeroShotImageClassification, or use get_image_features and get_text_features."
             )
         return input_ids

@@ -10,7 +10,7 @@ def softmax_contrastive_loss(logits_per_image: torch.Tensor) -> torch.Tensor:
     Args:
         logits_per_image: (batch, batch), scaled similarities.
     """
-    labels = torch.arange(len(logits_per_image), device=logits_per_image.device)
+    labels = torch.arange(logits_per_image.shape[0], device=logits_per_image.device)
     return (F.cross_entropy(logits_per_image, labels) + F.cross_entropy(logits_per_image.T, labels)) / 2
 
 
@@ -20,5 +20,5 @@ def sigmoid_contrastive_loss(logits_per_image: torch.Tensor) -> torch.Tensor:
     Args:
         logits_per_image: (batch, batch), scaled and biased similarities.
     """
-    signs = 2 * torch.eye(len(logits_per_image), device=logits_per_image.device) - 1
-    return -F.logsigmoid(signs * logits_per_image).sum() / len(logits_per_image)
+    signs = 2 * torch.eye(logits_per_image.shape[0], device=logits_per_image.device) - 1
+    return -F.logsigmoid(signs * logits_per_image).sum() / logits_per_image.shape[0]

@@ -47,7 +47,7 @@ class OpenClipTextEmbeddings(nn.Module):
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
         if append_class_token:
-            class_token = self.class_embedding.to(hidden_states.dtype).expand(len(input_ids), 1, -1)
+            class_token = self.class_embedding.to(hidden_states.dtype).expand(input_ids.shape[0], 1, -1)
             hidden_states = torch.cat([hidden_states, class_token], dim=1)
             position_ids = torch.cat([position_ids, position_ids[:, -1:] + 1], dim=1)
         return hidden_states + self.position_embedding(position_ids)
@@ -112,7 +112,7 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
         if left_padding is not None:
             visible = visible | left_padding
         if self.config.embed_cls:
-            always = visible.new_ones(len(visible), 1)
+            always = visible.new_ones(visible.shape[0], 1)
             # The mask of open_clip's released CoCa weights has the class token's entry in front, although the token
             # itself stands behind: each token is hidden where the one before it is padding.
             visible = torch.cat([visible, always] if self.config.correct_cls_mask else [always, visible], dim=1)
@@ -133,7 +133,7 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
 
     def pool(self, hidden_states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """(batch, length, hidden_size) -> (batch, hidden_size), or all tokens with `pool_type="none"`."""
-        rows = torch.arange(len(input_ids), device=hidden_states.device)
+        rows = torch.arange(input_ids.shape[0], device=hidden_states.device)
         match self.config.pool_type:
             case "first":
                 return hidden_states[:, 0]
