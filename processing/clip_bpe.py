@@ -9,7 +9,6 @@ import gzip
 from functools import lru_cache
 from pathlib import Path
 
-import regex
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 
@@ -18,11 +17,6 @@ EOS_TOKEN = "<end_of_text>"
 END_OF_WORD = "</w>"
 
 _MERGES_FILE = Path(__file__).with_name("clip_bpe_merges.txt.gz")
-
-# How open_clip cuts cleaned text into words, letter case ignored.
-_WORDS = regex.compile(
-    rf"{BOS_TOKEN}|{EOS_TOKEN}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+", regex.IGNORECASE
-)
 
 # Cleaned text holds no white space but single spaces, so that this character is free to be a mark.
 _NOT_SPECIAL = "\x1f"
@@ -49,11 +43,17 @@ def _any_case(text: str) -> str:
 
 
 def _word_pattern() -> str:
-    """`_WORDS` for the tokenizers library, in whose regular expressions `(?i)` would also let "ss" match "\u00df"."""
+    """The regular expression that cuts cleaned text into words as open_clip's does, letter case ignored.
+
+    It spells letter case out because `(?i)` of the tokenizers library would also let "ss" match "\u00df".
+    """
     whole = [_any_case(word) for word in (BOS_TOKEN, EOS_TOKEN, "'s", "'t", "'re", "'ve", "'m", "'ll", "'d")]
     letter, number = rf"\p{{L}}{_NEW_LETTERS}", rf"\p{{N}}{_NEW_NUMBERS}"
     # U+0345 is not a letter, but an upper case iota, which is one, is another case of it: open_clip drops it.
     return "|".join([*whole, f"[{letter}]+", f"[{number}]", rf"[^\s{letter}{number}\x{{0345}}]+"])
+
+
+_WORDS = pre_tokenizers.Split(Regex(_word_pattern()), behavior="removed", invert=True)
 
 
 def byte_alphabet() -> list[str]:
@@ -66,7 +66,7 @@ def byte_alphabet() -> list[str]:
 @lru_cache(maxsize=1)
 def _vocabulary_and_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
     with gzip.open(_MERGES_FILE, "rt", encoding="utf-8") as file:
-        merges = [tuple(line.split()) for line in file]
+        merges = [(first, second) for first, second in map(str.split, file)]
     alphabet = byte_alphabet()
     tokens = [*alphabet, *(char + END_OF_WORD for char in alphabet), *map("".join, merges), BOS_TOKEN, EOS_TOKEN]
     return {token: token_id for token_id, token in enumerate(tokens)}, merges
@@ -80,7 +80,7 @@ def build_clip_bpe() -> Tokenizer:
     tokenizer.normalizer = normalizers.Replace(_NOT_SPECIAL, "")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_word_pattern()), behavior="removed", invert=True),
+            _WORDS,
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -107,9 +107,12 @@ def mark_literal_tokens(text: str) -> str:
     """
     if "_of_text>" not in text:
         return text
-    return _WORDS.sub(
-        lambda word: word[0] if word[0] in (BOS_TOKEN, EOS_TOKEN) else word[0].replace("<", "<" + _NOT_SPECIAL), text
-    )
+    parts, position = [], 0
+    for word, (start, end) in _WORDS.pre_tokenize_str(text):
+        special = word in (BOS_TOKEN, EOS_TOKEN)
+        parts += [text[position:start], word if special else word.replace("<", "<" + _NOT_SPECIAL)]
+        position = end
+    return "".join([*parts, text[position:]])
 
 
 __all__ = [

@@ -66,16 +66,19 @@ class OpenClipImageProcessor(OpenClipImageSettings, TorchvisionBackend):
 
     def resize(self, image: torch.Tensor, size, resample, resize_mode: str = "shortest", **kwargs) -> torch.Tensor:
         """Images (..., channels, height, width) resized for `size`, before crop or padding."""
-        height, width = resized_size(*image.shape[-2:], (size.height, size.width), resize_mode)
+        height, width = image.shape[-2:]
+        height, width = resized_size(height, width, (size.height, size.width), resize_mode)
         return super().resize(image, SizeDict(height=height, width=width), resample, **kwargs)
 
     def center_crop(self, image: torch.Tensor, size, fill_color=0, **kwargs) -> torch.Tensor:
         """The centre of images (..., channels, height, width), cropped and padded with `fill_color` to `size`."""
         target = (size.height, size.width)
-        padding = center_padding(*image.shape[-2:], target)
+        height, width = image.shape[-2:]
+        padding = center_padding(height, width, target)
         if any(padding):
             image = tvF.pad(image, list(padding), fill=fill_color)
-        top, left = center_offset(*image.shape[-2:], target)
+            height, width = image.shape[-2:]
+        top, left = center_offset(height, width, target)
         return tvF.crop(image, top, left, *target)
 
     def _preprocess(

@@ -19,7 +19,7 @@ from transformers.processing_utils import ImagesKwargs
 RESIZE_MODES = ("shortest", "longest", "squash")
 
 
-class OpenClipImageProcessorKwargs(ImagesKwargs, total=False):
+class OpenClipImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     r"""
     resize_mode (`str`, *optional*):
         How an image is brought to `size`: `"shortest"` resizes the shorter edge and crops the centre, `"longest"`

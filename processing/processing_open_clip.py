@@ -6,7 +6,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 from .image_settings_open_clip import OpenClipImageProcessorKwargs
 
 
-class OpenClipProcessorKwargs(ProcessingKwargs, total=False):
+class OpenClipProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
     images_kwargs: OpenClipImageProcessorKwargs
     _defaults = {}  # transformers 5.5 reads it
 

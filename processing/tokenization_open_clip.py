@@ -42,7 +42,7 @@ class OpenClipTokenizer(TokenizersBackend):
       texts of that length, and for some of them (class token after the text, pooling of the last token, no causal
       mask) the padding is part of the input. `padding="longest"` pads to the longest text of the batch, which leaves
       the features of causal text towers that pool the end-of-text token unchanged.
-    - Texts are truncated unless `truncation=False`.
+    - Texts are truncated unless `truncation=False`, and to `model_max_length` even where `max_length` is larger.
     - The padding token of CLIP's vocabulary is id 0, which is also the token `"!"` within a word. It is therefore not
       a special token: texts with exclamation marks keep them, and `all_special_ids` does not list it.
     - `decode(..., skip_special_tokens=True)` returns a clean caption: what lies between the begin- and the end-of-text
@@ -118,7 +118,7 @@ class OpenClipTokenizer(TokenizersBackend):
             self.pad_token = str(pad_token)
 
     @classmethod
-    def convert_to_native_format(cls, **kwargs):
+    def convert_to_native_format(cls, trust_remote_code=False, **kwargs):
         """Called by `from_pretrained` with the files that it found; `__init__` reads tokenizer.json itself."""
         if kwargs.get("tokenizer_file") is None and kwargs.get("tokenizer_object") is None:
             raise OSError(
@@ -182,12 +182,17 @@ class OpenClipTokenizer(TokenizersBackend):
         """
         return super().__call__(text, text_pair, *args, padding=padding, **kwargs)
 
-    def _get_padding_truncation_strategies(self, padding=False, truncation=None, **kwargs):
+    def _get_padding_truncation_strategies(self, padding=False, truncation=None, max_length=None, **kwargs):
         if padding is True and self._has_max_length:
             padding = "max_length"
         if truncation is None:
-            truncation = self._has_max_length or kwargs.get("max_length") is not None
-        return super()._get_padding_truncation_strategies(padding=padding, truncation=truncation, **kwargs)
+            truncation = self._has_max_length or max_length is not None
+        if max_length is not None and truncation is not False:
+            # The zero-shot pipeline asks for 64 tokens whenever a model is called siglip.
+            max_length = min(max_length, self.model_max_length)
+        return super()._get_padding_truncation_strategies(
+            padding=padding, truncation=truncation, max_length=max_length, **kwargs
+        )
 
     @property
     def _has_max_length(self) -> bool:

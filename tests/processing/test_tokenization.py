@@ -8,7 +8,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, TextStreamer
 
 from open_clip_transformers.processing.tokenization_open_clip import OpenClipTokenizer
 
@@ -58,6 +58,9 @@ def test_call_padding_true_is_the_models_length(tokenizer):
     assert torch.equal(ids, open_clip.tokenize(["a cat.", "cat " * 200]))
     ids = tokenizer(["a cat."], return_tensors="pt", padding="max_length", max_length=64, truncation=True).input_ids
     assert ids.shape == (1, 64)
+    short = OpenClipTokenizer(model_max_length=13)
+    ids = short(["cat " * 40], return_tensors="pt", padding="max_length", max_length=64, truncation=True).input_ids
+    assert torch.equal(ids, open_clip.tokenize(["cat " * 40], context_length=13))
 
 
 def test_call_pads_to_a_multiple(tokenizer):
@@ -180,6 +183,15 @@ def test_decode_takes_batches(tokenizer, convert):
     assert tokenizer.batch_decode(rows, skip_special_tokens=True) == ["a cat.", "a"]
     assert tokenizer.decode(rows[0], skip_special_tokens=True) == "a cat."
     assert tokenizer.decode(rows) == ["<start_of_text>a cat . <end_of_text>", "<start_of_text>a <end_of_text>!!"]
+
+
+def test_decode_streams_captions(tokenizer, capsys):
+    streamer = TextStreamer(tokenizer, skip_special_tokens=True)
+    ids = tokenizer("A cat, it's a dog!", padding=False).input_ids
+    for token_id in ids:
+        streamer.put(torch.tensor([token_id]))
+    streamer.end()
+    assert capsys.readouterr().out == "a cat, it's a dog!\n"
 
 
 def test_pad_method_pads_features(tokenizer):
