@@ -62,8 +62,12 @@ class OpenClipVitEmbeddings(nn.Module):
         )
         self.class_embedding = nn.Parameter(torch.empty(config.hidden_size))
         num_positions = 1 + config.grid_size[0] * config.grid_size[1]
-        learnable = config.position_embedding_type == "learnable"
-        self.position_embedding = nn.Parameter(torch.empty(num_positions, config.hidden_size), learnable)
+        position_embedding = torch.empty(num_positions, config.hidden_size)
+        if config.position_embedding_type == "learnable":
+            self.position_embedding = nn.Parameter(position_embedding)
+        else:
+            # Not a parameter without gradient, as in open_clip: `from_pretrained` would give it one.
+            self.register_buffer("position_embedding", position_embedding)
 
     def initialize(self, std: float):
         init.normal_(self.class_embedding, std=self.config.hidden_size**-0.5)
