@@ -1,15 +1,13 @@
 """Finding and reading what the commands work on: images in files, folders, patterns and URLs, and lines of text."""
 
 import glob
-import io
 import os
 import sys
 import urllib.parse
-import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ._cli_messages import Failures, UsageError
 
@@ -84,22 +82,18 @@ def _images_in(folder: str) -> Iterator[str]:
 
 
 def read_image(name: str) -> Image.Image:
-    """The image at a path or URL, turned upright as its EXIF data says, in its own colour mode.
+    """The image at a path or URL, as open_clip sees it: in its own colour mode, and not turned as EXIF data may say.
 
     Raises:
         OSError: it cannot be read, or is not an image. Damaged files make Pillow raise other exceptions as well.
     """
-    with Image.open(io.BytesIO(_download(name)) if is_url(name) else name) as image:
+    from .processing.image_settings_open_clip import open_image
+
+    # A URL may be given as people write it, with spaces and letters of any script.
+    url = urllib.parse.quote(name, safe=URL_SAFE)
+    with open_image(url if is_url(name) else name, timeout=URL_TIMEOUT) as image:
         image.load()
-        return ImageOps.exif_transpose(image)
-
-
-def _download(url: str) -> bytes:
-    # Some servers turn away clients that do not name themselves.
-    headers = {"User-Agent": "open-clip-transformers"}
-    request = urllib.request.Request(urllib.parse.quote(url, safe=URL_SAFE), headers=headers)
-    with urllib.request.urlopen(request, timeout=URL_TIMEOUT) as answer:
-        return answer.read()
+        return image
 
 
 def read_lines(path: Path) -> list[str]:

@@ -83,11 +83,11 @@ def test_find_images_without_any_image_is_a_usage_error(tmp_path):
         find(tmp_path / "missing.png")
 
 
-def test_read_image_turns_photos_upright(tmp_path):
+def test_read_image_does_not_turn_photos_as_open_clip_does_not(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # taken with the camera on its side
     Image.new("RGB", (31, 17)).save(tmp_path / "photo.jpg", exif=exif)
-    assert read_image(str(tmp_path / "photo.jpg")).size == (17, 31)
+    assert read_image(str(tmp_path / "photo.jpg")).size == (31, 17)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "I;16"])
