@@ -1,52 +1,101 @@
-"""Tiny models and processors of ours, with CLIP's vocabulary and seeded weights, built without open_clip."""
+"""One tiny model of every public class, and inputs for it; sizes come from `tiny_configs`."""
 
-from pathlib import Path
+import inspect
 
 import torch
-from transformers import GenerationMixin, PreTrainedModel, ProcessorMixin
+from tiny_configs import VOCAB_SIZE, tiny_clip_cfg, tiny_coca_cfg, tiny_siglip_cfg
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from open_clip_transformers.convert_scripts.config_mapping import build_config
-from open_clip_transformers.convert_scripts.conversion_plan import MODEL_CLASSES
-from open_clip_transformers.processing.image_processing_open_clip import OpenClipImageProcessor
-from open_clip_transformers.processing.processing_coca import CoCaProcessor
-from open_clip_transformers.processing.processing_open_clip import OpenClipProcessor
-from open_clip_transformers.processing.tokenization_open_clip import OpenClipTokenizer
+from open_clip_transformers.convert_scripts.config_mapping import TokenIds, build_config
+from open_clip_transformers.modeling.modeling_coca import (
+    CoCaForConditionalGeneration,
+    CoCaForZeroShotImageClassification,
+    CoCaModel,
+)
+from open_clip_transformers.modeling.modeling_open_clip import (
+    OpenClipForImageClassification,
+    OpenClipModel,
+    OpenClipSiglipModel,
+    OpenClipTextModelWithProjection,
+    OpenClipVisionModelWithProjection,
+)
+from open_clip_transformers.modeling.modeling_text import OpenClipTextModel
+from open_clip_transformers.modeling.modeling_vit import OpenClipVitModel
 
 
-CLIP_VOCABULARY = {"text_cfg": {"vocab_size": 49408, "context_length": 41}}
-COCA_CLIP_VOCABULARY = {**CLIP_VOCABULARY, "multimodal_cfg": {"vocab_size": 49408, "context_length": 41}}
+BOS, EOS, PAD = VOCAB_SIZE - 2, VOCAB_SIZE - 1, 0
+
+# With every module that owns parameters somewhere: block options, LayerScale, sin-cos table, poolers, class token.
+CLIP = tiny_clip_cfg(
+    nonscalar_logit_scale=True,
+    vision_cfg={"scaled_cosine_attn": True, "scale_heads": True, "pos_embed_type": "sin_cos_2d", "ls_init_value": 0.1},
+    text_cfg={"qk_norm": True, "scale_attn_inner": True, "scale_attn": True, "scale_fc": True},
+)
+SIGLIP = tiny_siglip_cfg()
+COCA = tiny_coca_cfg(
+    vision_cfg={"attentional_pool": "cascade", "width": 36, "head_width": 18},
+    text_cfg={"ls_init_value": 0.2},
+    multimodal_cfg={"ls_init_value": 0.3},
+)
 
 
-def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
-    """`model` in eval mode, with weights so large that every part of it shows in the outputs."""
+def tiny_config(model_cfg: dict, initializer_range: float = 0.1) -> PreTrainedConfig:
+    """Our configuration of an open_clip `model_cfg`; at the usual 0.02, attention hardly shows in outputs."""
+    config = build_config(model_cfg, TokenIds(bos=BOS, eos=EOS, pad=PAD))
+    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+        part.initializer_range = initializer_range
+    return config
+
+
+# Name -> class and a function that makes its configuration.
+MODELS = {
+    "vit": (OpenClipVitModel, lambda: tiny_config(CLIP).vision_config),
+    "text": (OpenClipTextModel, lambda: tiny_config(CLIP).text_config),
+    "text_with_class_token": (OpenClipTextModel, lambda: tiny_config(COCA).text_config),
+    "clip": (OpenClipModel, lambda: tiny_config(CLIP)),
+    "siglip": (OpenClipSiglipModel, lambda: tiny_config(SIGLIP)),
+    "coca": (CoCaModel, lambda: tiny_config(COCA)),
+    "coca_for_generation": (CoCaForConditionalGeneration, lambda: tiny_config(COCA)),
+    "coca_for_zero_shot": (CoCaForZeroShotImageClassification, lambda: tiny_config(COCA)),
+    "vision_with_projection": (OpenClipVisionModelWithProjection, lambda: tiny_config(CLIP)),
+    "text_with_projection": (OpenClipTextModelWithProjection, lambda: tiny_config(CLIP)),
+    "image_classification": (OpenClipForImageClassification, lambda: tiny_config(CLIP)),
+}
+
+
+def tiny_model(name: str, **fields) -> PreTrainedModel:
+    """Model `name` of `MODELS` in eval mode; no weight keeps its default value. `fields` are set in its config."""
+    model_class, make_config = MODELS[name]
+    config = make_config()
+    for field, value in fields.items():
+        setattr(config, field, value)
+    return randomized(model_class(config).eval())
+
+
+def randomized(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """`model` with norms, biases and scales moved off their neutral values."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        if name in ("logit_scale", "logit_bias"):
-            continue
-        noise = torch.randn(parameter.shape, generator=generator)
-        is_norm = parameter.ndim == 1 and name.endswith(".weight")
-        parameter.data = 1 + 0.3 * noise if is_norm else 0.3 * noise
-    return model.eval()
-
-
-def tiny_model(model_cfg: dict, seed: int = 0) -> PreTrainedModel:
-    """Our model of an open_clip `model_cfg`: `OpenClipModel`, `OpenClipSiglipModel` or CoCa."""
-    config = build_config(model_cfg)
-    return randomize(MODEL_CLASSES[config.model_type](config), seed)
-
-
-def tiny_processor(model: PreTrainedModel) -> ProcessorMixin:
-    """A processor with CLIP's vocabulary for a tiny model."""
-    size = model.config.vision_config.image_size
-    image_processor = OpenClipImageProcessor(size={"height": size, "width": size})
-    tokenizer = OpenClipTokenizer(model_max_length=model.config.text_config.max_position_embeddings)
-    processor_class = CoCaProcessor if isinstance(model, GenerationMixin) else OpenClipProcessor
-    return processor_class(image_processor=image_processor, tokenizer=tokenizer)
-
-
-def save_tiny_folder(folder: Path, model_cfg: dict) -> PreTrainedModel:
-    """Saves a tiny model and its processor in `folder`, as a conversion does; returns the model."""
-    model = tiny_model(model_cfg)
-    model.save_pretrained(folder)
-    tiny_processor(model).save_pretrained(folder)
+        if parameter.requires_grad and not name.startswith("logit_"):
+            neutral = 1.0 if parameter.ndim == 1 and name.endswith(("weight", "gamma")) else 0.0
+            parameter.data = neutral + 0.15 * torch.randn(parameter.shape, generator=generator)
     return model
+
+
+def tiny_inputs(model: PreTrainedModel, batch: int = 3, length: int = 10) -> dict[str, torch.Tensor]:
+    """The images and texts that `model` takes; texts end at different places, one fills all positions."""
+    generator = torch.Generator().manual_seed(1)
+    pixel_values = torch.randn(batch, 3, 24, 24, generator=generator)
+    input_ids = torch.randint(1, BOS, (batch, length), generator=generator)
+    input_ids[:, 0] = BOS
+    for row, end in enumerate(range(length - 1, 0, -3)):
+        if row < batch:
+            input_ids[row, end] = EOS
+            input_ids[row, end + 1 :] = PAD
+    inputs = {"input_ids": input_ids, "pixel_values": pixel_values}
+    return {name: value for name, value in inputs.items() if name in inspect.signature(model.forward).parameters}
+
+
+def main_outputs(outputs) -> list[torch.Tensor]:
+    """The tensors of an output object at its own level, without its scalars."""
+    return [value for value in outputs.values() if isinstance(value, torch.Tensor) and value.ndim]
