@@ -61,8 +61,11 @@ def after_import(module: str, callback: Callable[[], None]):
     _after_import.callbacks.setdefault(module, []).append(callback)
 
 
-class _WithLateEntries(MutableMapping):
-    """A dictionary, and the entries that `load` returns, which is called when the dictionary is first read."""
+class LateEntries(MutableMapping):
+    """A dictionary with more entries, those that `load` returns, which is called when the dictionary is first read.
+
+    It stands in for the dictionaries that transformers keeps registered classes in.
+    """
 
     def __init__(self, entries: dict, load: Callable[[], dict]):
         self._entries = entries
@@ -99,4 +102,4 @@ def add_entries(table, load: Callable[[], dict]):
             and `register` writes.
         load: called without arguments, returns configuration class (or model type) -> registered class.
     """
-    table._extra_content = _WithLateEntries(table._extra_content, load)
+    table._extra_content = LateEntries(table._extra_content, load)

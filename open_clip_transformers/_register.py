@@ -7,7 +7,7 @@ one.
 from functools import partial
 from importlib import import_module
 
-from ._deferred import add_entries, after_import
+from ._deferred import LateEntries, add_entries, after_import
 
 
 def _towers() -> dict:
@@ -110,10 +110,21 @@ def _fill_tables(module: str):
         add_entries(getattr(import_module(f"transformers.models.auto.{module}"), name), load)
 
 
-def _register_pipeline():
-    from .processing.pipeline_image_to_text import register_image_to_text
+def _pipelines() -> dict:
+    from .processing.pipeline_image_to_text import ImageToTextPipeline
 
-    register_image_to_text()
+    return {"impl": ImageToTextPipeline}
+
+
+def _register_pipeline():
+    from .processing.pipelines_compat import let_registered_task_pass
+
+    tasks = import_module("transformers.pipelines").PIPELINE_REGISTRY.supported_tasks
+    # Not `register_pipeline`: with it, a pipeline's `save_pretrained` would copy our code beside the weights, and the
+    # folder then ask for `trust_remote_code`.
+    entry = {name: value for name, value in tasks["image-text-to-text"].items() if name != "impl"}
+    tasks["image-to-text"] = LateEntries(entry, _pipelines)
+    let_registered_task_pass("image-to-text")
 
 
 def register():

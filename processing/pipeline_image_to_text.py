@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, pipelines
+from transformers import GenerationConfig
 from transformers.pipelines import ImageTextToTextPipeline
 
 from .image_settings_open_clip import open_image
-from .pipelines_compat import let_registered_task_pass, transformers_own_task
+from .pipelines_compat import transformers_own_task
 
 
 TASK = "image-to-text"
@@ -111,7 +111,7 @@ class ImageToTextPipeline(ImageTextToTextPipeline):
         if isinstance(images, tuple):
             images = list(images)
         elif isinstance(images, Iterator):
-            images = (image for image in images)  # transformers takes no iterators but generators
+            images = _Stream(images)
         if isinstance(images, list) and not images:
             return []
         return super(ImageTextToTextPipeline, self).__call__(images, **kwargs)
@@ -159,6 +159,16 @@ class ImageToTextPipeline(ImageTextToTextPipeline):
         return [{"generated_text": text} for text in texts]
 
 
+class _Stream(torch.utils.data.IterableDataset):
+    """An iterator as a dataset: of other iterators transformers takes only generators, which 5.5 reads to the end."""
+
+    def __init__(self, items: Iterator):
+        self.items = items
+
+    def __iter__(self):
+        return self.items
+
+
 def _merge_generation_arguments(generate_kwargs: dict[str, Any] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
     """`generate_kwargs` and those of `kwargs` that `generate` takes, which are removed there."""
     merged = dict(generate_kwargs or {})
@@ -175,15 +185,6 @@ def _pair(images, texts) -> list[dict]:
         got = f"{len(images)} images" if isinstance(images, (list, tuple)) else type(images).__name__
         raise ValueError(f"A list of texts needs a list of as many images: got {len(texts)} texts and {got}.")
     return [{"images": image, "text": text} for image, text in zip(images, texts)]
-
-
-def register_image_to_text():
-    """Makes `pipeline("image-to-text")` build an [`ImageToTextPipeline`]."""
-    tasks = pipelines.PIPELINE_REGISTRY.supported_tasks
-    # Not `register_pipeline`: it would make the pipeline's `save_pretrained` copy this file beside the weights, and
-    # the folder then ask for `trust_remote_code`.
-    tasks[TASK] = {**tasks[PROMPTED_TASK], "impl": ImageToTextPipeline}
-    let_registered_task_pass(TASK)
 
 
 __all__ = ["ImageToTextPipeline"]

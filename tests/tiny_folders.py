@@ -1,0 +1,52 @@
+"""Folders of tiny models with processors and CLIP's vocabulary, as a conversion writes them; made without open_clip."""
+
+from pathlib import Path
+
+import torch
+from transformers import GenerationMixin, PreTrainedModel, ProcessorMixin
+
+from open_clip_transformers.convert_scripts.config_mapping import build_config
+from open_clip_transformers.convert_scripts.conversion_plan import MODEL_CLASSES
+from open_clip_transformers.processing.image_processing_open_clip import OpenClipImageProcessor
+from open_clip_transformers.processing.processing_coca import CoCaProcessor
+from open_clip_transformers.processing.processing_open_clip import OpenClipProcessor
+from open_clip_transformers.processing.tokenization_open_clip import OpenClipTokenizer
+
+
+CLIP_VOCABULARY = {"text_cfg": {"vocab_size": 49408, "context_length": 23}}
+COCA_CLIP_VOCABULARY = {**CLIP_VOCABULARY, "multimodal_cfg": {"vocab_size": 49408, "context_length": 23}}
+
+
+def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """`model` in eval mode, with weights so large that every input shows in the outputs."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if name in ("logit_scale", "logit_bias"):
+            continue
+        noise = torch.randn(parameter.shape, generator=generator)
+        is_norm = parameter.ndim == 1 and name.endswith(".weight")
+        parameter.data = 1 + 0.3 * noise if is_norm else 0.3 * noise
+    return model.eval()
+
+
+def build_processor(model: PreTrainedModel) -> ProcessorMixin:
+    """A processor with CLIP's vocabulary for a tiny model."""
+    size = model.config.vision_config.image_size
+    image_processor = OpenClipImageProcessor(size={"height": size, "width": size})
+    tokenizer = OpenClipTokenizer(model_max_length=model.config.text_config.max_position_embeddings)
+    processor_class = CoCaProcessor if isinstance(model, GenerationMixin) else OpenClipProcessor
+    return processor_class(image_processor=image_processor, tokenizer=tokenizer)
+
+
+def save_tiny_folder(folder: Path, model_cfg: dict) -> PreTrainedModel:
+    """Saves a tiny model of an open_clip `model_cfg`, and its processor; returns the model.
+
+    Captions have 10 tokens by default, which leaves room for prompts.
+    """
+    config = build_config(model_cfg)
+    model = randomize(MODEL_CLASSES[config.model_type](config))
+    if model.can_generate():
+        model.generation_config.max_length = 11
+    model.save_pretrained(folder)
+    build_processor(model).save_pretrained(folder)
+    return model
