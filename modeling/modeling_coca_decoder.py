@@ -32,7 +32,6 @@ class CoCaDecoderModel(OpenClipPreTrainedModel):
     base_model_prefix = "multimodal_decoder"
     input_modalities = ("text", "image")
     _can_record_outputs = {
-        "hidden_states": OutputRecorder(ResidualCrossAttentionBlock),
         "attentions": OutputRecorder(Attention, index=1),
         "cross_attentions": OutputRecorder(CrossAttention, index=1),
     }
@@ -78,12 +77,18 @@ class CoCaDecoderModel(OpenClipPreTrainedModel):
             )
         else:
             self_attention_cache = past_key_values.self_attention_cache
-        hidden_states = inputs_embeds
+        # Not recorded by transformers, which would begin with the input of the first cross-attention.
+        hidden_states, layer_inputs = inputs_embeds, ()
         for layer, cross_attention_layer in zip(self.layers, self.cross_attention_layers, strict=True):
+            layer_inputs += (hidden_states,)
             hidden_states = layer(hidden_states, attention_mask, past_key_values=self_attention_cache, **kwargs)
             hidden_states = cross_attention_layer(
                 hidden_states, image_hidden_states, past_key_values=past_key_values, **kwargs
             )
+        hidden_states = self.final_layer_norm(hidden_states)
+        output_hidden_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=self.final_layer_norm(hidden_states), past_key_values=past_key_values
+            last_hidden_state=hidden_states,
+            past_key_values=past_key_values,
+            hidden_states=(*layer_inputs, hidden_states) if output_hidden_states else None,
         )
