@@ -1,15 +1,16 @@
 """Group (diverse) beam search as a decoding method for any transformers model that generates.
 
-transformers 5 no longer has it (`num_beam_groups > 1` there asks for code from the Hub), while open_clip's CoCa captions
-with 6 beams in 3 groups by default. This module brings it back as a function for `generate(custom_generate=...)`:
+transformers 5 no longer has it (`num_beam_groups > 1` there asks for code from the Hub), while open_clip's CoCa
+captions with 6 beams in 3 groups by default. This is a function for `generate(custom_generate=...)`:
 
     model.generate(**inputs, custom_generate=group_beam_search, num_beams=6, num_beam_groups=3, diversity_penalty=0.5)
 
-Paper: Diverse Beam Search, https://arxiv.org/abs/1610.02424. Tokens and scores are those of transformers 4.53.3's
-`num_beam_groups`, the last release that had it, and, with `open_clip_scores=True`, those of `CoCa._generate_beamsearch`
-in open_clip 3.3.0's `coca_model.py`. Departures from transformers 4.53.3: a `diversity_penalty` of 0 is allowed,
-`beam_indices` count rows of the whole batch (so `compute_transition_scores` is right), every stopping criterion ends
-the beam that meets it (as in transformers 5's beam search), and a sequence keeps the end token that it generated.
+Paper: Diverse Beam Search, https://arxiv.org/abs/1610.02424. Tokens and scores are those of `num_beam_groups` in
+transformers 4.53.3, the last release that had it, and, with `open_clip_scores=True`, those of open_clip 3.3.0's
+`CoCa._generate_beamsearch` in `coca_model.py`. Departures from transformers 4.53.3: a `diversity_penalty` of 0 is
+allowed, `beam_indices` count rows of the whole batch (so `compute_transition_scores` is right), every stopping
+criterion ends the beam that meets it (as in transformers 5's beam search), and a sequence keeps the end token that it
+generated.
 """
 
 from collections import defaultdict
@@ -24,6 +25,7 @@ from transformers.generation import (
     MaxLengthCriteria,
 )
 from transformers.generation.utils import ALL_CACHE_NAMES
+
 
 IMPOSSIBLE = -1e9  # score of a beam that must not be chosen; finite, so that sums with it stay ordered
 
@@ -41,12 +43,12 @@ def group_beam_search(
 ) -> GenerateBeamDecoderOnlyOutput | GenerateBeamEncoderDecoderOutput | torch.LongTensor:
     """
     Beam search in `num_beam_groups` groups of `num_beams / num_beam_groups` beams each. Groups choose their tokens one
-    after the other, and a token costs `diversity_penalty` for each beam of an earlier group that chose it at this step.
-    Without a penalty every group is the same ordinary beam search.
+    after the other, and a token costs `diversity_penalty` for each beam of an earlier group that chose it at this
+    step. Without a penalty every group is the same ordinary beam search.
 
     Meant to be handed to `generate`, which prepares the arguments; of `generation_config` it reads `num_beams`,
-    `num_beam_groups`, `diversity_penalty`, `length_penalty`, `early_stopping`, `num_return_sequences`, `max_length` and
-    the `output_...` switches.
+    `num_beam_groups`, `diversity_penalty`, `length_penalty`, `early_stopping`, `num_return_sequences`, `max_length`
+    and the `output_...` switches.
 
     Args:
         input_ids: (batch * num_beams, prompt length) int64, each prompt repeated `num_beams` times in a row.
@@ -219,7 +221,7 @@ class _Search:
         # Of the best continuations of a group, up to (end tokens * beams) can end; as many as there are beams go on.
         eos_token_id, pad_token_id = generation_config._eos_token_tensor, generation_config._pad_token_tensor
         self.num_candidates = self.num_beams * max(2, 1 + (0 if eos_token_id is None else eos_token_id.numel()))
-        self.pad_token_id = -1 if pad_token_id is None else pad_token_id.item()  # None only if nothing can end early
+        self.pad_token_id = -1 if pad_token_id is None else pad_token_id.item()  # None only without an end token
 
         shape = (input_ids.shape[0] // generation_config.num_beams, self.num_groups, self.num_beams)
         group_numbers = torch.arange(shape[0] * shape[1], device=input_ids.device)
@@ -287,7 +289,7 @@ class _Search:
             parts.append(self._continue(processed[:, group : group + 1], slice(group, group + 1)))
             chosen = self._going_on(parts[-1]).tokens[:, 0, :, self.length]
             # A group that is complete counts as choosing the padding token, as in transformers 4.53.3.
-            chosen = chosen.masked_fill(self.complete[:, group, None], self.pad_token_id)
+            chosen = chosen.masked_fill(self.complete[:, group, None], max(self.pad_token_id, 0))
             times_chosen.scatter_add_(1, chosen, torch.ones_like(chosen, dtype=times_chosen.dtype))
         return processed.flatten(0, 2), _Beams.cat(parts, dim=1)
 
