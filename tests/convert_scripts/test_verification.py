@@ -8,10 +8,11 @@ from safetensors.torch import load_file, save_file
 from tiny_configs import open_clip_model, tiny_clip_cfg, tiny_coca_cfg
 
 from open_clip_transformers.convert_scripts import verification
+from open_clip_transformers.convert_scripts.compare_outputs import verification_inputs
 from open_clip_transformers.convert_scripts.config_mapping import build_config
 from open_clip_transformers.convert_scripts.conversion_plan import plan_conversion
 from open_clip_transformers.convert_scripts.errors import ConversionError
-from open_clip_transformers.convert_scripts.verification import verification_inputs, verify_conversion
+from open_clip_transformers.convert_scripts.verification import verify_conversion
 from open_clip_transformers.convert_scripts.write import write_model
 
 
@@ -99,16 +100,24 @@ def test_verify_finds_settings_that_no_shape_gives_away(tmp_path, changes, outpu
 
 
 def test_verify_does_not_take_nan_for_agreement(converted, monkeypatch):
-    nan = {"image features": torch.full((2, 36), float("nan"))}
-    monkeypatch.setattr(verification, "_our_outputs", lambda *args: nan)
-    monkeypatch.setattr(verification, "_open_clip_outputs", lambda *args: nan)
-    with pytest.raises(ConversionError, match="image features: nan"):
+    monkeypatch.setattr(verification, "our_outputs", lambda *args: {"logits": torch.full((2, 2), float("nan"))})
+    monkeypatch.setattr(verification, "open_clip_outputs", lambda *args: {"logits": torch.ones(2, 2)})
+    with pytest.raises(ConversionError, match="logits: nan"):
         verify_conversion(*converted, MODEL_CFG, "full")
 
 
+def test_verify_tells_a_damaged_checkpoint_from_a_wrong_conversion(tmp_path):
+    source = open_clip_model(MODEL_CFG).state_dict()
+    source["text_decoder.ln_final.bias"][3] = float("inf")
+    plan = plan_conversion(build_config(MODEL_CFG), source)
+    write_model(tmp_path, plan, torch.float32, "5GB")
+    with pytest.raises(ConversionError, match=r"checkpoint is damaged.*not finite:\n  caption logits$"):
+        verify_conversion(tmp_path, plan, MODEL_CFG, "auto")
+
+
 def test_verify_does_not_take_another_shape_for_agreement(converted, monkeypatch):
-    monkeypatch.setattr(verification, "_our_outputs", lambda *args: {"logits": torch.ones(2, 1)})
-    monkeypatch.setattr(verification, "_open_clip_outputs", lambda *args: {"logits": torch.ones(2, 2)})
+    monkeypatch.setattr(verification, "our_outputs", lambda *args: {"logits": torch.ones(2, 1)})
+    monkeypatch.setattr(verification, "open_clip_outputs", lambda *args: {"logits": torch.ones(2, 2)})
     with pytest.raises(ConversionError, match="logits: inf"):
         verify_conversion(*converted, MODEL_CFG, "full")
 
@@ -117,6 +126,7 @@ def test_verify_without_open_clip_compares_tensors(converted, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "open_clip"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "open_clip", None)
+    monkeypatch.setattr(verification, "find_spec", lambda name: None)
     result = verify_conversion(*converted, MODEL_CFG, "auto")
     assert result.mode == "structure"
     assert "open_clip is not installed" in result.detail
