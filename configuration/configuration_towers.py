@@ -3,6 +3,8 @@
 `modeling/modeling_towers.py` mirrors these tables with the model classes.
 """
 
+from collections.abc import Mapping
+
 from transformers.configuration_utils import PreTrainedConfig
 
 from .configuration_text import OpenClipTextConfig
@@ -13,7 +15,7 @@ VISION_CONFIGS = {config.model_type: config for config in (OpenClipVitConfig,)}
 TEXT_CONFIGS = {config.model_type: config for config in (OpenClipTextConfig,)}
 
 
-def tower_config(config: PreTrainedConfig | dict | None, towers: dict[str, type], name: str) -> PreTrainedConfig:
+def tower_config(config: PreTrainedConfig | dict | None, towers: Mapping[str, type], name: str) -> PreTrainedConfig:
     """The configuration object for `config`, the first class of `towers` where it names no `model_type`.
 
     Raises:

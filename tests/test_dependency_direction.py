@@ -89,6 +89,12 @@ def test_optional_package_is_imported_only_at_home(package, home):
     assert all(user.startswith(home) for user in users), users
 
 
+def docstring_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of documentation, which are not lines to understand."""
+    first = node.body[0]
+    return first.end_lineno - first.lineno + 1 if ast.get_docstring(node) is not None else 0
+
+
 def test_every_file_and_function_is_short():
     too_long = []
     for path in EVERYTHING:
@@ -98,7 +104,7 @@ def test_every_file_and_function_is_short():
             too_long.append(f"{path.relative_to(ROOT)}: {lines} lines")
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                lines = node.end_lineno - node.lineno + 1
+                lines = node.end_lineno - node.lineno + 1 - docstring_lines(node)
                 if lines > MAX_FUNCTION_LINES:
                     too_long.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {lines} lines")
     assert not too_long, "\n".join(too_long)
