@@ -67,20 +67,20 @@ class CoCaGenerationMixin(GenerationMixin):
             vision_outputs = self.get_image_features(pixel_values, interpolate_pos_encoding, return_dict=True)
             image_hidden_states = vision_outputs.last_hidden_state
             image_embeds = F.normalize(vision_outputs.pooler_output, dim=-1)
-        inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
-        if inputs is not None and len(inputs) != len(image_hidden_states):
+        input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
+        if input_ids is not None and len(input_ids) != len(image_hidden_states):
             raise ValueError(
-                f"generate got {len(image_hidden_states)} images and {len(inputs)} prompts: pass one for each image."
+                f"generate got {len(image_hidden_states)} images and {len(input_ids)} prompts: pass one for each image."
             )
         attention_mask = kwargs.get("attention_mask")
-        if inputs is not None and attention_mask is not None and attention_mask.shape == inputs.shape:
-            inputs, kwargs["attention_mask"] = _padded_left(inputs, attention_mask)
+        if input_ids is not None and attention_mask is not None and attention_mask.shape == input_ids.shape:
+            input_ids, kwargs["attention_mask"] = _padded_left(input_ids, attention_mask)
         if not self.config.text_config.is_causal:
             # Each token changes all states of a bidirectional text tower: there is nothing to cache.
             kwargs["use_cache"] = False
         if self._asks_for_groups(generation_config, kwargs):
             kwargs["custom_generate"] = group_beam_search
-        outputs = super().generate(inputs, generation_config, image_hidden_states=image_hidden_states, **kwargs)
+        outputs = super().generate(input_ids, generation_config, image_hidden_states=image_hidden_states, **kwargs)
         if image_embeds is not None and not isinstance(outputs, torch.Tensor):
             outputs["image_embeds"] = image_embeds
         return outputs

@@ -8,7 +8,7 @@ transformers' own imports.
 
 import sys
 from collections.abc import Callable, MutableMapping
-from importlib.abc import MetaPathFinder
+from importlib.abc import Loader, MetaPathFinder
 
 
 class _AfterImport(MetaPathFinder):
@@ -31,7 +31,7 @@ class _AfterImport(MetaPathFinder):
             callback()
 
 
-class _CallingBack:
+class _CallingBack(Loader):
     """A module's own loader, all of it, that tells `finder` when the module has run."""
 
     def __init__(self, loader, finder: _AfterImport):
@@ -40,6 +40,9 @@ class _CallingBack:
 
     def __getattr__(self, name):
         return getattr(self._loader, name)
+
+    def create_module(self, spec):
+        return self._loader.create_module(spec)
 
     def exec_module(self, module):
         # The module keeps its real loader, which tools read its source with.

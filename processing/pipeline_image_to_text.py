@@ -62,15 +62,11 @@ class ImageToTextPipeline(ImageTextToTextPipeline):
         **kwargs,
     ):
         forward = _merge_generation_arguments(generate_kwargs, kwargs)
-        preprocess = {"prompt": prompt, "timeout": timeout}
-        postprocess = {
-            "return_full_text": return_full_text,
-            "return_tensors": return_tensors,
-            "clean_up_tokenization_spaces": clean_up_tokenization_spaces,
-        }
-        preprocess, postprocess = (
-            {name: value for name, value in parameters.items() if value is not None}
-            for parameters in (preprocess, postprocess)
+        preprocess = _given(prompt=prompt, timeout=timeout)
+        postprocess = _given(
+            return_full_text=return_full_text,
+            return_tensors=return_tensors,
+            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
         )
         return {**preprocess, **kwargs}, forward, postprocess
 
@@ -119,6 +115,8 @@ class ImageToTextPipeline(ImageTextToTextPipeline):
     def preprocess(self, inputs=None, prompt: str = "", timeout: float | None = None, **processor_kwargs) -> dict:
         image = inputs
         if isinstance(inputs, dict):
+            if not {"images"} <= inputs.keys() <= {"images", "text"}:
+                raise ValueError(f"Expected {{'images': image, 'text': prompt}}, got the keys {sorted(inputs)}.")
             image, prompt = inputs["images"], inputs.get("text", prompt)
         if timeout is not None and isinstance(image, str):
             image = open_image(image, timeout=timeout)
@@ -157,6 +155,11 @@ class ImageToTextPipeline(ImageTextToTextPipeline):
             return [{"generated_token_ids": token_ids} for token_ids in sequences]
         texts = self.processor.batch_decode(sequences, skip_special_tokens=True, **decode_kwargs)
         return [{"generated_text": text} for text in texts]
+
+
+def _given(**parameters) -> dict[str, Any]:
+    """The parameters that are not `None`."""
+    return {name: value for name, value in parameters.items() if value is not None}
 
 
 class _Stream(torch.utils.data.IterableDataset):

@@ -1,4 +1,4 @@
-"""Folders of tiny models with processors and CLIP's vocabulary, as a conversion writes them; made without open_clip."""
+"""Folders of tiny models with processors and CLIP's vocabulary, as a conversion writes them, without open_clip."""
 
 from pathlib import Path
 

@@ -242,8 +242,9 @@ def test_image_to_text_saves_what_it_can_load(pipe, images, captions, tmp_path):
         ({}, "Got no images"),
         ({"images": ["a.png", "b.png"], "text": ["a"]}, "got 1 texts and 2 images"),
         ({"images": "a.png", "text": ["a"]}, "got 1 texts and str"),
+        ({"images": {"image": "a.png"}}, r"got the keys \['image'\]"),
     ],
-    ids=["no images", "too few texts", "texts for one image"],
+    ids=["no images", "too few texts", "texts for one image", "unknown key"],
 )
 def test_image_to_text_says_what_is_wrong_with_a_call(pipe, arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -1,0 +1,271 @@
+"""The Auto classes of transformers know ours once the package is imported, which prints nothing and costs little."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny_configs import tiny_clip_cfg, tiny_coca_cfg
+from tiny_folders import CLIP_VOCABULARY, COCA_CLIP_VOCABULARY, save_tiny_folder
+from tiny_models import COCA, SIGLIP, main_outputs, randomized, tiny_config, tiny_inputs, tiny_model
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForImageTextToText,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+    AutoTokenizer,
+)
+
+import open_clip_transformers
+from open_clip_transformers import (
+    CoCaForConditionalGeneration,
+    CoCaForZeroShotImageClassification,
+    CoCaModel,
+    CoCaProcessor,
+    OpenClipForImageClassification,
+    OpenClipImageProcessor,
+    OpenClipImageProcessorPil,
+    OpenClipModel,
+    OpenClipProcessor,
+    OpenClipSiglipModel,
+    OpenClipTextModel,
+    OpenClipTokenizer,
+    OpenClipVitModel,
+)
+from open_clip_transformers._deferred import LateEntries
+
+
+ROOT = Path(__file__).parents[1]
+
+# Saved model of `tiny_models` -> the classes that the Auto classes make of its folder.
+LOADED_AS = [
+    ("vit", AutoModel, OpenClipVitModel),
+    ("text", AutoModel, OpenClipTextModel),
+    ("text_with_class_token", AutoModel, OpenClipTextModel),
+    ("clip", AutoModel, OpenClipModel),
+    ("clip", AutoModelForZeroShotImageClassification, OpenClipModel),
+    ("siglip", AutoModel, OpenClipSiglipModel),
+    ("siglip", AutoModelForZeroShotImageClassification, OpenClipSiglipModel),
+    ("coca_for_generation", AutoModel, CoCaModel),
+    ("coca", AutoModelForImageTextToText, CoCaForConditionalGeneration),
+    ("coca", AutoModelForZeroShotImageClassification, CoCaForZeroShotImageClassification),
+    ("image_classification", AutoModelForImageClassification, OpenClipForImageClassification),
+]
+
+
+def assert_same_model(loaded, model):
+    """Equal weights, as far as `loaded` has them, and equal outputs up to the alignment of weights in memory."""
+    weights = model.state_dict()
+    for name, weight in loaded.state_dict().items():
+        assert torch.equal(weight, weights[name]), name
+    if type(loaded) is not type(model) and not issubclass(type(model), type(loaded)):
+        return
+    with torch.no_grad():
+        outputs = [main_outputs(side(**tiny_inputs(model))) for side in (loaded, model)]
+    for ours, expected in zip(*outputs, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.floor
+@pytest.mark.parametrize(
+    ("name", "auto_class", "expected"), LOADED_AS, ids=lambda value: getattr(value, "__name__", value)
+)
+def test_auto_model_loads_what_was_saved(name, auto_class, expected, tmp_path):
+    model = tiny_model(name)
+    model.save_pretrained(tmp_path)
+    loaded = auto_class.from_pretrained(tmp_path)
+    assert type(loaded) is expected
+    assert type(loaded.config) is type(AutoConfig.from_pretrained(tmp_path)) is type(model.config)
+    assert_same_model(loaded, model)
+    assert type(auto_class.from_config(model.config)) is expected
+
+
+@pytest.mark.floor
+@pytest.mark.parametrize("cfg", [SIGLIP, COCA], ids=["siglip", "coca"])
+def test_auto_model_loads_a_classifier_of_every_configuration(cfg, tmp_path):
+    model = randomized(OpenClipForImageClassification(tiny_config(cfg)).eval())
+    model.save_pretrained(tmp_path)
+    loaded, info = AutoModelForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    assert type(loaded) is OpenClipForImageClassification
+    assert type(loaded.config) is type(model.config)
+    assert_same_model(loaded, model)
+
+
+@pytest.mark.floor
+def test_auto_model_of_a_coca_folder_captions(tmp_path):
+    model = tiny_model("coca_for_generation")
+    model.save_pretrained(tmp_path)
+    pixel_values = tiny_inputs(model)["pixel_values"]
+    captions = model.generate(pixel_values=pixel_values, max_new_tokens=4)
+    assert captions.shape[0] == 3
+    assert torch.equal(
+        AutoModel.from_pretrained(tmp_path).generate(pixel_values=pixel_values, max_new_tokens=4), captions
+    )
+
+
+@pytest.fixture(scope="module", params=["clip", "coca"])
+def folder(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    cfg = tiny_clip_cfg(**CLIP_VOCABULARY) if request.param == "clip" else tiny_coca_cfg(**COCA_CLIP_VOCABULARY)
+    save_tiny_folder(folder, cfg)
+    return folder
+
+
+@pytest.fixture
+def image():
+    return Image.effect_noise((37, 29), 80).convert("RGB")
+
+
+@pytest.mark.floor
+def test_auto_processor_loads_what_was_saved(folder, image):
+    processor = AutoProcessor.from_pretrained(folder)
+    assert type(processor) is (CoCaProcessor if "coca" in folder.name else OpenClipProcessor)
+    assert type(processor.image_processor) is OpenClipImageProcessor
+    assert type(processor.tokenizer) is OpenClipTokenizer
+    inputs = processor(images=image, text="a cat", return_tensors="pt")
+    assert inputs.keys() == {"pixel_values", "input_ids", "attention_mask"}
+    image_inputs = AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt")
+    assert torch.equal(image_inputs.pixel_values, inputs.pixel_values)
+
+
+@pytest.mark.floor
+@pytest.mark.parametrize(
+    ("back_end", "expected"),
+    [(None, OpenClipImageProcessor), ("torchvision", OpenClipImageProcessor), ("pil", OpenClipImageProcessorPil)],
+    ids=["default", "torchvision", "pil"],
+)
+def test_auto_image_processor_loads_either_back_end(folder, back_end, expected):
+    image_processor = AutoImageProcessor.from_pretrained(folder, backend=back_end)
+    assert type(image_processor) is expected
+    assert image_processor.size["height"] == 24
+
+
+@pytest.mark.floor
+def test_auto_tokenizer_loads_what_was_saved(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert type(tokenizer) is OpenClipTokenizer
+    assert tokenizer("a cat").input_ids == OpenClipTokenizer(model_max_length=23)("a cat").input_ids
+
+
+@pytest.mark.floor
+def test_auto_processors_find_their_class_by_the_configuration_alone(folder, tmp_path):
+    """Files without the names of our classes, such as a tower's folder with settings copied from elsewhere."""
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    AutoImageProcessor.from_pretrained(folder).save_pretrained(tmp_path)
+    for name, key in (
+        ("tokenizer_config.json", "tokenizer_class"),
+        ("preprocessor_config.json", "image_processor_type"),
+    ):
+        settings = json.loads((tmp_path / name).read_text())
+        del settings[key]
+        (tmp_path / name).write_text(json.dumps(settings))
+    config = AutoConfig.from_pretrained(folder)
+    for saved, auto_class, expected in (
+        (config, AutoProcessor, CoCaProcessor if "coca" in folder.name else OpenClipProcessor),
+        (config, AutoTokenizer, OpenClipTokenizer),
+        (config, AutoImageProcessor, OpenClipImageProcessor),
+        (config.text_config, AutoTokenizer, OpenClipTokenizer),
+        (config.vision_config, AutoImageProcessor, OpenClipImageProcessor),
+    ):
+        saved.save_pretrained(tmp_path)
+        assert type(auto_class.from_pretrained(tmp_path)) is expected
+
+
+def run_python(code: str):
+    """What `code` prints in a new process, errors and warnings included."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "error", "-c", code]
+    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return result.stdout + result.stderr
+
+
+@pytest.mark.floor
+def test_import_prints_nothing_and_imports_nothing_large():
+    modules = "{'torch', 'transformers', 'tokenizers', 'PIL', 'numpy'} & sys.modules.keys()"
+    assert run_python(f"import sys, open_clip_transformers; assert not {modules}, {modules}") == ""
+
+
+# This file itself imports transformers first.
+IMPORTS = {
+    "package first": "import open_clip_transformers",
+    "pipeline class first": "from open_clip_transformers import ImageToTextPipeline",
+}
+
+
+@pytest.mark.floor
+@pytest.mark.parametrize("imports", IMPORTS.values(), ids=IMPORTS)
+def test_import_registers_in_every_order(imports):
+    check = """
+from transformers import AutoConfig, AutoModel, pipelines
+config = AutoConfig.for_model("open_clip_vit", hidden_size=24, num_attention_heads=2, num_hidden_layers=1)
+assert type(AutoModel.from_config(config)).__name__ == "OpenClipVitModel"
+task, settings, _ = pipelines.check_task("image-to-text")
+assert (task, settings["impl"].__name__) == ("image-to-text", "ImageToTextPipeline")
+"""
+    assert run_python(imports + check) == ""
+
+
+def test_public_names_are_all_there():
+    for name in open_clip_transformers.__all__:
+        assert getattr(open_clip_transformers, name).__name__ == name
+
+
+def test_late_entries_are_loaded_once_and_yield_to_others():
+    loads = []
+
+    def load():
+        loads.append(1)
+        return {"a": "ours", "b": "ours"}
+
+    entries = LateEntries({"z": "upstream"}, load)
+    entries["a"] = "registered by hand"
+    assert not loads
+    assert "b" in entries
+    assert dict(entries) == {"a": "registered by hand", "b": "ours", "z": "upstream"}
+    assert (len(entries), entries.get("c"), entries["z"]) == (3, None, "upstream")
+    assert sorted(entries.values()) == ["ours", "registered by hand", "upstream"]
+    del entries["b"]
+    assert set(entries) == {"a", "z"}
+    assert len(loads) == 1
+
+
+def test_late_entries_are_whole_for_every_thread():
+    barrier = threading.Barrier(4)
+
+    def load():
+        barrier.wait(timeout=30)  # all four threads are in here together
+        return {"a": 1}
+
+    entries = LateEntries({}, load)
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(entries.get("a"))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [1, 1, 1, 1]
+
+
+def test_late_entries_that_fail_to_load_are_tried_again():
+    attempts = []
+
+    def load():
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise ImportError("not yet")
+        return {"a": 1}
+
+    entries = LateEntries({}, load)
+    with pytest.raises(ImportError, match="not yet"):
+        len(entries)
+    assert entries["a"] == 1
