@@ -64,6 +64,7 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
     base_model_prefix = "text_model"
     input_modalities = ("text",)
     _input_embed_layer = "token_embedding"
+    _no_split_modules = [*OpenClipPreTrainedModel._no_split_modules, OpenClipTextEmbeddings.__name__]
     _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", *COMPOSITE_KEYS]
 
     def __init__(self, config: OpenClipTextConfig):

@@ -115,6 +115,7 @@ class OpenClipVitModel(OpenClipPreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _input_embed_layer = "patch_embedding"
+    _no_split_modules = [*OpenClipPreTrainedModel._no_split_modules, OpenClipVitEmbeddings.__name__]
     _keys_to_ignore_on_load_unexpected = [r"^text_model\.", *COMPOSITE_KEYS]
 
     def __init__(self, config: OpenClipVitConfig):
