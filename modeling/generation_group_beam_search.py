@@ -38,7 +38,7 @@ def group_beam_search(
     generation_config: GenerationConfig,
     synced_gpus: bool = False,
     streamer=None,
-    open_clip_scores: bool = False,
+    open_clip_scores: bool | None = None,
     **model_kwargs,
 ) -> GenerateBeamDecoderOnlyOutput | GenerateBeamEncoderDecoderOutput | torch.LongTensor:
     """
@@ -55,7 +55,8 @@ def group_beam_search(
         synced_gpus: keep calling the model until every process is done (FSDP, DeepSpeed ZeRO-3).
         streamer: must be None, as beams change their past.
         open_clip_scores: rank beams as open_clip does: by the sum of the logits themselves rather than of log
-            probabilities, over the length with the prompt rather than without. `generate` passes it on.
+            probabilities, over the length with the prompt rather than without. By default an entry of this name in the
+            `generation_config` decides.
 
     Returns:
         (batch * num_return_sequences, length) int64, best first for each prompt, over all groups; or, with
@@ -67,6 +68,8 @@ def group_beam_search(
             penalty with one group; a streamer; diversity together with classifier-free guidance.
     """
     _check_arguments(generation_config, input_ids, streamer)
+    if open_clip_scores is None:
+        open_clip_scores = getattr(generation_config, "open_clip_scores", False)
     search = _Search(input_ids, stopping_criteria, generation_config, open_clip_scores)
     steps = defaultdict(list)
     stopped = False

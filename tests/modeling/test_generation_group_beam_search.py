@@ -187,6 +187,15 @@ def test_group_beam_search_open_clip_scores_rank_by_logits_over_the_whole_length
     torch.testing.assert_close(transitions.sum(-1) / lengths, outputs.sequences_scores)
 
 
+def test_group_beam_search_open_clip_scores_can_be_the_default(gpt2):
+    model, inputs = gpt2
+    ours = model.generate(**inputs, **GROUPS, open_clip_scores=True)
+    others = model.generate(**inputs, **GROUPS)
+    model.generation_config.open_clip_scores = True
+    assert model.generate(**inputs, **GROUPS).tolist() == ours.tolist() != others.tolist()
+    assert model.generate(**inputs, **GROUPS, open_clip_scores=False).tolist() == others.tolist()
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
