@@ -1,0 +1,160 @@
+"""What models take, and what they say about what they do not take."""
+
+import pytest
+import torch
+from tiny_models import PAD, main_outputs, tiny_inputs, tiny_model
+
+
+@pytest.mark.floor
+@pytest.mark.parametrize("name", ["text", "clip", "coca"])
+def test_int32_ids_are_taken(name):
+    model = tiny_model(name)
+    inputs = tiny_inputs(model)
+    with torch.no_grad():
+        expected = main_outputs(model(**inputs))
+        inputs["input_ids"] = inputs["input_ids"].int()
+        assert all(torch.equal(a, b) for a, b in zip(main_outputs(model(**inputs)), expected, strict=True))
+
+
+@pytest.mark.floor
+@pytest.mark.parametrize("name", ["vit", "clip", "coca", "image_classification"])
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((3, 3, 24, 32), r"height and width \(24, 32\), the model expects \(24, 24\).*interpolate_pos_encoding"),
+        ((3, 3, 16, 24), r"height and width \(16, 24\), the model expects \(24, 24\)"),
+        ((3, 1, 24, 24), r"shape \(3, 1, 24, 24\), the model expects \(batch, 3, height, width\)"),
+        ((3, 24, 24), r"shape \(3, 24, 24\), the model expects \(batch, 3, height, width\)"),
+    ],
+    ids=["too_wide", "too_low", "grey", "no_batch"],
+)
+def test_images_of_another_shape_are_refused(name, shape, message):
+    model = tiny_model(name)
+    with pytest.raises(ValueError, match=message):
+        model(**{**tiny_inputs(model), "pixel_values": torch.randn(shape)})
+
+
+@pytest.mark.floor
+@pytest.mark.parametrize("name", ["vit", "clip", "coca", "vision_with_projection", "image_classification"])
+def test_images_of_another_size_are_taken_with_interpolation(name):
+    # The tiny CLIP has a fixed table of positions, which is interpolated like a learned one.
+    model = tiny_model(name)
+    inputs = {**tiny_inputs(model), "pixel_values": torch.randn(3, 3, 32, 40)}
+    with torch.no_grad():
+        assert all(value.isfinite().all() for value in main_outputs(model(**inputs, interpolate_pos_encoding=True)))
+
+
+@pytest.mark.floor
+@pytest.mark.parametrize(("name", "limit"), [("text", 11), ("text_with_class_token", 10), ("clip", 11), ("coca", 10)])
+def test_texts_beyond_the_last_position_are_refused(name, limit):
+    model = tiny_model(name)
+    assert model(**tiny_inputs(model, length=limit))
+    with pytest.raises(ValueError, match=f"length {limit + 1}.* at most {limit} tokens: truncate"):
+        model(**tiny_inputs(model, length=limit + 1))
+
+
+@pytest.mark.floor
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_dual_model_compares_any_numbers_and_wants_pairs_for_its_loss(name):
+    model = tiny_model(name)
+    inputs = tiny_inputs(model)
+    inputs["input_ids"] = inputs["input_ids"][:2]
+    assert model(**inputs).logits_per_image.shape == (3, 2)
+    assert model(**inputs).logits_per_text.shape == (2, 3)
+    with pytest.raises(ValueError, match="3 images and 2 texts"):
+        model(**inputs, return_loss=True)
+
+
+@pytest.mark.floor
+def test_coca_wants_as_many_texts_for_each_image():
+    model = tiny_model("coca")
+    inputs = tiny_inputs(model)
+    with pytest.raises(ValueError, match="2 texts cannot be shared out to 3 images"):
+        model(inputs["input_ids"][:2], inputs["pixel_values"])
+    outputs = model(inputs["input_ids"].repeat(2, 1), inputs["pixel_values"])
+    assert outputs.logits.shape == (6, 10, 97)
+    assert outputs.logits_per_image.shape == (3, 6)
+
+
+def test_coca_for_zero_shot_compares_any_numbers():
+    model = tiny_model("coca_for_zero_shot")
+    inputs = tiny_inputs(model)
+    assert model(inputs["input_ids"][:2], inputs["pixel_values"]).logits_per_image.shape == (3, 2)
+
+
+@pytest.mark.floor
+def test_coca_wants_an_image():
+    model = tiny_model("coca")
+    with pytest.raises(ValueError, match="pixel_values or image_hidden_states"):
+        model(tiny_inputs(model)["input_ids"])
+
+
+def test_coca_takes_encoded_images():
+    model = tiny_model("coca")
+    inputs = tiny_inputs(model)
+    with torch.no_grad():
+        expected = model(**inputs)
+        outputs = model(inputs["input_ids"], image_hidden_states=expected.image_hidden_states)
+    assert torch.equal(outputs.logits, expected.logits)
+    assert outputs.image_embeds is None and outputs.logits_per_image is None
+
+
+def test_coca_starts_texts_itself():
+    model = tiny_model("coca")
+    pixel_values = tiny_inputs(model)["pixel_values"]
+    with torch.no_grad():
+        outputs = model(pixel_values=pixel_values)
+        expected = model(torch.full((3, 1), model.config.bos_token_id), pixel_values)
+    assert torch.equal(outputs.logits, expected.logits)
+
+
+@pytest.mark.parametrize("extra", ["image_hidden_states", "use_cache"])
+def test_coca_says_when_it_cannot_compare(extra):
+    model = tiny_model("coca")
+    inputs = tiny_inputs(model)
+    if extra == "image_hidden_states":
+        inputs["image_hidden_states"] = model(**inputs).image_hidden_states
+    else:
+        inputs["use_cache"] = True
+    with pytest.raises(ValueError, match="return_loss=True"):
+        model(**inputs, return_loss=True)
+
+
+@pytest.mark.floor
+@pytest.mark.parametrize("name", ["text_with_class_token", "coca"])
+def test_attention_mask_of_right_padding_changes_nothing(name):
+    # Padding behind a text follows open_clip's rule, from the padding id, with or without a mask.
+    model = tiny_model(name)
+    inputs = tiny_inputs(model)
+    with torch.no_grad():
+        expected = main_outputs(model(**inputs))
+        outputs = main_outputs(model(**inputs, attention_mask=(inputs["input_ids"] != PAD).long()))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(outputs, expected, strict=True))
+
+
+@pytest.mark.floor
+@pytest.mark.parametrize("name", ["text", "text_with_class_token", "coca"])
+def test_left_padded_texts_give_what_the_texts_alone_give(name):
+    model = tiny_model(name)
+    alone = tiny_inputs(model, length=7)
+    alone["input_ids"] = alone["input_ids"].clamp(min=1)
+    padded = torch.nn.functional.pad(alone["input_ids"], (3, 0), value=PAD)
+    attention_mask = torch.nn.functional.pad(torch.ones(3, 7, dtype=torch.long), (3, 0))
+    position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        expected = model(**alone)
+        outputs = model(**{**alone, "input_ids": padded}, attention_mask=attention_mask, position_ids=position_ids)
+    embedding = "text_embeds" if name == "coca" else "pooler_output"
+    tokens = "logits" if name == "coca" else "last_hidden_state"
+    assert torch.allclose(outputs[embedding], expected[embedding], atol=1e-5)
+    assert torch.allclose(outputs[tokens][:, 3:], expected[tokens], atol=1e-5)
+
+
+def test_forward_takes_its_arguments_in_the_order_of_clip():
+    from inspect import signature
+
+    from transformers import CLIPModel
+
+    expected = list(signature(CLIPModel.forward).parameters)
+    assert list(signature(type(tiny_model("clip")).forward).parameters) == expected
+    assert list(signature(type(tiny_model("coca")).forward).parameters)[:5] == expected[:5]
