@@ -36,6 +36,7 @@ class CoCaGenerationMixin(GenerationMixin):
         pixel_values: torch.Tensor | None = None,
         image_hidden_states: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        open_clip_scores: bool = False,
         **kwargs,
     ) -> GenerateOutput | torch.Tensor:
         """Captions images.
@@ -50,6 +51,7 @@ class CoCaGenerationMixin(GenerationMixin):
             image_hidden_states: (images, tokens, hidden_size) instead of `pixel_values`, to caption images that were
                 encoded before.
             interpolate_pos_encoding: accept other image sizes than the model's.
+            open_clip_scores: rank beams as open_clip does, by sums of logits instead of log probabilities.
 
         Returns:
             Token ids (images * num_return_sequences, length), prompts included and padded on the left. With
@@ -78,19 +80,30 @@ class CoCaGenerationMixin(GenerationMixin):
         if not self.config.text_config.is_causal:
             # Each token changes all states of a bidirectional text tower: there is nothing to cache.
             kwargs["use_cache"] = False
-        if self._asks_for_groups(generation_config, kwargs):
-            kwargs["custom_generate"] = group_beam_search
+        kwargs.update(self._beam_search_arguments(generation_config, open_clip_scores, kwargs))
         outputs = super().generate(input_ids, generation_config, image_hidden_states=image_hidden_states, **kwargs)
         if image_embeds is not None and not isinstance(outputs, torch.Tensor):
             outputs["image_embeds"] = image_embeds
         return outputs
 
-    def _asks_for_groups(self, generation_config: GenerationConfig | None, kwargs: dict) -> bool:
-        sources = (
-            kwargs.get("num_beam_groups"),
-            *(getattr(config, "num_beam_groups", None) for config in (generation_config, self.generation_config)),
-        )
-        return next((groups for groups in sources if groups is not None), 1) > 1
+    def _beam_search_arguments(self, generation_config: GenerationConfig | None, open_clip_scores: bool, kwargs) -> dict:
+        """The arguments that hand the search over to [`group_beam_search`], where it is asked for."""
+
+        def setting(name: str):
+            sources = [kwargs, *(vars(config) for config in (generation_config, self.generation_config) if config)]
+            return next((source[name] for source in sources if source.get(name) is not None), None)
+
+        groups = setting("num_beam_groups") or 1
+        if groups == 1 and not open_clip_scores:
+            return {}
+        arguments = {"custom_generate": group_beam_search, "open_clip_scores": open_clip_scores}
+        # Without a penalty the groups are the same search, and one of them finds the best caption.
+        asks_for_one = (setting("num_return_sequences") or 1) == 1 and not setting("return_dict_in_generate")
+        if generation_config is None and asks_for_one and groups > 1 and not setting("diversity_penalty"):
+            beams = setting("num_beams") or 1
+            if beams % groups == 0 and beams > groups:
+                arguments.update(num_beams=beams // groups, num_beam_groups=1)
+        return arguments
 
     def _maybe_initialize_input_ids_for_generation(self, inputs=None, bos_token_id=None, model_kwargs=None):
         # On the images' device: transformers takes that of the first weight, which is "meta" where it is offloaded.
