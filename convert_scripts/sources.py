@@ -78,11 +78,11 @@ def open_source(
     given = _given_config(model_name, config)
     path = Path(name.removeprefix("local-dir:")).expanduser()
     if name.startswith("hf-hub:"):
-        path = _download(name.removeprefix("hf-hub:"), with_config=given is None)
+        path = _download(name.removeprefix("hf-hub:"), needs_config=given is None)
     elif not path.exists():
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or path.suffix in WEIGHTS_SUFFIXES:
             raise ConversionError(_not_found(name))
-        path = _download(name, with_config=given is None)
+        path = _download(name, needs_config=given is None)
     folder = path if path.is_dir() else path.parent
     own_config = folder / CONFIG_FILE
     if given is not None and path.is_dir() and own_config.is_file():
@@ -177,11 +177,16 @@ def find_weights(folder: Path) -> Path:
     )
 
 
-def _download(repo_id: str, with_config: bool) -> Path:
-    """Local folder with the configuration and the weights of a Hub repository."""
-    if with_config:
+def _download(repo_id: str, needs_config: bool) -> Path:
+    """Local folder with the configuration, if there is one, and the weights of a Hub repository."""
+    offline = False
+    try:
         download_file(repo_id, CONFIG_FILE)
-    offline, failures = False, []
+    except ConversionError as error:
+        if needs_config:
+            raise
+        offline = isinstance(error.__cause__, UNREACHABLE)
+    failures = []
     for name in WEIGHTS_FILES:
         try:
             return download_file(repo_id, name, local_files_only=offline).parent

@@ -1,6 +1,10 @@
 """Outputs of converted models against open_clip: every built-in architecture at reduced size, and every switch."""
 
+import numpy as np
+import open_clip
 import pytest
+import torch
+from PIL import Image
 from tiny_configs import (
     open_clip_model,
     reduced_cfg,
@@ -9,7 +13,9 @@ from tiny_configs import (
     tiny_coca_cfg,
     tiny_siglip_cfg,
 )
+from transformers import AutoModel, AutoProcessor
 
+import open_clip_transformers  # noqa: F401  registers the Auto classes
 from open_clip_transformers.convert_scripts.architectures import get_architecture, list_architectures
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
 
@@ -121,3 +127,21 @@ def test_scaled_cosine_attention_is_converted_although_open_clip_cannot_run_it(t
     report = convert_open_clip_checkpoint(tmp_path / "source", tmp_path / "out", with_processor=False)
     assert report.verification.mode == "structure"
     assert "open_clip cannot run this model" in report.verification.detail
+
+
+def test_converted_folder_agrees_with_the_model_that_open_clip_loads(tmp_path):
+    model_cfg = tiny_coca_cfg(text_cfg={"vocab_size": 49408})
+    save_open_clip_folder(tmp_path / "source", model_cfg, preprocess_cfg={"resize_mode": "longest", "mean": [0.5] * 3})
+    convert_open_clip_checkpoint(tmp_path / "source", tmp_path / "out", verify="structure")
+    reference, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path / 'source'}")
+    reference_tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'source'}")
+    model = AutoModel.from_pretrained(tmp_path / "out").eval()
+    processor = AutoProcessor.from_pretrained(tmp_path / "out", backend="pil")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8))
+    texts = ["two cats", "a photo of a dog, and of many other things that do not fit"]
+    with torch.inference_mode():
+        expected = reference.eval()(preprocess(image)[None].repeat(2, 1, 1, 1), reference_tokenizer(texts))
+        ours = model(**processor(images=[image, image], text=texts, add_eos=True, return_tensors="pt"))
+    for output, name in ((ours.image_embeds, "image_features"), (ours.text_embeds, "text_features")):
+        torch.testing.assert_close(output, expected[name], rtol=0, atol=2e-6)
+    torch.testing.assert_close(ours.logits[:, :-1], expected["logits"], rtol=0, atol=2e-5)

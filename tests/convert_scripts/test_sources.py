@@ -117,6 +117,18 @@ def test_open_source_downloads_a_hub_repository(monkeypatch, folder, source):
     assert [filename for _, filename, _ in asked[1:]] == list(WEIGHTS_FILES[:3])
 
 
+def test_open_source_takes_a_name_for_a_repository_of_weights_alone(monkeypatch, folder):
+    (folder / "open_clip_config.json").unlink()
+    fake_hub(monkeypatch, folder, [])
+    assert open_source("org/name", model_name="ViT-B-32").model_cfg == get_architecture("ViT-B-32")
+
+
+def test_open_source_refuses_two_configurations_for_a_repository(monkeypatch, folder):
+    fake_hub(monkeypatch, folder, [])
+    with pytest.raises(ConversionError, match=r"org/name has its own open_clip_config\.json"):
+        open_source("org/name", model_name="ViT-B-32")
+
+
 def test_open_source_says_how_to_go_on_without_a_network(monkeypatch):
     fake_hub(monkeypatch, None, [])
     with pytest.raises(ConversionError, match=r"cannot be reached.*hf download org/name --local-dir FOLDER"):
@@ -128,7 +140,7 @@ def test_open_source_waits_for_the_network_only_once(monkeypatch):
     fake_hub(monkeypatch, None, asked)
     with pytest.raises(ConversionError, match=r"open_clip_model.safetensors of org/name.*cannot be reached"):
         open_source("org/name", model_name="ViT-B-32")
-    assert [local_files_only for _, _, local_files_only in asked] == [False] + [True] * (len(WEIGHTS_FILES) - 1)
+    assert [local_files_only for _, _, local_files_only in asked] == [False] + [True] * len(WEIGHTS_FILES)
 
 
 def test_open_source_refuses_a_repository_without_open_clip_files(monkeypatch, tmp_path):
