@@ -80,8 +80,8 @@ class OpenClipTransformerConfig(OpenClipPreTrainedConfig):
         attention_dropout: dropout probability of the attention weights in training, in [0, 1).
         layer_scale_init_value: initial LayerScale (https://arxiv.org/abs/2103.17239), `None` for no LayerScale;
             open_clip: `ls_init_value`.
-        drop_path_rate: stochastic depth (https://arxiv.org/abs/1603.09382): probability of dropping a residual branch of
-            the last layer in training, growing linearly from 0 at the first, in [0, 1); open_clip has none here.
+        drop_path_rate: stochastic depth (https://arxiv.org/abs/1603.09382): probability of dropping a residual branch
+            of the last layer in training, growing linearly from 0 at the first, in [0, 1); open_clip has none here.
         initializer_range: standard deviation of the normal initialisation of new weights.
     """
 

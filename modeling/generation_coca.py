@@ -36,7 +36,7 @@ class CoCaGenerationMixin(GenerationMixin):
         pixel_values: torch.Tensor | None = None,
         image_hidden_states: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        open_clip_scores: bool = False,
+        open_clip_scores: bool | None = None,
         **kwargs,
     ) -> GenerateOutput | torch.Tensor:
         """Captions images.
@@ -51,7 +51,9 @@ class CoCaGenerationMixin(GenerationMixin):
             image_hidden_states: (images, tokens, hidden_size) instead of `pixel_values`, to caption images that were
                 encoded before.
             interpolate_pos_encoding: accept other image sizes than the model's.
-            open_clip_scores: rank beams as open_clip does, by sums of logits instead of log probabilities.
+            open_clip_scores: rank beams as open_clip does, by sums of logits instead of log probabilities. By default
+                where there are groups but no `diversity_penalty`, which is open_clip's default search and has no
+                other use.
 
         Returns:
             Token ids (images * num_return_sequences, length), prompts included and padded on the left. With
@@ -72,7 +74,7 @@ class CoCaGenerationMixin(GenerationMixin):
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
         if input_ids is not None and len(input_ids) != len(image_hidden_states):
             raise ValueError(
-                f"generate got {len(image_hidden_states)} images and {len(input_ids)} prompts: pass one for each image."
+                f"generate got {len(image_hidden_states)} images and {len(input_ids)} prompts: pass one an image."
             )
         attention_mask = kwargs.get("attention_mask")
         if input_ids is not None and attention_mask is not None and attention_mask.shape == input_ids.shape:
@@ -86,23 +88,27 @@ class CoCaGenerationMixin(GenerationMixin):
             outputs["image_embeds"] = image_embeds
         return outputs
 
-    def _beam_search_arguments(self, generation_config: GenerationConfig | None, open_clip_scores: bool, kwargs) -> dict:
+    def _beam_search_arguments(self, generation_config: GenerationConfig | None, open_clip_scores, kwargs) -> dict:
         """The arguments that hand the search over to [`group_beam_search`], where it is asked for."""
 
-        def setting(name: str):
+        def setting(name: str, default):
             sources = [kwargs, *(vars(config) for config in (generation_config, self.generation_config) if config)]
-            return next((source[name] for source in sources if source.get(name) is not None), None)
+            return next((source[name] for source in sources if source.get(name) is not None), default)
 
-        groups = setting("num_beam_groups") or 1
-        if groups == 1 and not open_clip_scores:
+        beams, groups = setting("num_beams", 1), setting("num_beam_groups", 1)
+        equal_groups = groups > 1 and not setting("diversity_penalty", 0)
+        if open_clip_scores is None:
+            open_clip_scores = setting("open_clip_scores", equal_groups)
+        # Groups of the model's own generation_config do not keep a call from being greedy.
+        if kwargs.get("num_beam_groups", 1) == 1 and (beams == 1 or (groups == 1 and not open_clip_scores)):
             return {}
+        if kwargs.get("streamer") is not None:
+            raise ValueError("generate cannot stream group beam search: beams change tokens already shown.")
         arguments = {"custom_generate": group_beam_search, "open_clip_scores": open_clip_scores}
-        # Without a penalty the groups are the same search, and one of them finds the best caption.
-        asks_for_one = (setting("num_return_sequences") or 1) == 1 and not setting("return_dict_in_generate")
-        if generation_config is None and asks_for_one and groups > 1 and not setting("diversity_penalty"):
-            beams = setting("num_beams") or 1
-            if beams % groups == 0 and beams > groups:
-                arguments.update(num_beams=beams // groups, num_beam_groups=1)
+        # One of several equal searches finds the best caption.
+        asks_for_one = setting("num_return_sequences", 1) == 1 and not setting("return_dict_in_generate", False)
+        if generation_config is None and equal_groups and asks_for_one and beams % groups == 0 and beams > groups:
+            arguments.update(num_beams=beams // groups, num_beam_groups=1)
         return arguments
 
     def _maybe_initialize_input_ids_for_generation(self, inputs=None, bos_token_id=None, model_kwargs=None):
@@ -129,17 +135,17 @@ class CoCaGenerationMixin(GenerationMixin):
     def _prepare_generated_length(self, generation_config, **kwargs):
         # `max_new_tokens` in a call replaces the model's own `max_length`; only two lengths in a call are worth the
         # warning that transformers gives.
-        if generation_config.max_new_tokens is not None:
-            if generation_config.max_length == self.generation_config.max_length:
-                generation_config.max_length = None
+        is_default = generation_config.max_length == self.generation_config.max_length
+        if generation_config.max_new_tokens is not None and is_default:
+            generation_config.max_length = None
         return super()._prepare_generated_length(generation_config=generation_config, **kwargs)
 
     def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length):
         limit = self.config.max_position_embeddings
         if max(generation_config.max_length, input_ids_length + 1) > limit:
             raise ValueError(
-                f"A prompt of {input_ids_length} tokens with max_length={generation_config.max_length} does not fit in "
-                f"the model's {limit} positions: pass max_length <= {limit}, and a prompt shorter than that."
+                f"A prompt of {input_ids_length} tokens with max_length={generation_config.max_length} does not fit "
+                f"in the model's {limit} positions: pass max_length <= {limit}, and a prompt shorter than that."
             )
         super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
 

@@ -135,19 +135,13 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             )
             image_hidden_states = vision_outputs.last_hidden_state
             image_embeds = F.normalize(vision_outputs.pooler_output, dim=-1)
-        if past_key_values is not None or use_cache:
-            past_key_values = CoCaCache.wrap(past_key_values or DynamicCache(config=self.config))
+        past_key_values = self._prepare_cache(past_key_values, use_cache)
         input_ids = self._check_inputs(input_ids, image_hidden_states, past_key_values)
-        decode = self._decode_all if past_key_values is None else self._decode_next
-        text_outputs, decoder_outputs = decode(
-            input_ids,
-            image_hidden_states,
-            attention_mask,
-            text_attention_mask,
-            position_ids,
-            past_key_values,
-            **kwargs,
-        )
+        inputs = (input_ids, image_hidden_states, position_ids, attention_mask)
+        if past_key_values is None:
+            text_outputs, decoder_outputs = self._decode_all(*inputs, **kwargs)
+        else:
+            text_outputs, decoder_outputs = self._decode_next(*inputs, text_attention_mask, past_key_values, **kwargs)
 
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(decoder_outputs.last_hidden_state[:, kept])
@@ -174,6 +168,11 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             vision_model_output=vision_outputs,
         )
 
+    def _prepare_cache(self, past_key_values: Cache | None, use_cache: bool | None) -> CoCaCache | None:
+        if past_key_values is None and use_cache:
+            past_key_values = DynamicCache(config=self.config)
+        return None if past_key_values is None else CoCaCache.wrap(past_key_values)
+
     def _check_inputs(self, input_ids, image_hidden_states, past_key_values) -> torch.Tensor:
         if image_hidden_states is None:
             if past_key_values is None or not past_key_values.is_updated:
@@ -184,15 +183,13 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             return torch.full((images, 1), self.config.bos_token_id, device=image_hidden_states.device)
         if input_ids.shape[0] % images:
             raise ValueError(
-                f"CoCaModel predicts each text's tokens from its image: {input_ids.shape[0]} texts cannot be shared out "
-                f"to {images} images. To compare any number of both, load the folder with "
+                f"CoCaModel predicts each text's tokens from its image: {input_ids.shape[0]} texts cannot be shared "
+                f"out to {images} images. To compare any number of both, load the folder with "
                 "AutoModelForZeroShotImageClassification, or use get_image_features and get_text_features."
             )
         return input_ids
 
-    def _decode_all(
-        self, input_ids, image_hidden_states, attention_mask, text_attention_mask, position_ids, _, **kwargs
-    ):
+    def _decode_all(self, input_ids, image_hidden_states, position_ids, attention_mask, **kwargs):
         text_outputs = self.text_model(input_ids, attention_mask, position_ids, **kwargs)
         # open_clip's decoder has no padding mask: behind a text there is nothing to predict.
         decoder_mask = None if attention_mask is None else attention_mask.cumsum(-1) > 0
@@ -202,7 +199,7 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         return text_outputs, decoder_outputs
 
     def _decode_next(
-        self, input_ids, image_hidden_states, attention_mask, text_attention_mask, position_ids, past, **kwargs
+        self, input_ids, image_hidden_states, position_ids, attention_mask, text_attention_mask, past, **kwargs
     ):
         # Made here, for both parts of the causal stack, because the text tower's layers will have grown the cache.
         decoder_mask = create_causal_mask(
@@ -242,7 +239,7 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
 
 
 class CoCaForConditionalGeneration(CoCaModel):
-    """CoCa under the name that transformers' captioning classes have; the same weights and methods as [`CoCaModel`]."""
+    """CoCa under the name that captioning classes of transformers have; the same weights and methods."""
 
 
 class CoCaForZeroShotImageClassification(OpenClipModel):

@@ -78,9 +78,9 @@ class CoCaDecoderModel(OpenClipPreTrainedModel):
         else:
             self_attention_cache = past_key_values.self_attention_cache
         # Not recorded by transformers, which would begin with the input of the first cross-attention.
-        hidden_states, layer_inputs = inputs_embeds, ()
+        hidden_states, layer_inputs = inputs_embeds, []
         for layer, cross_attention_layer in zip(self.layers, self.cross_attention_layers, strict=True):
-            layer_inputs += (hidden_states,)
+            layer_inputs.append(hidden_states)
             hidden_states = layer(hidden_states, attention_mask, past_key_values=self_attention_cache, **kwargs)
             hidden_states = cross_attention_layer(
                 hidden_states, image_hidden_states, past_key_values=past_key_values, **kwargs

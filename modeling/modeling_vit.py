@@ -86,7 +86,8 @@ class OpenClipVitEmbeddings(nn.Module):
         shape, image_size = tuple(pixel_values.shape), height_and_width(self.config.image_size)
         if len(shape) != 4 or shape[1] != self.config.num_channels:
             raise ValueError(
-                f"pixel_values have shape {shape}, the model expects (batch, {self.config.num_channels}, height, width)."
+                f"pixel_values have shape {shape}, the model expects (batch, {self.config.num_channels}, height, "
+                "width)."
             )
         if shape[2:] != image_size and not interpolate_pos_encoding:
             raise ValueError(

@@ -3,7 +3,14 @@
 import pytest
 import torch
 from tiny_configs import tiny_coca_cfg
-from transformers import LogitsProcessor, LogitsProcessorList, StaticCache, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    DynamicCache,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StaticCache,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from open_clip_transformers.convert_scripts.config_mapping import TokenIds, build_config
@@ -35,7 +42,9 @@ def pixel_values() -> torch.Tensor:
 
 def count_calls(module: torch.nn.Module) -> list[torch.Tensor]:
     calls = []
-    module.register_forward_pre_hook(lambda _, args, kwargs: calls.append([*args, *kwargs.values()][0]), with_kwargs=True)
+    module.register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append([*args, *kwargs.values()][0]), with_kwargs=True
+    )
     return calls
 
 
@@ -53,7 +62,11 @@ STRATEGIES = {
 @pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"text_cfg": {"embed_cls": False}}, {"vision_cfg": {"attentional_pool": False, "width": 36, "head_width": 18}}],
+    [
+        {},
+        {"text_cfg": {"embed_cls": False}},
+        {"vision_cfg": {"attentional_pool": False, "width": 36, "head_width": 18}},
+    ],
     ids=["class_token", "no_class_token", "raw_patch_tokens"],
 )
 def test_generate_is_the_same_without_a_cache(strategy, changes, pixel_values):
@@ -272,6 +285,17 @@ def test_generate_finds_groups_in_the_generation_config(model, pixel_values):
     assert torch.equal(from_config, from_call)
 
 
+def test_generate_with_groups_in_the_generation_config_can_be_greedy(model, pixel_values):
+    greedy = model.generate(pixel_values=pixel_values)
+    model.generation_config.update(num_beams=4, num_beam_groups=2)
+    assert torch.equal(model.generate(pixel_values=pixel_values, num_beams=1), greedy)
+
+
+def test_generate_refuses_to_stream_groups(model, pixel_values):
+    with pytest.raises(ValueError, match="cannot stream"):
+        model.generate(pixel_values=pixel_values[:1], num_beams=4, num_beam_groups=2, streamer=BaseStreamer())
+
+
 def test_generate_without_causal_text_recomputes(pixel_values):
     model = make_model(text_cfg={"no_causal_mask": True})
     tokens = count_calls(model.text_model)
@@ -299,6 +323,12 @@ def test_forward_with_a_cache_continues(model, pixel_values):
     second = model(input_ids[:, 4:], past_key_values=first.past_key_values)
     torch.testing.assert_close(torch.cat([first.logits, second.logits], dim=1), whole, rtol=1e-4, atol=1e-5)
     assert second.past_key_values.get_seq_length() == 7
+
+
+def test_forward_fills_the_cache_it_is_given(model, pixel_values):
+    cache = DynamicCache()
+    model(torch.randint(10, 90, (3, 4)), pixel_values, past_key_values=cache)
+    assert cache.get_seq_length() == 4
 
 
 def test_forward_takes_a_static_cache(model, pixel_values):

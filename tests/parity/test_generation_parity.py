@@ -33,9 +33,7 @@ def load_model():
         if folder not in models:
             expected = json.loads((folder / "expected.json").read_text())
             model_cfg = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
-            ids = TokenIds(
-                bos=expected["sot_token_id"], eos=expected["eos_token_id"], pad=expected["pad_token_id"]
-            )
+            ids = TokenIds(bos=expected["sot_token_id"], eos=expected["eos_token_id"], pad=expected["pad_token_id"])
             config = build_config(model_cfg, ids)
             tensors = load_file(folder / "open_clip_model.safetensors")
             model = CoCaModel(config)
@@ -60,7 +58,8 @@ def generate_arguments(open_clip_kwargs: dict, model: CoCaModel) -> dict:
         ends = EosTokenCriteria([model.config.eos_token_id, model.config.pad_token_id])
         return {**arguments, "forced_eos_token_id": model.config.eos_token_id, "stopping_criteria": [ends]}
     beams = {"num_beams": kwargs.get("num_beams", 6), "num_beam_groups": kwargs.get("num_beam_groups", 3)}
-    return {**arguments, **beams, "open_clip_scores": True}
+    # Groups without a penalty mean open_clip's search; with one group there is transformers' own to choose from.
+    return {**arguments, **beams, **({"open_clip_scores": True} if beams["num_beam_groups"] == 1 else {})}
 
 
 @pytest.mark.parametrize(("folder", "name"), CASES.values(), ids=CASES)
@@ -83,7 +82,5 @@ def test_generate_gives_the_tokens_of_open_clip(folder, name, load_model):
 def test_generate_returns_equal_groups_once(folder, load_model):
     # All groups are one search without a diversity penalty: two beams find what open_clip's six in three groups find.
     model, pixel_values, expected = load_model(folder)
-    tokens = model.generate(
-        pixel_values=pixel_values, num_beams=2, max_length=30, min_length=5, open_clip_scores=True
-    )
+    tokens = model.generate(pixel_values=pixel_values, num_beams=2, max_length=30, min_length=5, open_clip_scores=True)
     assert tokens.tolist() == expected["calls"]["default"]["tokens"]
