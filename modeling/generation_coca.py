@@ -72,10 +72,9 @@ class CoCaGenerationMixin(GenerationMixin):
             image_hidden_states = vision_outputs.last_hidden_state
             image_embeds = F.normalize(vision_outputs.pooler_output, dim=-1)
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
-        if input_ids is not None and len(input_ids) != len(image_hidden_states):
-            raise ValueError(
-                f"generate got {len(image_hidden_states)} images and {len(input_ids)} prompts: pass one an image."
-            )
+        images = image_hidden_states.shape[0]
+        if input_ids is not None and len(input_ids) != images:
+            raise ValueError(f"generate got {images} images and {len(input_ids)} prompts: pass one for each image.")
         attention_mask = kwargs.get("attention_mask")
         if input_ids is not None and attention_mask is not None and attention_mask.shape == input_ids.shape:
             input_ids, kwargs["attention_mask"] = _padded_left(input_ids, attention_mask)
