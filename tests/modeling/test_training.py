@@ -76,7 +76,9 @@ def caption_gradients(model) -> dict[str, torch.Tensor]:
 def test_coca_learns_the_same_with_a_cache(checkpointing):
     # With gradient checkpointing transformers drops the cache: a layer computed anew would extend it again.
     model = tiny_model("coca").train()
-    inputs = {**training_inputs(model), "return_loss": False}
+    attention_mask = torch.ones(3, 10, dtype=torch.long)
+    attention_mask[0, 0] = 0
+    inputs = {**training_inputs(model), "return_loss": False, "attention_mask": attention_mask}
     model(**inputs).loss.backward()
     expected = caption_gradients(model)
     model.zero_grad()
