@@ -107,8 +107,8 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             input_ids: (rows, length), by default the start of text for each image. Rows is a multiple of the number of
                 images, those of an image side by side.
             pixel_values: (images, channels, height, width), normalised as the image processor does.
-            attention_mask: (rows, length), 0 on padding; with `past_key_values`, (rows, past + length) of the tokens
-                that may be attended to.
+            attention_mask: (rows, length), 0 on left padding; padding behind a text follows the text tower's own rule.
+                With `past_key_values`, (rows, past + length) of the tokens that may be attended to.
             position_ids: (rows, length), by default 0, 1, ...
             labels: (rows, length), the ids to predict, -100 where there is nothing to learn: usually `input_ids` with
                 -100 for padding; they are shifted here.
@@ -135,8 +135,13 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             )
             image_hidden_states = vision_outputs.last_hidden_state
             image_embeds = F.normalize(vision_outputs.pooler_output, dim=-1)
+        is_new_cache = past_key_values is None and use_cache
         past_key_values = self._prepare_cache(past_key_values, use_cache)
         input_ids = self._check_inputs(input_ids, image_hidden_states, past_key_values)
+        if is_new_cache:
+            text_attention_mask = self._text_attention_mask(
+                input_ids, attention_mask, past_key_values, input_ids.shape[1]
+            )
         inputs = (input_ids, image_hidden_states, position_ids, attention_mask)
         if past_key_values is None:
             text_outputs, decoder_outputs = self._decode_all(*inputs, **kwargs)

@@ -416,4 +416,5 @@ class Encoder(nn.Module):
         return hidden_states
 
 
+# Also offered here because open_clip's file has it; transformers' own is the same.
 __all__ = ["QuickGELU"]

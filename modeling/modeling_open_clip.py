@@ -131,7 +131,7 @@ class OpenClipDualModel(OpenClipPreTrainedModel):
 
         Args:
             input_ids: (texts, length).
-            attention_mask: (texts, length), 0 on padding.
+            attention_mask: (texts, length), 0 on left padding; padding behind a text follows the tower's own rule.
             position_ids: (texts, length), by default 0, 1, ...
         """
         return self.text_model(
@@ -179,7 +179,7 @@ class OpenClipModel(OpenClipDualModel):
         Args:
             input_ids: (texts, length).
             pixel_values: (images, channels, height, width), normalised as the image processor does.
-            attention_mask: (texts, length), 0 on padding.
+            attention_mask: (texts, length), 0 on left padding; padding behind a text follows the tower's own rule.
             position_ids: (texts, length), by default 0, 1, ...
             return_loss: compute the contrastive loss; images and texts must then be pairs.
             interpolate_pos_encoding: accept other image sizes than the model's.

@@ -66,27 +66,17 @@ def write_caption(digits: tuple[int, ...], colour: str, is_column: bool) -> str:
     return f"{colour} digits {' '.join(words)} in a row"
 
 
-def _write_digit(rng: np.random.Generator, scan: np.ndarray, size: int, distortion: float) -> np.ndarray:
-    """Enlarge a scan, (8, 8), rotated, stretched and sheared a little; returns its ink, (size, size), 0 to 1."""
-    angle = np.deg2rad(distortion * rng.uniform(-10, 10))
-    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    matrix = rotation @ (np.eye(2) + distortion * rng.uniform(-0.05, 0.05, (2, 2)))
-    offset = (np.eye(2) - matrix) @ np.full(2, size / 2)  # the centre stays where it is
-    digit = Image.fromarray(scan).resize((size, size), Image.Resampling.BICUBIC)
-    affine = np.column_stack([matrix, offset]).ravel().tolist()
-    digit = digit.transform(digit.size, Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
-    return np.asarray(digit, np.float32) / 255
-
-
-def _draw_ink(rng: np.random.Generator, pixels: np.ndarray, is_column: bool, distortion: float) -> np.ndarray:
+def _draw_ink(rng: np.random.Generator, pixels: np.ndarray, is_column: bool) -> np.ndarray:
     """Lay scans, (digits, 8, 8), along a row or column; returns the ink, (CANVAS, CANVAS), 0 to 1."""
     ink = np.zeros((CANVAS, CANVAS), np.float32)
     first, line = rng.integers(0, CELLS - len(pixels) + 1), rng.integers(0, CELLS)
     size = int(rng.integers(CELL - 3, CELL))
     for index, scan in enumerate(pixels):
+        digit = Image.fromarray(scan).resize((size, size), Image.Resampling.BICUBIC)
+        digit = digit.rotate(rng.uniform(-10, 10), Image.Resampling.BILINEAR)  # degrees
         row, column = (first + index, line) if is_column else (line, first + index)
         top, left = (row, column) * np.array(CELL) + rng.integers(0, CELL - size + 1, 2)
-        ink[top : top + size, left : left + size] = _write_digit(rng, scan, size, distortion)
+        ink[top : top + size, left : left + size] = np.asarray(digit, np.float32) / 255
     return ink
 
 
@@ -102,16 +92,13 @@ def _paint(rng: np.random.Generator, ink: np.ndarray, colour: str) -> Image.Imag
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def compose_picture(rng: np.random.Generator, scans: Scans, distortion: float = 1.0) -> Picture:
-    """Compose one picture of random scans; the same generator state gives the same picture.
-
-    `distortion` of 1 turns a scan by up to 10 degrees and stretches or shears it by up to 5 %; 2 does twice as much.
-    """
+def compose_picture(rng: np.random.Generator, scans: Scans) -> Picture:
+    """Compose one picture of random scans; the same generator state gives the same picture."""
     count = int(rng.integers(1, CELLS + 1))
     chosen = rng.integers(0, len(scans.labels), count)
     colour, is_column = list(COLOURS)[rng.integers(len(COLOURS))], bool(rng.integers(2))
     digits = tuple(int(label) for label in scans.labels[chosen])
-    image = _paint(rng, _draw_ink(rng, scans.pixels[chosen], is_column, distortion), colour)
+    image = _paint(rng, _draw_ink(rng, scans.pixels[chosen], is_column), colour)
     return Picture(image, write_caption(digits, colour, is_column), digits)
 
 

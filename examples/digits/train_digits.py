@@ -7,6 +7,7 @@ README.md next to this file states the recipe, the accuracy reached and the lice
 """
 
 import argparse
+import copy
 import itertools
 import json
 import math
@@ -26,6 +27,7 @@ from digits_data import (
     load_scans,
     write_caption,
 )
+from open_clip import create_model
 from open_clip.coca_model import CoCa
 from open_clip.loss import CoCaLoss
 from open_clip.tokenizer import HFTokenizer
@@ -106,12 +108,16 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(vocab_size: int) -> CoCa:
-    """Build open_clip's CoCa with random weights."""
-    cfg = {name: dict(value) if isinstance(value, dict) else value for name, value in MODEL_CFG.items()}
-    del cfg["custom_text"]
+def fill_model_cfg(vocab_size: int) -> dict:
+    """Fill the vocabulary size into MODEL_CFG."""
+    cfg = copy.deepcopy(MODEL_CFG)
     cfg["text_cfg"]["vocab_size"] = cfg["multimodal_cfg"]["vocab_size"] = vocab_size
-    model = CoCa(**cfg)
+    return cfg
+
+
+def build_model(cfg: dict) -> CoCa:
+    """Build open_clip's CoCa with random weights."""
+    model = CoCa(**{name: value for name, value in cfg.items() if name != "custom_text"})
     # open_clip 3.3.0 leaves the caption head as torch.empty made it
     torch.nn.init.normal_(model.text_decoder.text_projection, std=model.text_decoder.width**-0.5)
     # start with places as strong as strokes: reading digits in order needs them, and the default of 0.1 delays that
@@ -123,7 +129,7 @@ def compose_batch(rng, scans: Scans, batch_size: int, transform, tokenizer):
     """Compose pictures whose captions all differ: the contrastive loss takes every other caption as wrong."""
     pictures = {}
     while len(pictures) < batch_size:
-        picture = compose_picture(rng, scans, distortion=2.0)
+        picture = compose_picture(rng, scans)
         pictures.setdefault(picture.caption, picture.image)
     return torch.stack([transform(image) for image in pictures.values()]), tokenizer(list(pictures))
 
@@ -212,25 +218,35 @@ def train(model: CoCa, transform, tokenizer: HFTokenizer, args: argparse.Namespa
             )
 
 
-def save(model: CoCa, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Save fp16 weights, open_clip_config.json and the tokenizer's files into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Save tokenizer.json, and a tokenizer_config.json that transformers 4 and 5 both read."""
+    tokenizer.save_pretrained(folder)
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_prefix_space": True,  # transformers 4 would turn it off
+        "pad_token": PAD,
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "model_max_length": CONTEXT_LENGTH,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def save_model(model: CoCa, cfg: dict, folder: Path) -> None:
+    """Save fp16 weights and open_clip_config.json."""
     tensors = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
-    cfg = json.loads(json.dumps(MODEL_CFG))
-    cfg["text_cfg"]["vocab_size"] = cfg["multimodal_cfg"]["vocab_size"] = len(tokenizer)
     config = {"model_cfg": cfg, "preprocess_cfg": PREPROCESS_CFG}
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    tokenizer.save_pretrained(folder)
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "open_clip_checkpoint")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--weight-decay", type=float, default=0.1)
+    parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report-every", type=int, default=500, help="steps between reports")
     return parser.parse_args()
@@ -240,15 +256,18 @@ def main() -> None:
     args = parse_args()
     torch.manual_seed(args.seed)
     tokenizer = train_tokenizer()
-    tokenizer.save_pretrained(args.output)
+    args.output.mkdir(parents=True, exist_ok=True)
+    save_tokenizer(tokenizer, args.output)
     open_clip_tokenizer = HFTokenizer(str(args.output), context_length=CONTEXT_LENGTH)
     transform = image_transform_v2(PreprocessCfg(size=CANVAS, **PREPROCESS_CFG), is_train=False)
-    model = build_model(len(tokenizer))
+    cfg = fill_model_cfg(len(tokenizer))
+    model = build_model(cfg)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
     train(model, transform, open_clip_tokenizer, args)
-    save(model, tokenizer, args.output)
-    model.load_state_dict({name: tensor.half().float() for name, tensor in model.state_dict().items()})
-    print("saved; on 2000 held-out pictures:", evaluate(model, transform, open_clip_tokenizer, 2000))
+    save_model(model, cfg, args.output)
+
+    saved = create_model(f"local-dir:{args.output}")
+    print("saved; on 2000 held-out pictures:", evaluate(saved, transform, open_clip_tokenizer, 2000))
 
 
 if __name__ == "__main__":

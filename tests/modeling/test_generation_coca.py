@@ -325,6 +325,13 @@ def test_forward_with_a_cache_continues(model, pixel_values):
     assert second.past_key_values.get_seq_length() == 7
 
 
+def test_forward_with_a_new_cache_hides_the_token_behind_a_padding_id(model, pixel_values):
+    input_ids = torch.randint(10, 90, (3, 7))
+    input_ids[0, 2] = PAD
+    logits = model(input_ids, pixel_values, use_cache=True).logits
+    torch.testing.assert_close(logits, model(input_ids, pixel_values).logits, rtol=1e-4, atol=1e-5)
+
+
 def test_forward_fills_the_cache_it_is_given(model, pixel_values):
     cache = DynamicCache()
     model(torch.randint(10, 90, (3, 4)), pixel_values, past_key_values=cache)
