@@ -315,7 +315,7 @@ def residual_branch(config: PreTrainedConfig, layer_idx: int) -> tuple[nn.Module
 class ResidualAttentionBlock(GradientCheckpointingLayer):
     """Pre-norm layer of self-attention and MLP (open_clip: the same name)."""
 
-    attention_class, mlp_class = Attention, MLP
+    attention_class = Attention
 
     def __init__(self, config: PreTrainedConfig, layer_idx: int, is_causal: bool, cache_offset: int = 0):
         super().__init__()
@@ -324,8 +324,13 @@ class ResidualAttentionBlock(GradientCheckpointingLayer):
         self.attn_norm = nn.Identity()
         self.layer_scale1, self.drop_path1 = residual_branch(config, layer_idx)
         self.layer_norm2 = norm_layer(config, config.hidden_size)
-        self.mlp = self.mlp_class(config)
+        self.mlp = self.build_mlp(config)
         self.layer_scale2, self.drop_path2 = residual_branch(config, layer_idx)
+
+    @staticmethod
+    def build_mlp(config: PreTrainedConfig) -> MLP:
+        """The MLP of the layer."""
+        return MLP(config)
 
     def forward(
         self,
@@ -346,10 +351,13 @@ class CustomResidualAttentionBlock(ResidualAttentionBlock):
     attention_class = CustomAttention
 
     def __init__(self, config: PreTrainedConfig, layer_idx: int, is_causal: bool, cache_offset: int = 0):
-        self.mlp_class = NormedMLP if config.scale_fc else MLP
         super().__init__(config, layer_idx, is_causal, cache_offset)
         if config.scale_attn:
             self.attn_norm = norm_layer(config, config.hidden_size)
+
+    @staticmethod
+    def build_mlp(config: PreTrainedConfig) -> MLP:
+        return NormedMLP(config) if config.scale_fc else MLP(config)
 
 
 class ResidualCrossAttentionBlock(GradientCheckpointingLayer):
