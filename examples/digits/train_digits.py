@@ -121,7 +121,7 @@ def build_model(cfg: dict) -> CoCa:
     # open_clip 3.3.0 leaves the caption head as torch.empty made it
     torch.nn.init.normal_(model.text_decoder.text_projection, std=model.text_decoder.width**-0.5)
     # start with places as strong as strokes: reading digits in order needs them, and the default of 0.1 delays that
-    torch.nn.init.normal_(model.visual.positional_embedding, std=0.5)
+    torch.nn.init.normal_(model.visual.positional_embedding, std=1.0)
     return model
 
 
