@@ -6,6 +6,7 @@ side.
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -20,7 +21,7 @@ _PLACEHOLDERS = {"{n}": r"(?P<n>\d+)", "{p}": r"(?P<p>weight|bias)"}
 
 
 @dataclass(frozen=True)
-class Operation:
+class Operation(ABC):
     """What becomes of the tensors named by the pattern `source`. Results are views of the inputs where they can be."""
 
     source: str
@@ -34,13 +35,13 @@ class Operation:
     def targets(self) -> tuple[str, ...]:
         return (self.target,)
 
+    @abstractmethod
     def apply(self, tensors: Tensors) -> Tensors:
         """Target tensors, in the order of `targets`, of the source tensors, in the order of `sources`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def invert(self, tensors: Tensors) -> Tensors:
         """Source tensors of the target tensors."""
-        raise NotImplementedError
 
     def under(self, source_prefix: str, target_prefix: str) -> "Operation":
         """This operation on the keys below a module."""
