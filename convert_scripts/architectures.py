@@ -44,6 +44,6 @@ def get_architecture(name: str) -> dict[str, Any]:
     close = difflib.get_close_matches(name, architectures, n=5, cutoff=0.5)
     hint = f"Did you mean {', '.join(close)}?" if close else f"Known names: {', '.join(list_architectures())}."
     raise ConversionError(
-        f"{name!r} is not among the {len(architectures)} architectures of open_clip 3.3.0 that can be converted. "
+        f"{name!r} is not among the {len(architectures)} architectures of open_clip 3.3.0. "
         f"{hint} For another architecture give its configuration with config=FILE."
     )

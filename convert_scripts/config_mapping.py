@@ -1,5 +1,6 @@
 """From open_clip's `model_cfg` to the configuration of one of our models (open_clip: `create_model`)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,8 +9,44 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from ..configuration.configuration_coca import CoCaConfig
 from ..configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
-from .config_tables import DECODER, MODEL, TEXT_TOWERS, VISION_TOWERS, Cfg, ConfigTable
+from .config_table import REQUIRED, Cfg, ConfigTable
+from .conversion_coca_decoder import DECODER
+from .conversion_towers import TEXT_TOWERS, VISION_TOWERS
 from .errors import ConversionError
+from .tower_conversion import TowerConversion
+
+
+MODEL = ConfigTable(
+    name="model_cfg",
+    defaults={
+        "embed_dim": REQUIRED,
+        "vision_cfg": REQUIRED,
+        "text_cfg": REQUIRED,
+        "multimodal_cfg": None,
+        "custom_text": False,
+        "quick_gelu": False,
+        "init_logit_scale": math.log(1 / 0.07),
+        "init_logit_bias": None,
+        "nonscalar_logit_scale": False,
+        "pad_id": 0,
+        "cast_dtype": None,
+        "output_dict": False,
+    },
+    fields={
+        "projection_dim": "embed_dim",
+        "logit_scale_init_value": "init_logit_scale",
+        "logit_bias_init_value": "init_logit_bias",
+        "nonscalar_logit_scale": "nonscalar_logit_scale",
+    },
+    without_effect={
+        **dict.fromkeys(
+            ("vision_cfg", "text_cfg", "multimodal_cfg", "custom_text", "pad_id"), "read by `build_config`"
+        ),
+        "quick_gelu": "handed down to the towers",
+        "cast_dtype": "dtype at load time",
+        "output_dict": "our models return output objects",
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +104,7 @@ def _build_config(model_cfg: Cfg, token_ids: TokenIds | None) -> PreTrainedConfi
     token_ids = default_token_ids(text_cfg) if token_ids is None else token_ids
     text_fields["bos_token_id"] = token_ids.bos
     # With this pooling open_clip looks for eos_id, whatever the tokenizer.
-    text_fields["eos_token_id"] = text_cfg.get("eos_id", 2) if text_fields["pool_type"] == "eos" else token_ids.eos
+    text_fields["eos_token_id"] = text_cfg.get("eos_id", 2) if text_fields.get("pool_type") == "eos" else token_ids.eos
     fields = {
         **MODEL.translate(model_cfg),
         "vision_config": vision.config_class(**vision_fields),
@@ -100,8 +137,9 @@ def _check_custom_text(cfg: Cfg):
         )
 
 
-def _select(towers: Sequence[ConfigTable], cfg: Cfg) -> ConfigTable:
-    default = towers[-1]
+def _select(towers: Sequence[TowerConversion], cfg: Cfg) -> ConfigTable:
+    tables = [tower.config_table for tower in towers]
+    default = tables[-1]
     if not isinstance(cfg, Mapping):
         raise ConversionError(f"{default.name} must be a JSON object, got {cfg!r}.")
-    return next(tower for tower in towers if tower.selects(cfg))
+    return next(table for table in tables if table.selects(cfg))

@@ -11,7 +11,7 @@ from ..modeling.modeling_coca import CoCaForConditionalGeneration
 from ..modeling.modeling_open_clip import OpenClipModel, OpenClipSiglipModel
 from .errors import ConversionError, listing
 from .fit_tensors import fit_tensors
-from .rename_tables import DROPPED, rename_table
+from .rename_table import DROPPED, rename_table
 from .state_dict_ops import Step, resolve
 
 
@@ -72,28 +72,29 @@ def plan_conversion(config: PreTrainedConfig, tensors: Mapping[str, torch.Tensor
     steps, unmatched = resolve(kept, table, "sources")
     plan = ConversionPlan(model, source_tensors, kept, steps, dropped, changed)
 
-    shapes = plan.shapes
     # The same table read backwards says which tensors of open_clip our model needs, and of which shape.
-    needed: dict[str, tuple[int, ...]] = {}
-    steps_back, unreachable = resolve(shapes, table, "targets")
+    needed: dict[str, torch.Tensor] = {}
+    ours = model.state_dict()
+    steps_back, unreachable = resolve(ours, table, "targets")
     for step in steps_back:
-        sources = step.operation.invert(tuple(torch.empty(shapes[key], device="meta") for key in step.targets))
-        needed |= {key: tuple(tensor.shape) for key, tensor in zip(step.sources, sources)}
+        needed |= zip(step.sources, step.operation.invert(tuple(ours[key] for key in step.targets)))
     problems = {
         "Keys of the checkpoint that this architecture has no place for": [
             f"{key} {tuple(kept[key].shape)}" for key in kept if key in unmatched or key not in needed
         ],
         "Keys that this architecture needs and the checkpoint lacks": [
-            f"{key} {shape}" for key, shape in needed.items() if key not in kept
+            f"{key} {tuple(tensor.shape)}" for key, tensor in needed.items() if key not in kept
         ],
         "Keys with another shape than this architecture needs": [
-            f"{key}: got {tuple(kept[key].shape)}, expected {shape}"
-            for key, shape in needed.items()
-            if key in kept and tuple(kept[key].shape) != shape
+            f"{key}: got {tuple(kept[key].shape)}, expected {tuple(tensor.shape)}"
+            for key, tensor in needed.items()
+            if key in kept and kept[key].shape != tensor.shape
         ],
         "Parameters of our model that the rename table does not know": unreachable,
-        "Keys whose tensors are not floating point": [
-            f"{key}: {tensor.dtype}" for key, tensor in kept.items() if not tensor.is_floating_point()
+        "Keys of another kind of numbers than this architecture needs": [
+            f"{key}: got {kept[key].dtype}, expected {tensor.dtype if not tensor.is_floating_point() else 'floats'}"
+            for key, tensor in needed.items()
+            if key in kept and kept[key].is_floating_point() != tensor.is_floating_point()
         ],
     }
     if any(problems.values()):

@@ -1,8 +1,8 @@
 """Named operations on checkpoint tensors, and their resolution on the keys of a state dict, in both directions.
 
-A rename table is a sequence of operations. Their key patterns hold `{n}` for a number and `{p}` for `weight` or
-`bias`. The way back needs no second table: every operation undoes itself, and `resolve` reads a table from either
-side.
+A rename table is a sequence of operations. Their key patterns hold `{n}` for a number, `{p}` for `weight` or `bias`,
+and `{rest}` for whatever follows. The way back needs no second table: every operation undoes itself, and `resolve`
+reads a table from either side.
 """
 
 import re
@@ -17,7 +17,7 @@ from .errors import ConversionError, listing
 
 
 Tensors = tuple[torch.Tensor, ...]
-_PLACEHOLDERS = {"{n}": r"(?P<n>\d+)", "{p}": r"(?P<p>weight|bias)"}
+_PLACEHOLDERS = {"{n}": r"(?P<n>\d+)", "{p}": r"(?P<p>weight|bias)", "{rest}": r"(?P<rest>.+)"}
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,14 @@ class SplitQKV(Operation):
 
     def invert(self, tensors: Tensors) -> Tensors:
         return (torch.cat(tensors),)
+
+
+Table = tuple[Operation, ...]
+
+
+def under(source_prefix: str, target_prefix: str, table: Sequence[Operation]) -> Table:
+    """A table for the keys below a module."""
+    return tuple(operation.under(source_prefix, target_prefix) for operation in table)
 
 
 @dataclass(frozen=True)

@@ -7,23 +7,14 @@ import json
 from pathlib import Path
 
 from .architectures import ARCHITECTURES_FILE
-from .config_mapping import build_config
-from .errors import ConversionError
 
 
 def collect_architectures() -> dict[str, dict]:
-    """open_clip's built-in model configurations that can be converted, by name."""
+    """open_clip's built-in model configurations, by name."""
     import open_clip
 
-    architectures = {}
-    for path in sorted((Path(open_clip.__file__).parent / "model_configs").glob("*.json")):
-        model_cfg = json.loads(path.read_text())
-        try:
-            build_config(model_cfg)
-        except ConversionError:  # a tower that is not supported yet
-            continue
-        architectures[path.stem] = model_cfg
-    return architectures
+    paths = sorted((Path(open_clip.__file__).parent / "model_configs").glob("*.json"))
+    return {path.stem: json.loads(path.read_text()) for path in paths}
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def output_dtype(plan: ConversionPlan, dtype: str | torch.dtype | None) -> torch
         if not dtype.is_floating_point:
             raise ConversionError(f"dtype must be a floating point dtype, got {dtype}.")
         return dtype
-    dtypes = {tensor.dtype for tensor in plan.source_tensors.values()}
+    dtypes = {tensor.dtype for tensor in plan.source_tensors.values() if tensor.is_floating_point()}
     return dtypes.pop() if len(dtypes) == 1 else torch.float32
 
 
@@ -108,7 +108,7 @@ def write_model(folder: Path, plan: ConversionPlan, dtype: torch.dtype, max_shar
             ready = {}
             while tensors:
                 name, tensor = tensors.popitem()
-                ready[name] = tensor.to(dtype).contiguous()
+                ready[name] = (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
                 progress.update()
             save_file(ready, folder / filename, metadata={"format": "pt"})
     if split.is_sharded:

@@ -17,12 +17,6 @@ def test_architectures_equal_the_installed_open_clip():
     assert json.loads(ARCHITECTURES_FILE.read_text()) == collect_architectures()
 
 
-def test_architectures_are_all_plain_vits_and_three_cocas():
-    names = list_architectures()
-    assert len([name for name in names if name.startswith("ViT-")]) == 45
-    assert [name for name in names if not name.startswith("ViT-")] == ["coca_ViT-B-32", "coca_ViT-L-14", "coca_base"]
-
-
 @pytest.mark.parametrize("name", ["ViT-B-32", "coca_ViT-L-14"])
 def test_quickgelu_variant_differs_in_the_activation_alone(name):
     quick = get_architecture(f"{name}-quickgelu")
@@ -41,8 +35,8 @@ def test_get_architecture_returns_a_copy():
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("ViT-B-23", "Did you mean .*ViT-B-32"), ("RN50", "Known names: "), ("", "Known names")],
-    ids=["misspelt", "unsupported", "empty"],
+    [("ViT-B-23", "Did you mean .*ViT-B-32"), ("Inception", "Known names: "), ("", "Known names")],
+    ids=["misspelt", "unlike-any", "empty"],
 )
 def test_get_architecture_helps_with_unknown_names(name, message):
     with pytest.raises(ConversionError, match=message):

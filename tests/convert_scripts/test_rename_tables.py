@@ -10,7 +10,7 @@ from open_clip_transformers.convert_scripts.architectures import get_architectur
 from open_clip_transformers.convert_scripts.config_mapping import build_config
 from open_clip_transformers.convert_scripts.conversion_plan import plan_conversion
 from open_clip_transformers.convert_scripts.errors import ConversionError
-from open_clip_transformers.convert_scripts.rename_tables import DROPPED, rename_table
+from open_clip_transformers.convert_scripts.rename_table import DROPPED, rename_table
 from open_clip_transformers.convert_scripts.state_dict_ops import resolve
 
 
@@ -106,7 +106,7 @@ def test_plan_lists_every_kind_of_misfit_at_once():
         "has no place for:\n  visual.extra (7,)",
         "lacks:\n  ln_final.bias (36,)",
         "visual.class_embedding: got (41,), expected (40,)",
-        "visual.ln_post.bias: torch.int8",
+        "visual.ln_post.bias: got torch.int8, expected floats",
     ):
         assert line in str(error.value)
 

@@ -1,0 +1,59 @@
+"""How one part of open_clip's `model_cfg` becomes a configuration of ours, as data.
+
+A `ConfigTable` holds open_clip's fields with their defaults, and each of our fields with where it comes from.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers.configuration_utils import PreTrainedConfig
+
+from .errors import ConversionError, listing
+
+
+Cfg = Mapping[str, Any]
+REQUIRED = object()
+
+
+@dataclass(frozen=True)
+class ConfigTable:
+    """One part of open_clip's `model_cfg` and our configuration of it.
+
+    Args:
+        name: what the part is called in messages.
+        config_class: our configuration class; `None` for a part that is not supported yet.
+        selects: whether an open_clip configuration is one of this part.
+        defaults: every field that open_clip knows -> its default, or `REQUIRED`.
+        fields: our field -> open_clip's field of the same meaning, or a function of all of its fields.
+        without_effect: fields of open_clip that `fields` does not read -> why.
+    """
+
+    name: str
+    config_class: type[PreTrainedConfig] | None = None
+    selects: Callable[[Cfg], Any] = lambda cfg: True
+    defaults: Cfg = field(default_factory=dict)
+    fields: Mapping[str, str | Callable[[Cfg], Any]] = field(default_factory=dict)
+    without_effect: Mapping[str, str] = field(default_factory=dict)
+
+    def complete(self, cfg: Cfg) -> Cfg:
+        """`cfg` with open_clip's defaults. Raises `ConversionError` on unknown, missing and unsupported fields."""
+        if not self.defaults:
+            raise ConversionError(f"{self.name} is not supported yet: this checkpoint cannot be converted.")
+        if not isinstance(cfg, Mapping):
+            raise ConversionError(f"{self.name} must be a JSON object, got {cfg!r}.")
+        unknown = sorted(cfg.keys() - self.defaults.keys())
+        if unknown:
+            raise ConversionError(
+                f"{self.name} has fields that are not known:{listing(unknown)}\n"
+                f"Correct or remove them; known are {', '.join(sorted(self.defaults))}."
+            )
+        missing = sorted(key for key, default in self.defaults.items() if default is REQUIRED and key not in cfg)
+        if missing:
+            raise ConversionError(f"{self.name} lacks {', '.join(missing)}.")
+        return {**self.defaults, **cfg}
+
+    def translate(self, cfg: Cfg, **handed_down: Any) -> dict[str, Any]:
+        """Our fields for `cfg`; `handed_down` holds fields of the whole model that the part is built with."""
+        cfg = {**self.complete(cfg), **handed_down}
+        return {ours: cfg[theirs] if isinstance(theirs, str) else theirs(cfg) for ours, theirs in self.fields.items()}

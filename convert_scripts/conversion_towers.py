@@ -1,0 +1,14 @@
+"""The towers that can be converted, one row each: mirrors `configuration_towers.py` and `modeling_towers.py`.
+
+Of each table, the first tower whose `selects` is true is what an open_clip configuration describes.
+"""
+
+from .conversion_text import TEXT
+from .conversion_vit import VIT
+
+
+VISION_TOWERS = (VIT,)
+TEXT_TOWERS = (TEXT,)
+
+VISION_CONVERSIONS = {tower.model_type: tower for tower in VISION_TOWERS}
+TEXT_CONVERSIONS = {tower.model_type: tower for tower in TEXT_TOWERS}

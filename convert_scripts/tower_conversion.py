@@ -1,0 +1,41 @@
+"""What the conversion of a tower consists of."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers.configuration_utils import PreTrainedConfig
+
+from .config_table import ConfigTable
+from .state_dict_ops import Table
+
+
+Tensors = dict[str, torch.Tensor]
+# What was changed: key -> how.
+Changes = dict[str, str]
+
+
+def _leave(tensors: Tensors, changes: Changes, prefix: str, config: PreTrainedConfig):
+    """For towers whose tensors open_clip loads as they are."""
+
+
+@dataclass(frozen=True)
+class TowerConversion:
+    """How open_clip's form of a tower becomes ours.
+
+    Args:
+        config_table: open_clip's fields and ours.
+        rename_table: from our configuration to the tower's rename table, for keys below the tower. The configuration
+            is asked only where one of our tensors has two forms in open_clip, so that the table can be read backwards.
+        fit: what open_clip does to the tower's tensors when it loads them (`load_checkpoint` in `factory.py`): changes
+            `tensors` in place, whose keys begin with `prefix`, and says in `changes` what and how.
+    """
+
+    config_table: ConfigTable
+    rename_table: Callable[[PreTrainedConfig], Table]
+    fit: Callable[[Tensors, Changes, str, PreTrainedConfig], None] = _leave
+
+    @property
+    def model_type(self) -> str:
+        """`model_type` of our configuration of the tower."""
+        return self.config_table.config_class.model_type

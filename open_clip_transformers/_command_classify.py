@@ -1,0 +1,70 @@
+"""`open-clip-transformers classify`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._cli_inputs import find_images, read_lines
+from ._cli_messages import Failures, UsageError, errors_as_messages
+from ._cli_options import BatchSize, Device, Dtype, Images, Json, Model, ModelDtype, Traceback
+
+
+def classify(
+    model: Model,
+    images: Images,
+    labels: Annotated[
+        list[str] | None, typer.Option(help="Labels with commas between them; may be given several times.")
+    ] = None,
+    labels_file: Annotated[Path | None, typer.Option(help="A text file with a label on each line.")] = None,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(help="A text with {} for the label, by default 'a photo of a {}.'; several are averaged."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Labels to print for each image.")] = 1,
+    batch_size: BatchSize = 16,
+    device: Device = "auto",
+    dtype: ModelDtype = Dtype.auto,
+    as_json: Json = False,
+    traceback: Traceback = False,
+):
+    """Classify images with labels of your own (zero-shot).
+
+    Prints a line `image<TAB>label<TAB>probability` for each of the most probable labels of an image, or with --json
+    one {"image": ..., "labels": [{"label": ..., "score": ...}]} for each image. The probabilities of an image add up
+    to 1 over the labels; those of a SigLIP are independent of each other. Images that cannot be read are reported and
+    left out; the exit code is then 1.
+    """
+    with errors_as_messages(traceback):
+        failures = Failures()
+        all_labels = _split_labels(labels or [], labels_file)
+        templates = template or ["a photo of a {}."]
+        if lacking := [text for text in templates if "{}" not in text]:
+            raise UsageError(f"--template {lacking[0]!r} has no {{}} for the label, as in 'a photo of a {{}}.'")
+        names = find_images(images, failures)
+
+        from ._cli_embeddings import classify_images
+
+        classify_images(
+            names,
+            all_labels,
+            templates,
+            model_name=model,
+            device=device,
+            dtype=dtype.value,
+            batch_size=batch_size,
+            top=top,
+            as_json=as_json,
+            failures=failures,
+        )
+        raise typer.Exit(failures.exit_code())
+
+
+def _split_labels(options: list[str], file: Path | None) -> list[str]:
+    labels = [label.strip() for option in options for label in option.split(",")]
+    if file is not None:
+        labels += read_lines(file)
+    labels = list(dict.fromkeys(filter(None, labels)))
+    if not labels:
+        raise UsageError('There are no labels to choose from: give --labels "cat,dog" or --labels-file FILE.')
+    return labels
