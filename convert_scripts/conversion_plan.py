@@ -11,6 +11,7 @@ from ..modeling.modeling_coca import CoCaForConditionalGeneration
 from ..modeling.modeling_open_clip import OpenClipModel, OpenClipSiglipModel
 from .errors import ConversionError, listing
 from .fit_tensors import fit_tensors
+from .foreign_layouts import find_layout
 from .rename_table import DROPPED, rename_table
 from .state_dict_ops import Step, resolve
 
@@ -57,13 +58,17 @@ def plan_conversion(config: PreTrainedConfig, tensors: Mapping[str, torch.Tensor
 
     Args:
         config: configuration of our model.
-        tensors: open_clip's state dict, with the text tower at top level or under `text.`; may be on the meta device.
+        tensors: open_clip's state dict, with the text tower at top level or under `text.`, or one of the foreign
+            layouts; may be on the meta device.
 
     Raises:
         ConversionError: keys without a place, parameters without a key, or wrong shapes; all of them are listed.
     """
     with torch.device("meta"):
         model = MODEL_CLASSES[config.model_type](config)
+    layout = find_layout(tensors.keys())
+    if layout is not None:
+        tensors = layout.to_open_clip(tensors, config)
     text_prefix = "text." if any(key.startswith("text.") for key in tensors) else ""
     dropped = {key: DROPPED[key] for key in tensors if key in DROPPED}
     source_tensors = {key: tensor for key, tensor in tensors.items() if key not in dropped}
