@@ -1,18 +1,17 @@
 """Outputs of a converted model and of open_clip's, on the same fixed inputs."""
 
 from collections.abc import Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.initialization import no_init_weights
 
 from ..configuration.configuration_common import height_and_width
 from .conversion_plan import ConversionPlan
 from .errors import ConversionError
+from .open_clip_reference import load_open_clip_model
 
 
 Outputs = dict[str, torch.Tensor]
@@ -51,11 +50,7 @@ def open_clip_outputs(model_cfg: Mapping[str, Any], plan: ConversionPlan, dtype:
     Raises:
         Exception: open_clip is not installed, or cannot build, load or run the model.
     """
-    # Every parameter is loaded: random ones would cost time, and change the caller's random state.
-    with torch.random.fork_rng(devices=[]), no_init_weights():
-        model = _open_clip_model(model_cfg, plan).eval()
-    for parameter in model.parameters():
-        parameter.copy_(parameter.to(dtype))
+    model = load_open_clip_model(model_cfg, plan, dtype)
     pixel_values, input_ids = verification_inputs(plan.model.config)
     is_coca = hasattr(model, "text_decoder")
     image_features, image_tokens = model.visual(pixel_values) if is_coca else (model.encode_image(pixel_values), None)
@@ -67,33 +62,6 @@ def open_clip_outputs(model_cfg: Mapping[str, Any], plan: ConversionPlan, dtype:
     if getattr(model.visual, "attn_pool_contrastive", None) is not None:
         outputs["image features"] = image_features.squeeze(1)  # open_clip keeps the axis of the one contrastive query
     return _with_similarities(outputs, model.logit_scale, model.logit_bias)
-
-
-def _open_clip_model(model_cfg: Mapping[str, Any], plan: ConversionPlan) -> torch.nn.Module:
-    """open_clip's model with the checkpoint's tensors, loaded as open_clip's `load_checkpoint` does."""
-    from open_clip.coca_model import CoCa
-    from open_clip.model import (
-        CLIP,
-        CustomTextCLIP,
-        convert_to_custom_text_state_dict,
-        resize_pos_embed,
-        resize_text_pos_embed,
-    )
-
-    kwargs = {key: value for key, value in deepcopy(dict(model_cfg)).items() if value is not None}
-    custom_text = kwargs.pop("custom_text", False)
-    model = (CoCa if "multimodal_cfg" in kwargs else CustomTextCLIP if custom_text else CLIP)(**kwargs)
-    state_dict = {key: tensor.float() for key, tensor in plan.source_tensors.items()}
-    if "positional_embedding" in state_dict and not hasattr(model, "positional_embedding"):
-        state_dict = convert_to_custom_text_state_dict(state_dict)
-    if model.logit_bias is not None:
-        state_dict.setdefault("logit_bias", torch.zeros_like(state_dict["logit_scale"]))
-        state_dict["logit_bias"] = state_dict["logit_bias"].reshape(model.logit_bias.shape)
-    state_dict["logit_scale"] = state_dict["logit_scale"].reshape(model.logit_scale.shape)
-    resize_pos_embed(state_dict, model)
-    resize_text_pos_embed(state_dict, model)
-    model.load_state_dict(state_dict)
-    return model
 
 
 @torch.inference_mode()
