@@ -3,11 +3,12 @@
 Of each table, the first tower whose `selects` is true is what an open_clip configuration describes.
 """
 
+from .conversion_modified_resnet import MODIFIED_RESNET
 from .conversion_text import TEXT
 from .conversion_vit import VIT
 
 
-VISION_TOWERS = (VIT,)
+VISION_TOWERS = (MODIFIED_RESNET, VIT)
 TEXT_TOWERS = (TEXT,)
 
 VISION_CONVERSIONS = {tower.model_type: tower for tower in VISION_TOWERS}

@@ -6,11 +6,12 @@ Mirrors `configuration/configuration_towers.py`.
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
+from .modeling_modified_resnet import ModifiedResNetModel
 from .modeling_text import OpenClipTextModel
 from .modeling_vit import OpenClipVitModel
 
 
-VISION_MODELS = {model.config_class.model_type: model for model in (OpenClipVitModel,)}
+VISION_MODELS = {model.config_class.model_type: model for model in (OpenClipVitModel, ModifiedResNetModel)}
 TEXT_MODELS = {model.config_class.model_type: model for model in (OpenClipTextModel,)}
 
 

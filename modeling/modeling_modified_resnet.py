@@ -1,0 +1,261 @@
+"""CLIP's ResNet tower with attention pooling (open_clip: `modified_resnet.py`)."""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from ..configuration.configuration_common import height_and_width
+from ..configuration.configuration_modified_resnet import ModifiedResNetConfig
+from .modeling_layers import CrossAttention
+from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
+from .modeling_vit import resize_position_embedding
+
+
+class Convolution(nn.Conv2d):
+    """Convolution without bias that keeps the size at stride 1, with torch's own initial values, as in open_clip."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
+
+    def initialize(self, std: float):
+        init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+
+
+class ResidualBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm whose scale starts at zero, so that a new bottleneck hands on its input."""
+
+    def initialize(self, std: float):
+        init.zeros_(self.weight)
+
+
+class ModifiedResNetConvLayer(nn.Module):
+    """Convolution, batch norm, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
+        super().__init__()
+        self.convolution = Convolution(in_channels, out_channels, kernel_size, stride)
+        self.normalization = nn.BatchNorm2d(out_channels)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.normalization(self.convolution(hidden_states)), inplace=True)
+
+
+class ModifiedResNetEmbeddings(nn.Module):
+    """The stem: three convolutions and an average pooling (open_clip: `ModifiedResNet.stem`)."""
+
+    def __init__(self, config: ModifiedResNetConfig):
+        super().__init__()
+        self.config = config
+        half = config.embedding_size // 2
+        self.conv1 = ModifiedResNetConvLayer(config.num_channels, half, kernel_size=3, stride=2)
+        self.conv2 = ModifiedResNetConvLayer(half, half, kernel_size=3)
+        self.conv3 = ModifiedResNetConvLayer(half, config.embedding_size, kernel_size=3)
+
+    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        """(batch, channels, height, width) -> (batch, embedding_size, height / 4, width / 4).
+
+        Raises:
+            ValueError: the shape is not the model's; other sizes are taken with `interpolate_pos_encoding`.
+        """
+        shape, image_size = tuple(pixel_values.shape), height_and_width(self.config.image_size)
+        if len(shape) != 4 or shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"pixel_values have shape {shape}, the model expects (batch, {self.config.num_channels}, height, "
+                "width)."
+            )
+        if shape[2:] != image_size and not interpolate_pos_encoding:
+            raise ValueError(
+                f"pixel_values have height and width {shape[2:]}, the model expects {image_size}: use the image "
+                "processor saved with the model, or pass interpolate_pos_encoding=True."
+            )
+        hidden_states = self.conv1(pixel_values.to(self.conv1.convolution.weight.dtype))
+        return F.avg_pool2d(self.conv3(self.conv2(hidden_states)), 2)
+
+
+class ModifiedResNetShortcut(nn.Module):
+    """Brings the input of a stage to the shape of its output."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        self.convolution = Convolution(in_channels, out_channels, kernel_size=1)
+        self.normalization = nn.BatchNorm2d(out_channels)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.stride > 1:
+            hidden_states = F.avg_pool2d(hidden_states, self.stride)
+        return self.normalization(self.convolution(hidden_states))
+
+
+class ModifiedResNetBottleneck(GradientCheckpointingLayer):
+    """Residual layer; where it makes the image smaller, it averages instead of skipping (open_clip: `Bottleneck`)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        channels = out_channels // 4
+        self.conv1 = ModifiedResNetConvLayer(in_channels, channels, kernel_size=1)
+        self.conv2 = ModifiedResNetConvLayer(channels, channels, kernel_size=3)
+        self.conv3 = Convolution(channels, out_channels, kernel_size=1)
+        self.normalization = ResidualBatchNorm2d(out_channels)
+        same_shape = stride == 1 and in_channels == out_channels
+        self.shortcut = nn.Identity() if same_shape else ModifiedResNetShortcut(in_channels, out_channels, stride)
+
+    def __call__(self, *args, **kwargs):
+        if not (self.gradient_checkpointing and self.training):
+            return super().__call__(*args, **kwargs)
+        # Checkpointing computes the layer anew in the backward pass, and not through this method: what is computed
+        # through it alone moves the running statistics, or every batch would count twice.
+        norms = [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        for norm in norms:
+            norm.track_running_stats = True
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            for norm in norms:
+                norm.track_running_stats = False
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch, in_channels, height, width) -> (batch, out_channels, height / stride, width / stride)."""
+        residual = self.conv2(self.conv1(hidden_states))
+        if self.stride > 1:
+            residual = F.avg_pool2d(residual, self.stride)
+        residual = self.normalization(self.conv3(residual))
+        return F.relu(residual.add_(self.shortcut(hidden_states)), inplace=True)
+
+
+class ModifiedResNetStage(nn.Module):
+    """Bottlenecks of one width, the first of which makes the image smaller by `stride`."""
+
+    def __init__(self, in_channels: int, out_channels: int, depth: int, stride: int):
+        super().__init__()
+        first = ModifiedResNetBottleneck(in_channels, out_channels, stride)
+        others = [ModifiedResNetBottleneck(out_channels, out_channels, stride=1) for _ in range(depth - 1)]
+        self.layers = nn.ModuleList([first, *others])
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch, in_channels, height, width) -> (batch, out_channels, height / stride, width / stride)."""
+        for layer in self.layers:
+            hidden_states = layer(hidden_states)
+        return hidden_states
+
+
+class ModifiedResNetEncoder(nn.Module):
+    """The four stages."""
+
+    def __init__(self, config: ModifiedResNetConfig):
+        super().__init__()
+        widths = [config.embedding_size, *config.hidden_sizes]
+        self.stages = nn.ModuleList(
+            ModifiedResNetStage(widths[stage], widths[stage + 1], depth, stride=1 if stage == 0 else 2)
+            for stage, depth in enumerate(config.depths)
+        )
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch, embedding_size, height, width) -> (batch, token_dim, height / 8, width / 8)."""
+        for stage in self.stages:
+            hidden_states = stage(hidden_states)
+        return hidden_states
+
+
+class AttentionPool2d(CrossAttention):
+    """Pools and projects a feature map; its mean is the query, and a key too (open_clip: the same name)."""
+
+    def __init__(self, config: ModifiedResNetConfig):
+        super().__init__(config, config.token_dim, config.token_dim, config.num_attention_heads)
+        self.out_proj = nn.Linear(config.token_dim, config.projection_dim)
+        height, width = config.grid_size
+        self.position_embedding = nn.Parameter(torch.empty(1 + height * width, config.token_dim))
+
+    def initialize(self, std: float):
+        std = self.config.token_dim**-0.5
+        init.normal_(self.position_embedding, std=std)
+        for projection in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
+            init.normal_(projection.weight, std=std)
+
+    def forward(
+        self, hidden_states: torch.Tensor, grid_size: tuple[int, int], **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(batch, height * width, token_dim) -> (batch, 1, projection_dim).
+
+        Args:
+            hidden_states: the feature map, row by row.
+            grid_size: its height and width.
+
+        Returns:
+            The pooled map, and the attention weights (batch, heads, 1, 1 + height * width) where the function gives
+            them.
+        """
+        position_embedding = self.position_embedding
+        if grid_size != self.config.grid_size:
+            position_embedding = resize_position_embedding(position_embedding, self.config.grid_size, grid_size)
+        hidden_states = torch.cat([hidden_states.mean(dim=1, keepdim=True), hidden_states], dim=1)
+        hidden_states = hidden_states + position_embedding
+        key, value = self.project_key_value(hidden_states)
+        return super().forward(hidden_states[:, :1], key, value, **kwargs)
+
+
+class ModifiedResNetModel(OpenClipPreTrainedModel):
+    """The ResNet of CLIP (https://arxiv.org/abs/2103.00020).
+
+    Reads as three steps: embed, encode, and one attention that pools and projects. Batch norms behave as in
+    torch: in training they normalise by the batch and move their running statistics.
+    """
+
+    config: ModifiedResNetConfig
+    base_model_prefix = "vision_model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _input_embed_layer = "conv1"
+    _no_split_modules = [ModifiedResNetBottleneck.__name__, AttentionPool2d.__name__]
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", *COMPOSITE_KEYS]
+    _can_record_outputs = {"hidden_states": ModifiedResNetStage, "attentions": AttentionPool2d}
+
+    def __init__(self, config: ModifiedResNetConfig):
+        super().__init__(config)
+        self.embeddings = ModifiedResNetEmbeddings(config)
+        self.encoder = ModifiedResNetEncoder(config)
+        self.attn_pool = AttentionPool2d(config)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """Encodes images.
+
+        Args:
+            pixel_values: (batch, channels, height, width), normalised as the image processor does; any floating dtype.
+            interpolate_pos_encoding: accept other image sizes than the model's, resizing the position embeddings.
+
+        Returns:
+            `last_hidden_state` (batch, height * width, token_dim), the last feature map row by row, 32 times smaller
+            than the image; `pooler_output` (batch, projection_dim), not normalised. On request `hidden_states`, the
+            feature maps (batch, channels, height, width) behind the stem and behind each of the four stages, with
+            embedding_size, 4, 8, 16 and 32 times embedding_size channels, 4, 4, 8, 16 and 32 times smaller than the
+            image; and `attentions`, of the pooling alone, one tensor (batch, heads, 1, 1 + height * width) whose first
+            key is the mean.
+
+        Raises:
+            ValueError: the shape is not the model's; other sizes are taken with `interpolate_pos_encoding`.
+        """
+        feature_map = self.encoder(self.embeddings(pixel_values, interpolate_pos_encoding))
+        tokens = feature_map.flatten(2).transpose(1, 2)
+        pooled, _ = self.attn_pool(tokens, tuple(feature_map.shape[-2:]), **kwargs)
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=pooled[:, 0])
+
+
+__all__ = ["ModifiedResNetModel"]
