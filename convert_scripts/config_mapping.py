@@ -46,6 +46,12 @@ MODEL = ConfigTable(
         "cast_dtype": "dtype at load time",
         "output_dict": "our models return output objects",
     },
+    inverse={
+        "quick_gelu": lambda config: any(
+            getattr(getattr(config, part), "hidden_act", None) == "quick_gelu" for part in config.sub_configs
+        ),
+        "pad_id": lambda config: getattr(config, "pad_token_id", None) or 0,
+    },
 )
 
 

@@ -1,7 +1,10 @@
 """What open_clip's transformer stacks have in common: fields and tensor names (open_clip: `Transformer`)."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from transformers.configuration_utils import PreTrainedConfig
 
 from .config_table import Cfg
 from .errors import ConversionError
@@ -46,6 +49,20 @@ STACK_FIELDS: Mapping[str, str | Callable[[Cfg], Any]] = {
     "layer_norm_eps": _layer_norm_eps,
     "layer_scale_init_value": "ls_init_value",
     **{name: _block_option(name) for name in BLOCK_OPTIONS},
+}
+
+
+def _mlp_ratio(config: PreTrainedConfig) -> float:
+    ratio = config.intermediate_size / config.hidden_size
+    # open_clip cuts the product off, so that a ratio rounded down would lose one.
+    return ratio if int(config.hidden_size * ratio) == config.intermediate_size else math.nextafter(ratio, math.inf)
+
+
+STACK_INVERSE: Mapping[str, Callable[[PreTrainedConfig], Any]] = {
+    "mlp_ratio": _mlp_ratio,
+    "act_kwargs": lambda config: {"approximate": "tanh"} if config.hidden_act == "gelu_pytorch_tanh" else None,
+    "norm_kwargs": lambda config: None if config.layer_norm_eps == 1e-5 else {"eps": config.layer_norm_eps},
+    **{name: (lambda config, name=name: getattr(config, name)) for name in BLOCK_OPTIONS},
 }
 
 # open_clip's `ResidualAttentionBlock` and `CustomResidualAttentionBlock`; the second half is there by option only.

@@ -5,7 +5,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from ..configuration.configuration_text import OpenClipTextConfig
 from ..modeling.modeling_text import resize_text_position_embedding
 from .config_table import ConfigTable
-from .conversion_stack import ENCODER_LAYER, STACK_FIELDS
+from .conversion_stack import ENCODER_LAYER, STACK_FIELDS, STACK_INVERSE
 from .open_clip_cfg import EOS_ID, HF_DEFAULTS, TEXT_DEFAULTS, TOKENIZER_FIELDS, TOKENS_RETURNED
 from .state_dict_ops import Rename, Table, Transpose, under
 from .tower_conversion import Changes, Tensors, TowerConversion
@@ -37,6 +37,12 @@ _CONFIG = ConfigTable(
         **EOS_ID,
         "final_ln_after_pool": "open_clip does not hand it to its text tower",
         **dict.fromkeys(HF_DEFAULTS, "read for Hugging Face towers only"),
+    },
+    inverse={
+        **STACK_INVERSE,
+        "proj_type": lambda config: config.proj_type,
+        "no_causal_mask": lambda config: not config.is_causal,
+        "eos_id": lambda config: config.eos_token_id if config.pool_type == "eos" else TEXT_DEFAULTS["eos_id"],
     },
 )
 

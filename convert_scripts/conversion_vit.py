@@ -7,7 +7,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from ..configuration.configuration_vit import OpenClipVitConfig
 from ..modeling.modeling_vit import resize_position_embedding
 from .config_table import ConfigTable
-from .conversion_stack import ENCODER_LAYER, STACK_FIELDS
+from .conversion_stack import ENCODER_LAYER, STACK_FIELDS, STACK_INVERSE
 from .errors import ConversionError
 from .open_clip_cfg import TIMM_DEFAULTS, TOKENS_RETURNED, VISION_DEFAULTS
 from .state_dict_ops import Rename, SplitQKV, Table, Transpose, under
@@ -34,6 +34,12 @@ _CONFIG = ConfigTable(
         "attn_pooler_heads": "attn_pooler_heads",
     },
     without_effect={**TOKENS_RETURNED, **dict.fromkeys(TIMM_DEFAULTS, "read for timm towers only")},
+    inverse={
+        **STACK_INVERSE,
+        "head_width": lambda config: config.hidden_size // config.num_attention_heads,
+        "no_ln_pre": lambda config: not config.use_pre_layer_norm,
+        "attentional_pool": lambda config: config.attentional_pool,
+    },
 )
 
 # `AttentionalPooler`; torch's MultiheadAttention packs the weights only where keys are as wide as queries.
