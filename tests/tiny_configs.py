@@ -66,19 +66,33 @@ def tiny_siglip_cfg(**changes) -> dict:
     return _merged(_merged(_CLIP, siglip), changes)
 
 
+def tiny_resnet_cfg(**changes) -> dict:
+    """open_clip `model_cfg` of a tiny CLIP with a ResNet, whose image is as small as 3 x 3 tokens allow."""
+    resnet = {
+        "embed_dim": 28,
+        "vision_cfg": {"image_size": 96, "patch_size": None, "width": 6, "head_width": 24, "layers": [1, 2, 1, 2]},
+        "text_cfg": _CLIP["text_cfg"],
+    }
+    return _merged(resnet, changes)
+
+
 def reduced_cfg(model_cfg: dict) -> dict:
     """A `model_cfg` of open_clip at an eighth of its widths and two layers deep; ratios and switches are kept."""
     cfg = copy.deepcopy(model_cfg)
     cfg["embed_dim"] //= 8
     vision, text, decoder = cfg["vision_cfg"], cfg["text_cfg"], cfg.get("multimodal_cfg")
     vision |= {"width": vision["width"] // 8, "head_width": vision.get("head_width", 64) // 8}
-    # A third of the patches, of a seventh to a ninth of their side.
-    patch_size = vision["patch_size"] // 7
-    vision |= {"patch_size": patch_size, "image_size": vision["image_size"] // vision["patch_size"] // 3 * patch_size}
+    if isinstance(vision["layers"], list):
+        vision["image_size"] = 64
+    else:
+        # A third of the patches, of a seventh to a ninth of their side.
+        patch_size = vision["patch_size"] // 7
+        patches = vision["image_size"] // vision["patch_size"] // 3
+        vision |= {"patch_size": patch_size, "image_size": patches * patch_size}
     for part in filter(None, (text, decoder)):
         part |= {"width": part["width"] // 8, "vocab_size": VOCAB_SIZE}
     for part in filter(None, (vision, text, decoder)):
-        part["layers"] = 2
+        part["layers"] = [1, 2, 2, 1] if isinstance(part["layers"], list) else 2
     return cfg
 
 
@@ -105,6 +119,14 @@ def open_clip_model(model_cfg: dict, seed: int = 0) -> torch.nn.Module:
         noise = torch.randn(parameter.shape, generator=generator)
         is_scale = (parameter.ndim == 1 and name.endswith(".weight")) or "head_scale" in name or "gamma" in name
         parameter.data = 1 + 0.3 * noise if is_scale else 0.15 * noise
+    for name, buffer in model.named_buffers():
+        # Statistics of batch norms: variances are positive, batches are counted.
+        if name.endswith("running_mean"):
+            buffer.normal_(std=0.15, generator=generator)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 2, generator=generator)
+        elif name.endswith("num_batches_tracked"):
+            buffer.fill_(7)
     model.logit_scale.data.fill_(1.7)
     if model.logit_bias is not None:
         model.logit_bias.data.fill_(-1.3)
