@@ -3,7 +3,7 @@
 import inspect
 
 import torch
-from tiny_configs import VOCAB_SIZE, tiny_clip_cfg, tiny_coca_cfg, tiny_siglip_cfg
+from tiny_configs import VOCAB_SIZE, tiny_clip_cfg, tiny_coca_cfg, tiny_resnet_cfg, tiny_siglip_cfg
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from open_clip_transformers.convert_scripts.config_mapping import TokenIds, build_config
@@ -12,6 +12,7 @@ from open_clip_transformers.modeling.modeling_coca import (
     CoCaForZeroShotImageClassification,
     CoCaModel,
 )
+from open_clip_transformers.modeling.modeling_modified_resnet import ModifiedResNetModel
 from open_clip_transformers.modeling.modeling_open_clip import (
     OpenClipForImageClassification,
     OpenClipModel,
@@ -32,6 +33,7 @@ CLIP = tiny_clip_cfg(
     text_cfg={"qk_norm": True, "scale_attn_inner": True, "scale_attn": True, "scale_fc": True},
 )
 SIGLIP = tiny_siglip_cfg()
+RESNET = tiny_resnet_cfg()
 COCA = tiny_coca_cfg(
     vision_cfg={"attentional_pool": "cascade", "width": 36, "head_width": 18},
     text_cfg={"ls_init_value": 0.2},
@@ -50,9 +52,11 @@ def tiny_config(model_cfg: dict, initializer_range: float = 0.1) -> PreTrainedCo
 # Name -> class and a function that makes its configuration.
 MODELS = {
     "vit": (OpenClipVitModel, lambda: tiny_config(CLIP).vision_config),
+    "resnet": (ModifiedResNetModel, lambda: tiny_config(RESNET).vision_config),
     "text": (OpenClipTextModel, lambda: tiny_config(CLIP).text_config),
     "text_with_class_token": (OpenClipTextModel, lambda: tiny_config(COCA).text_config),
     "clip": (OpenClipModel, lambda: tiny_config(CLIP)),
+    "clip_resnet": (OpenClipModel, lambda: tiny_config(RESNET)),
     "siglip": (OpenClipSiglipModel, lambda: tiny_config(SIGLIP)),
     "coca": (CoCaModel, lambda: tiny_config(COCA)),
     "coca_for_generation": (CoCaForConditionalGeneration, lambda: tiny_config(COCA)),
@@ -79,13 +83,21 @@ def randomized(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
         if parameter.requires_grad and not name.startswith("logit_"):
             neutral = 1.0 if parameter.ndim == 1 and name.endswith(("weight", "gamma")) else 0.0
             parameter.data = neutral + 0.15 * torch.randn(parameter.shape, generator=generator)
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(std=0.15, generator=generator)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 2, generator=generator)
+        elif name.endswith("num_batches_tracked"):
+            buffer.fill_(7)
     return model
 
 
 def tiny_inputs(model: PreTrainedModel, batch: int = 3, length: int = 10) -> dict[str, torch.Tensor]:
     """The images and texts that `model` takes; texts end at different places, one fills all positions."""
     generator = torch.Generator().manual_seed(1)
-    pixel_values = torch.randn(batch, 3, 24, 24, generator=generator)
+    image_size = getattr(getattr(model.config, "vision_config", model.config), "image_size", 24)
+    pixel_values = torch.randn(batch, 3, image_size, image_size, generator=generator)
     input_ids = torch.randint(1, BOS, (batch, length), generator=generator)
     input_ids[:, 0] = BOS
     for row, end in enumerate(range(length - 1, 0, -3)):
