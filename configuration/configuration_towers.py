@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from transformers.configuration_utils import PreTrainedConfig
 
 from .configuration_modified_resnet import ModifiedResNetConfig
+from .configuration_siglip_vit import SiglipVitConfig
 from .configuration_text import OpenClipTextConfig
 from .configuration_vit import OpenClipVitConfig
 
 
-VISION_CONFIGS = {config.model_type: config for config in (OpenClipVitConfig, ModifiedResNetConfig)}
+VISION_CONFIGS = {config.model_type: config for config in (OpenClipVitConfig, ModifiedResNetConfig, SiglipVitConfig)}
 TEXT_CONFIGS = {config.model_type: config for config in (OpenClipTextConfig,)}
 
 

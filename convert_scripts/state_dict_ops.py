@@ -71,15 +71,23 @@ class Transpose(Operation):
 class SplitQKV(Operation):
     """Queries, keys and values packed along dimension 0 become three tensors; `target` holds `{qkv}`."""
 
+    letters = "qkv"
+
     @property
     def targets(self) -> tuple[str, ...]:
-        return tuple(self.target.replace("{qkv}", letter) for letter in "qkv")
+        return tuple(self.target.replace(f"{{{self.letters}}}", letter) for letter in self.letters)
 
     def apply(self, tensors: Tensors) -> Tensors:
-        return tensors[0].chunk(3)
+        return tensors[0].chunk(len(self.letters))
 
     def invert(self, tensors: Tensors) -> Tensors:
         return (torch.cat(tensors),)
+
+
+class SplitKV(SplitQKV):
+    """Keys and values packed along dimension 0 become two tensors; `target` holds `{kv}`."""
+
+    letters = "kv"
 
 
 Table = tuple[Operation, ...]

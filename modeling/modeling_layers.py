@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.activations import QuickGELUActivation as QuickGELU
@@ -71,21 +72,22 @@ class DropPath(nn.Module):
 
 
 class PatchDropout(nn.Module):
-    """Keeps the first token and a random share of the others in training (https://arxiv.org/abs/2212.00794)."""
+    """Keeps the first tokens and a random share of the others in training (https://arxiv.org/abs/2212.00794)."""
 
-    def __init__(self, prob: float):
+    def __init__(self, prob: float, num_prefix_tokens: int = 1):
         super().__init__()
         self.prob = prob
+        self.num_prefix_tokens = num_prefix_tokens
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(batch, tokens, hidden_size) -> the same with fewer tokens while training."""
         if not self.training:
             return hidden_states
-        class_token, patches = hidden_states[:, :1], hidden_states[:, 1:]
+        prefix, patches = hidden_states.tensor_split([self.num_prefix_tokens], dim=1)
         num_keep = max(1, int(patches.shape[1] * (1 - self.prob)))
         noise = torch.randn(patches.shape[:2], device=patches.device)
         keep = noise.topk(num_keep, dim=-1).indices.unsqueeze(-1).expand(-1, -1, patches.shape[-1])
-        return torch.cat((class_token, patches.gather(1, keep)), dim=1)
+        return torch.cat((prefix, patches.gather(1, keep)), dim=1)
 
 
 class MLP(nn.Module):
@@ -137,6 +139,8 @@ def attend(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
+    dropout: float | None = None,
+    deterministic: bool = False,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Runs the attention function chosen in `module.config`.
@@ -144,6 +148,8 @@ def attend(
     Args:
         query, key, value: (batch, heads, length, head_dim).
         attention_mask: what transformers' mask functions make for that function, or `None`.
+        dropout: dropout probability in training, by default `attention_dropout` of the configuration.
+        deterministic: use kernels whose gradients are the same on every run.
 
     Returns:
         The context (batch, length, heads, head_dim), and the weights (batch, heads, length, key length) or `None`.
@@ -151,10 +157,18 @@ def attend(
     attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
         module.config._attn_implementation, eager_attention_forward
     )
-    dropout = module.config.attention_dropout if module.training else 0.0
+    dropout = module.config.attention_dropout if dropout is None else dropout
     # transformers forwards `config.is_causal` among the keyword arguments.
-    kwargs |= {"is_causal": module.is_causal, "scaling": module.scaling, "dropout": dropout}
-    return attention_interface(module, query, key, value, attention_mask, **kwargs)
+    kwargs |= {
+        "is_causal": module.is_causal,
+        "scaling": module.scaling,
+        "dropout": dropout if module.training else 0.0,
+    }
+    if not deterministic:
+        return attention_interface(module, query, key, value, attention_mask, **kwargs)
+    # `deterministic` is FlashAttention's. PyTorch's fused kernels have only a global switch, its plain one needs none.
+    with sdpa_kernel(SDPBackend.MATH):
+        return attention_interface(module, query, key, value, attention_mask, deterministic=True, **kwargs)
 
 
 class Attention(nn.Module):
@@ -232,6 +246,24 @@ class CustomAttention(Attention):
         if self.head_scale is not None:
             context = context * self.head_scale.view(-1, 1)
         return self.out_proj(self.inner_norm(context.flatten(2)))
+
+
+class SiglipVitAttention(Attention):
+    """Self-attention of SigLIP's vision transformer (timm: `Attention`; fields of [`SiglipVitConfig`])."""
+
+    def __init__(self, config: PreTrainedConfig, layer_idx: int, is_causal: bool):
+        super().__init__(config, layer_idx, is_causal)
+        if not config.qkv_bias:
+            self.q_proj.bias = self.k_proj.bias = self.v_proj.bias = None
+        self.q_norm = norm_layer(config, self.head_dim) if config.qk_norm else nn.Identity()
+        self.k_norm = norm_layer(config, self.head_dim) if config.qk_norm else nn.Identity()
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def normalize_query_key(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.q_norm(query), self.k_norm(key)
+
+    def project_context(self, context: torch.Tensor) -> torch.Tensor:
+        return self.dropout(super().project_context(context))
 
 
 class CrossAttention(nn.Module):

@@ -7,11 +7,14 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from .modeling_modified_resnet import ModifiedResNetModel
+from .modeling_siglip_vit import SiglipVitModel
 from .modeling_text import OpenClipTextModel
 from .modeling_vit import OpenClipVitModel
 
 
-VISION_MODELS = {model.config_class.model_type: model for model in (OpenClipVitModel, ModifiedResNetModel)}
+VISION_MODELS = {
+    model.config_class.model_type: model for model in (OpenClipVitModel, ModifiedResNetModel, SiglipVitModel)
+}
 TEXT_MODELS = {model.config_class.model_type: model for model in (OpenClipTextModel,)}
 
 
