@@ -9,8 +9,8 @@ from .sources import Source
 from .weights import Checkpoint
 
 
-# Weights trained with QuickGELU say so in their names, as open_clip's tags do,
-QUICK_GELU_NAMES = re.compile(r"openai|dfn|metaclip|quick_?gelu", re.IGNORECASE)
+# Weights trained with QuickGELU say so in their names, as open_clip's tags do (DFNDR is another data set than DFN),
+QUICK_GELU_NAMES = re.compile(r"openai|dfn(?!dr)|metaclip|quick_?gelu", re.IGNORECASE)
 # but for these tags, which were trained with GELU,
 GELU_NAMES = re.compile(r"39b|altogether", re.IGNORECASE)
 # and these models, all of whose tags were.

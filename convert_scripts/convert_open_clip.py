@@ -26,6 +26,8 @@ def convert_open_clip_checkpoint(
     *,
     model_name: str | None = None,
     config: str | os.PathLike | Mapping[str, Any] | None = None,
+    pretrained: str | None = None,
+    revision: str | None = None,
     with_processor: bool = True,
     dtype: str | torch.dtype | None = None,
     max_shard_size: int | str = "5GB",
@@ -38,13 +40,17 @@ def convert_open_clip_checkpoint(
     conversion that fails leaves nothing behind.
 
     Args:
-        source: a folder with `open_clip_config.json` and weights; a Hub id `"org/name"`; or a weights file (`.pt`,
-            `.pth`, `.bin`, `.safetensors`), training checkpoints included. Nothing in it is executed.
+        source: a folder with `open_clip_config.json` and weights; a Hub id `"org/name"` or `"org/name@revision"`; a
+            weights file (`.pt`, `.pth`, `.bin`, `.safetensors`), training checkpoints included; or, with `pretrained`,
+            the name of an architecture such as `"ViT-B-32"`. Nothing in it is executed.
         output_dir: the folder to write, which must not exist or be empty.
         model_name: open_clip's name of the architecture, such as `"coca_ViT-L-14"` or `"ViT-B-32-quickgelu"`, where
             the source does not hold its configuration.
         config: instead of `model_name`, the contents or the path of a file like `open_clip_config.json` or like those
             in open_clip's `model_configs/`; beside `model_name`, `{"preprocess_cfg": ...}`.
+        pretrained: open_clip's tag of the weights, such as `"laion2b_s34b_b79k"`, whose activation and image settings
+            are applied. They are downloaded from the Hugging Face Hub, or, with `model_name`, are the source's.
+        revision: branch, tag or commit of the Hub repository.
         with_processor: also write the image processor and the tokenizer.
         dtype: dtype of the tensors written, as a `torch.dtype` or `"float32"`, `"float16"`, `"bfloat16"`; by default
             the checkpoint's, or fp32 where it has several.
@@ -65,12 +71,12 @@ def convert_open_clip_checkpoint(
         raise ConversionError(f"verify must be one of {', '.join(MODES)}, got {verify!r}.")
     output = Path(output_dir).expanduser()
     check_output(output)
-    opened = open_source(source, model_name, config)
+    opened = open_source(source, model_name, config, pretrained, revision)
     checkpoint = read_checkpoint(opened.weights)
     check_activation(opened, checkpoint)
     tokenizer = load_tokenizer(opened, required=with_processor)
     model_config = build_config(opened.model_cfg, None if tokenizer is None else token_ids_of(tokenizer))
-    notes = []
+    notes = list(opened.notes)
     if model_config.model_type == "open_clip_coca" and model_config.bos_token_id is None:
         notes.append("the tokenizer is not known: set bos_token_id and eos_token_id in generation_config.json")
     plan = plan_conversion(model_config, checkpoint.tensors)

@@ -1,13 +1,13 @@
-"""What can be converted: folders, Hub repositories and weights files, brought to one form.
+"""What can be converted: folders, Hub repositories, weights files and pretrained tags, brought to one form.
 
-Mirrors the `local-dir:` and `hf-hub:` schemas of open_clip's `create_model` and `_find_checkpoint_in_dir`
-(`factory.py`).
+Mirrors the `local-dir:` and `hf-hub:` schemas and the `pretrained` of open_clip's `create_model`, its
+`_find_checkpoint_in_dir` (`factory.py`) and its `download_pretrained` (`pretrained.py`).
 """
 
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 
 from .architectures import get_architecture
 from .errors import ConversionError, listing
+from .pretrained import PretrainedTag, get_pretrained, list_pretrained
 from .weights import WEIGHTS_SUFFIXES
 
 
@@ -45,8 +46,10 @@ class Source:
         weights: its weights file.
         model_cfg: open_clip's description of the model.
         preprocess_cfg: open_clip's image settings, empty for its defaults.
-        tokenizer_folder: where tokenizer files may lie; `None` for a weights file whose configuration came by name.
-        model_name: the built-in architecture that was asked for, `None` where the checkpoint says it itself.
+        tokenizer_folder: where tokenizer files may lie; `None` where they are those that `model_cfg` names.
+        model_name: the built-in architecture that was asked for by its name alone; `None` where the checkpoint, a
+            configuration or a pretrained tag describes the model.
+        notes: what was decided about the checkpoint, for the report.
     """
 
     name: str
@@ -55,34 +58,39 @@ class Source:
     preprocess_cfg: Mapping[str, Any]
     tokenizer_folder: Path | None = None
     model_name: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def open_source(
     source: str | os.PathLike,
     model_name: str | None = None,
     config: str | os.PathLike | Mapping[str, Any] | None = None,
+    pretrained: str | None = None,
+    revision: str | None = None,
 ) -> Source:
     """Finds the weights and the configuration of a checkpoint.
 
     Args:
-        source: a folder, a weights file, or a Hub id `"org/name"`; open_clip's prefixes `local-dir:` and `hf-hub:` are
-            understood.
+        source: a folder, a weights file, or a Hub id `"org/name"`, which may end in `@revision`; open_clip's prefixes
+            `local-dir:` and `hf-hub:` are understood. With `pretrained` and without `model_name`, open_clip's name of
+            a built-in architecture.
         model_name: open_clip's name of a built-in architecture, for weights that do not say it themselves.
         config: the contents or the path of a file like `open_clip_config.json` or like those in open_clip's
             `model_configs/`. With `model_name` it may hold a `preprocess_cfg` alone.
+        pretrained: open_clip's tag of the weights, which says where they are, and knows their activation and image
+            settings.
+        revision: branch, tag or commit of the Hub repository.
 
     Raises:
         ConversionError: nothing is found, or the architecture is given twice or not at all.
     """
     name = os.fspath(source)
+    if pretrained is not None:
+        if config is not None:
+            raise ConversionError("pretrained knows the architecture and the image settings: leave out config.")
+        return _open_pretrained(name, model_name, pretrained, revision)
     given = _given_config(model_name, config)
-    path = Path(name.removeprefix("local-dir:")).expanduser()
-    if name.startswith("hf-hub:"):
-        path = _download(name.removeprefix("hf-hub:"), needs_config=given is None)
-    elif not path.exists():
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or path.suffix in WEIGHTS_SUFFIXES:
-            raise ConversionError(_not_found(name))
-        path = _download(name, needs_config=given is None)
+    name, path = _find(name, revision, needs_config=given is None)
     folder = path if path.is_dir() else path.parent
     own_config = folder / CONFIG_FILE
     if given is not None and path.is_dir() and own_config.is_file():
@@ -106,13 +114,63 @@ def open_source(
     )
 
 
+def _open_pretrained(name: str, model_name: str | None, pretrained: str, revision: str | None) -> Source:
+    """The weights of a tag: those that were given as the source, or where it is an architecture, the Hub's."""
+    try:
+        tag = get_pretrained(name if model_name is None else model_name, pretrained)
+    except ConversionError as error:
+        if model_name is None and ("/" in name or Path(name).exists()):
+            raise ConversionError(
+                f"With pretrained, the source is the name of an architecture, got {name}. For weights that are "
+                "already here, give the name as model_name."
+            ) from error
+        raise
+    model_cfg = get_architecture(tag.model)
+    notes = []
+    if tag.quick_gelu and not model_cfg.get("quick_gelu"):
+        model_cfg["quick_gelu"] = True
+        notes.append(f"QuickGELU, with which {tag.tag} was trained, in place of the GELU of {tag.model}")
+    if model_name is None:
+        path = _download_pretrained(tag, revision)
+        name = f"{tag.model} {tag.tag} ({tag.hub_id}{'' if revision is None else f'@{revision}'})"
+    else:
+        name, path = _find(name, revision, needs_config=False)
+    return Source(
+        name=name,
+        weights=find_weights(path) if path.is_dir() else path,
+        model_cfg=model_cfg,
+        preprocess_cfg=tag.preprocess_cfg,
+        tokenizer_folder=None if model_name is None else path if path.is_dir() else path.parent,
+        notes=tuple(notes),
+    )
+
+
+def _find(name: str, revision: str | None, needs_config: bool) -> tuple[str, Path]:
+    """`name` with its revision, and the local folder or file; that of a Hub repository is downloaded."""
+    path = Path(name.removeprefix("local-dir:")).expanduser()
+    if not name.startswith("hf-hub:") and path.exists():
+        if revision is not None:
+            raise ConversionError(f"{name} is on this machine and has no revisions: leave out revision={revision!r}.")
+        return name, path
+    if not re.fullmatch(r"(hf-hub:.+|[\w.-]+/[\w.-]+(@.+)?)", name) or path.suffix in WEIGHTS_SUFFIXES:
+        raise ConversionError(_not_found(name))
+    repo_id, _, own_revision = name.removeprefix("hf-hub:").partition("@")
+    if own_revision and revision not in (None, own_revision):
+        raise ConversionError(f"The revision is given twice: {name} and {revision!r}.")
+    revision = own_revision or revision
+    path = _download(repo_id, revision, needs_config)
+    return name if own_revision or revision is None else f"{name}@{revision}", path
+
+
 def _not_found(name: str) -> str:
     message = f"{name}: there is no such file or folder, and it is not a Hub id (org/name)."
     try:
         get_architecture(name)
     except ConversionError:
         return message
-    return f"{message} It is an architecture: give its weights file as the source and {name!r} as model_name."
+    tags = [entry.tag for entry in list_pretrained(name.replace("/", "-"))]
+    example = f"one of its tags as pretrained, such as {tags[-1]!r}, or " if tags else ""
+    return f"{message} It is an architecture: give {example}its weights file as the source and {name!r} as model_name."
 
 
 def _given_config(model_name: str | None, config) -> dict[str, Any] | None:
@@ -177,19 +235,52 @@ def find_weights(folder: Path) -> Path:
     )
 
 
-def _download(repo_id: str, needs_config: bool) -> Path:
+def _download(repo_id: str, revision: str | None, needs_config: bool) -> Path:
     """Local folder with the configuration, if there is one, and the weights of a Hub repository."""
     offline = False
     try:
-        download_file(repo_id, CONFIG_FILE)
+        download_file(repo_id, CONFIG_FILE, revision)
     except ConversionError as error:
         if needs_config:
             raise
         offline = isinstance(error.__cause__, UNREACHABLE)
+    return _download_first(repo_id, WEIGHTS_FILES, revision, offline).parent
+
+
+def _download_pretrained(tag: PretrainedTag, revision: str | None) -> Path:
+    """Local file with the weights of a tag. Like open_clip, prefers a safetensors file to another."""
+    names = WEIGHTS_FILES
+    if tag.filename is not None:
+        names = (f"{Path(tag.filename).stem}.safetensors", tag.filename)
+    try:
+        return _download_first(tag.hub_id, names, revision)
+    except ConversionError as error:
+        if not isinstance(error.__cause__, UNREACHABLE):
+            raise
+        raise ConversionError(_without_network(tag, revision)) from error.__cause__
+
+
+def _without_network(tag: PretrainedTag, revision: str | None) -> str:
+    at = "" if revision is None else f" --revision {revision}"
+    downloads = [f"hf download {tag.hub_id}{at} --local-dir FOLDER"]
+    tokenizer = get_architecture(tag.model)["text_cfg"].get("hf_tokenizer_name")
+    if tokenizer not in (None, tag.hub_id):
+        downloads.append(f"hf download {tokenizer} {' '.join(TOKENIZER_FILES)} --local-dir FOLDER")
+    conversion = f"open-clip-transformers convert FOLDER OUTPUT --model {tag.model} --pretrained {tag.tag}"
+    return (
+        f"The weights of {tag.model} {tag.tag}, {tag.hub_id}, are not in the local cache and the Hugging Face Hub "
+        f"cannot be reached. Where there is a network run{listing(downloads)}\nand with that folder"
+        f"{listing([conversion])}\n"
+        f"or in Python give the folder as the source, with model_name={tag.model!r} and pretrained={tag.tag!r}."
+    )
+
+
+def _download_first(repo_id: str, names: Sequence[str], revision: str | None, offline: bool = False) -> Path:
+    """The first of several files that a Hub repository has."""
     failures = []
-    for name in WEIGHTS_FILES:
+    for name in names:
         try:
-            return download_file(repo_id, name, local_files_only=offline).parent
+            return download_file(repo_id, name, revision, local_files_only=offline)
         except ConversionError as error:
             failures.append(error)
             # Waiting for the network once is enough: what follows can only be found in the cache.
@@ -197,18 +288,21 @@ def _download(repo_id: str, needs_config: bool) -> Path:
     raise failures[0]
 
 
-def download_file(repo_id: str, filename: str, local_files_only: bool = False) -> Path:
+def download_file(repo_id: str, filename: str, revision: str | None = None, *, local_files_only: bool = False) -> Path:
     """A file of a Hub repository, from the local cache or the network.
 
     Raises:
         ConversionError: neither has it.
     """
     try:
-        return Path(huggingface_hub.hf_hub_download(repo_id, filename, local_files_only=local_files_only))
+        return Path(
+            huggingface_hub.hf_hub_download(repo_id, filename, revision=revision, local_files_only=local_files_only)
+        )
     except UNREACHABLE as error:
+        at = "" if revision is None else f" --revision {revision}"
         raise ConversionError(
             f"{filename} of {repo_id} is not in the local cache and the Hugging Face Hub cannot be reached. Where "
-            f"there is a network run `hf download {repo_id} --local-dir FOLDER`, and convert that folder."
+            f"there is a network run `hf download {repo_id}{at} --local-dir FOLDER`, and convert that folder."
         ) from error
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
         raise ConversionError(f"{filename} of {repo_id} cannot be downloaded: {error}") from error

@@ -93,8 +93,8 @@ def test_open_source_takes_the_only_weights_file_of_any_name(folder):
 def fake_hub(monkeypatch, folder: Path | None, asked: list):
     """Makes `folder` what the Hub holds for every repository; `None` for no network."""
 
-    def hf_hub_download(repo_id, filename, local_files_only=False):
-        asked.append((repo_id, filename, local_files_only))
+    def hf_hub_download(repo_id, filename, revision=None, local_files_only=False):
+        asked.append((repo_id, filename, revision, local_files_only))
         if folder is None:
             raise LocalEntryNotFoundError("no network")
         if not (folder / filename).is_file():
@@ -104,7 +104,7 @@ def fake_hub(monkeypatch, folder: Path | None, asked: list):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
 
 
-@pytest.mark.parametrize("source", ["org/name-1.0", "hf-hub:org/name-1.0"])
+@pytest.mark.parametrize("source", ["org/name-1.0", "hf-hub:org/name-1.0"], ids=["id", "hf-hub"])
 def test_open_source_downloads_a_hub_repository(monkeypatch, folder, source):
     (folder / "open_clip_model.safetensors").rename(folder / "open_clip_pytorch_model.bin")
     asked = []
@@ -113,8 +113,41 @@ def test_open_source_downloads_a_hub_repository(monkeypatch, folder, source):
     assert opened.weights == folder / "open_clip_pytorch_model.bin"
     assert opened.model_cfg == CONFIG["model_cfg"]
     assert opened.name == source
-    assert asked[0] == ("org/name-1.0", "open_clip_config.json", False)
-    assert [filename for _, filename, _ in asked[1:]] == list(WEIGHTS_FILES[:3])
+    assert asked[0] == ("org/name-1.0", "open_clip_config.json", None, False)
+    assert [filename for _, filename, _, _ in asked[1:]] == list(WEIGHTS_FILES[:3])
+
+
+@pytest.mark.parametrize(
+    ("source", "revision", "name"),
+    [
+        ("org/name", "v1", "org/name@v1"),
+        ("hf-hub:org/name@refs/pr/1", None, "hf-hub:org/name@refs/pr/1"),
+        ("org/name@v1", "v1", "org/name@v1"),
+    ],
+    ids=["argument", "suffix", "both"],
+)
+def test_open_source_downloads_a_revision(monkeypatch, folder, source, revision, name):
+    asked = []
+    fake_hub(monkeypatch, folder, asked)
+    assert open_source(source, revision=revision).name == name
+    assert {(repo_id, asked_for) for repo_id, _, asked_for, _ in asked} == {("org/name", name.partition("@")[2])}
+
+
+def test_open_source_refuses_two_revisions(monkeypatch, folder):
+    fake_hub(monkeypatch, folder, [])
+    with pytest.raises(ConversionError, match="revision is given twice: org/name@v1 and 'v2'"):
+        open_source("org/name@v1", revision="v2")
+
+
+def test_open_source_refuses_a_revision_of_a_folder(folder):
+    with pytest.raises(ConversionError, match=r"has no revisions: leave out revision='v1'"):
+        open_source(folder, revision="v1")
+
+
+def test_open_source_says_how_to_get_a_revision_without_a_network(monkeypatch):
+    fake_hub(monkeypatch, None, [])
+    with pytest.raises(ConversionError, match=r"`hf download org/name --revision v1 --local-dir FOLDER`"):
+        open_source("org/name@v1")
 
 
 def test_open_source_takes_a_name_for_a_repository_of_weights_alone(monkeypatch, folder):
@@ -140,7 +173,7 @@ def test_open_source_waits_for_the_network_only_once(monkeypatch):
     fake_hub(monkeypatch, None, asked)
     with pytest.raises(ConversionError, match=r"open_clip_model.safetensors of org/name.*cannot be reached"):
         open_source("org/name", model_name="ViT-B-32")
-    assert [local_files_only for _, _, local_files_only in asked] == [False] + [True] * len(WEIGHTS_FILES)
+    assert [local_files_only for *_, local_files_only in asked] == [False] + [True] * len(WEIGHTS_FILES)
 
 
 def test_open_source_refuses_a_repository_without_open_clip_files(monkeypatch, tmp_path):
@@ -161,9 +194,13 @@ def test_open_source_offline_needs_no_patching():
         ("missing/weights.pt", "no such file or folder"),
         ("missing", "no such file or folder, and it is not a Hub id"),
         ("a/b/c", "no such file or folder"),
-        ("ViT-B-32", "It is an architecture: give its weights file as the source and 'ViT-B-32' as model_name"),
+        ("ViT-S-16", "It is an architecture: give its weights file as the source and 'ViT-S-16' as model_name"),
+        (
+            "ViT-L-14-336",
+            "It is an architecture: give one of its tags as pretrained, such as 'openai', or its weights",
+        ),
     ],
-    ids=["file", "folder", "path", "architecture"],
+    ids=["file", "folder", "path", "architecture", "architecture-with-tags"],
 )
 def test_open_source_refuses_what_is_not_there(source, message):
     with pytest.raises(ConversionError, match=message):
@@ -253,8 +290,9 @@ def test_check_activation_refuses_quickgelu_weights_for_a_gelu_name(tmp_path, fi
         ("dfn2b_s39b.pt", "ViT-L-14"),
         ("h14_v1.2_altogether_metaclip.pt", "ViT-H-14"),
         ("metaclip2_worldwide.pt", "ViT-bigG-14-worldwide-378"),
+        ("dfndr2b.pt", "MobileCLIP2-B"),
     ],
-    ids=["quickgelu-name", "laion2b", "dfn-with-gelu", "metaclip-with-gelu", "worldwide-with-gelu"],
+    ids=["quickgelu-name", "laion2b", "dfn-with-gelu", "metaclip-with-gelu", "worldwide-with-gelu", "dfndr"],
 )
 def test_check_activation_takes_what_is_not_in_doubt(tmp_path, filename, model_name):
     checked(tmp_path, filename, model_name)
