@@ -2,9 +2,10 @@
 
 from ..configuration.configuration_coca import CoCaDecoderConfig
 from .config_table import ConfigTable
-from .conversion_stack import ENCODER_LAYER
+from .conversion_stack import ENCODER_LAYER, layer_intermediates
 from .open_clip_cfg import MULTIMODAL_DEFAULTS, TEXT_DEFAULTS
 from .state_dict_ops import Rename, SplitQKV, Table, Transpose, under
+from .tower_conversion import Intermediate
 
 
 # open_clip builds the decoder from these fields alone; its MLP ratio and epsilon are always the defaults.
@@ -46,4 +47,10 @@ COCA_DECODER: Table = (
     *under("cross_attn.{n}.", "multimodal_decoder.cross_attention_layers.{n}.", CROSS_ATTENTION_LAYER),
     Rename("ln_final.{p}", "multimodal_decoder.final_layer_norm.{p}"),
     Transpose("text_projection", "lm_head.weight"),
+)
+
+DECODER_INTERMEDIATES: tuple[Intermediate, ...] = (
+    *layer_intermediates("layers.{n}", "resblocks.{n}"),
+    *layer_intermediates("cross_attention_layers.{n}", "cross_attn.{n}", "cross_attn", name="cross-attention "),
+    Intermediate("final norm", "final_layer_norm", "ln_final"),
 )

@@ -7,7 +7,7 @@ from .config_table import ConfigTable
 from .errors import ConversionError
 from .open_clip_cfg import TIMM_DEFAULTS, TOKENS_RETURNED, VISION_DEFAULTS
 from .state_dict_ops import Rename, Table, under
-from .tower_conversion import Changes, Tensors, TowerConversion
+from .tower_conversion import Changes, Intermediate, Tensors, TowerConversion
 
 
 _FIELDS = {
@@ -74,4 +74,12 @@ def _fit(tensors: Tensors, changes: Changes, prefix: str, config: PreTrainedConf
         )
 
 
-MODIFIED_RESNET = TowerConversion(_CONFIG, lambda config: _RESNET, _fit)
+_INTERMEDIATES = (
+    Intermediate("embeddings", "embeddings", "avgpool"),
+    *(
+        Intermediate(f"stage {i} layer {{n}}", f"encoder.stages.{i}.layers.{{n}}", f"layer{i + 1}.{{n}}")
+        for i in range(4)
+    ),
+)
+
+MODIFIED_RESNET = TowerConversion(_CONFIG, lambda config: _RESNET, _fit, _INTERMEDIATES)

@@ -10,6 +10,7 @@ from .config_table import Cfg
 from .errors import ConversionError
 from .open_clip_cfg import BLOCK_OPTIONS
 from .state_dict_ops import Rename, SplitQKV, Table
+from .tower_conversion import Intermediate
 
 
 def _hidden_act(cfg: Cfg) -> str:
@@ -83,3 +84,22 @@ ENCODER_LAYER: Table = (
     Rename("ln_attn.{p}", "attn_norm.{p}"),
     Rename("mlp.ln.{p}", "mlp.norm.{p}"),
 )
+
+
+def layer_intermediates(
+    ours: str, theirs: str, attention: str = "self_attn", name: str = ""
+) -> tuple[Intermediate, ...]:
+    """Values inside each layer of a stack, whose layers are at `ours` and `theirs`; `name` goes before "layer"."""
+    name = f"{name}layer {{n}}"
+    modules = {
+        " norm 1": (".layer_norm1", ".ln_1"),
+        " attention": (f".{attention}", ".attn"),
+        " norm 2": (".layer_norm2", ".ln_2"),
+        " MLP": (".mlp", ".mlp"),
+        "": ("", ""),
+    }
+    return tuple(Intermediate(name + part, ours + our, theirs + their) for part, (our, their) in modules.items())
+
+
+# Of an `Encoder` beside open_clip's `Transformer`.
+ENCODER_INTERMEDIATES = layer_intermediates("encoder.layers.{n}", "transformer.resblocks.{n}")

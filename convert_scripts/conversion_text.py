@@ -5,10 +5,10 @@ from transformers.configuration_utils import PreTrainedConfig
 from ..configuration.configuration_text import OpenClipTextConfig
 from ..modeling.modeling_text import resize_text_position_embedding
 from .config_table import ConfigTable
-from .conversion_stack import ENCODER_LAYER, STACK_FIELDS, STACK_INVERSE
+from .conversion_stack import ENCODER_INTERMEDIATES, ENCODER_LAYER, STACK_FIELDS, STACK_INVERSE
 from .open_clip_cfg import EOS_ID, HF_DEFAULTS, TEXT_DEFAULTS, TOKENIZER_FIELDS, TOKENS_RETURNED
 from .state_dict_ops import Rename, Table, Transpose, under
-from .tower_conversion import Changes, Tensors, TowerConversion
+from .tower_conversion import Changes, Intermediate, Tensors, TowerConversion
 
 
 _CONFIG = ConfigTable(
@@ -70,4 +70,11 @@ def _fit(tensors: Tensors, changes: Changes, prefix: str, config: PreTrainedConf
         changes[key] = f"resized from {len(table)} positions to {positions}"
 
 
-TEXT = TowerConversion(_CONFIG, _table, _fit)
+_INTERMEDIATES = (
+    Intermediate("tokens", "embeddings.token_embedding", "token_embedding"),
+    Intermediate("embeddings", "encoder.layers.0", "transformer.resblocks.0", is_input=True),
+    *ENCODER_INTERMEDIATES,
+    Intermediate("final norm", "final_layer_norm", "ln_final"),
+)
+
+TEXT = TowerConversion(_CONFIG, _table, _fit, _INTERMEDIATES)

@@ -7,11 +7,11 @@ from transformers.configuration_utils import PreTrainedConfig
 from ..configuration.configuration_vit import OpenClipVitConfig
 from ..modeling.modeling_vit import resize_position_embedding
 from .config_table import ConfigTable
-from .conversion_stack import ENCODER_LAYER, STACK_FIELDS, STACK_INVERSE
+from .conversion_stack import ENCODER_INTERMEDIATES, ENCODER_LAYER, STACK_FIELDS, STACK_INVERSE
 from .errors import ConversionError
 from .open_clip_cfg import TIMM_DEFAULTS, TOKENS_RETURNED, VISION_DEFAULTS
 from .state_dict_ops import Rename, SplitQKV, Table, Transpose, under
-from .tower_conversion import Changes, Tensors, TowerConversion
+from .tower_conversion import Changes, Intermediate, Tensors, TowerConversion
 
 
 _CONFIG = ConfigTable(
@@ -87,4 +87,14 @@ def _fit(tensors: Tensors, changes: Changes, prefix: str, config: PreTrainedConf
     changes[key] = f"resized from a grid of {side} x {side} patches to {new_grid[0]} x {new_grid[1]}"
 
 
-VIT = TowerConversion(_CONFIG, _table, _fit)
+_INTERMEDIATES = (
+    Intermediate("patches", "embeddings.patch_embedding", "conv1"),
+    Intermediate("embeddings", "patch_dropout", "patch_dropout"),
+    Intermediate("pre-norm", "pre_layernorm", "ln_pre"),
+    *ENCODER_INTERMEDIATES,
+    Intermediate("attentional pooler", "attn_pool", "attn_pool"),
+    Intermediate("contrastive pooler", "attn_pool_contrastive", "attn_pool_contrastive"),
+    Intermediate("post-norm", "post_layernorm", "ln_post"),
+)
+
+VIT = TowerConversion(_CONFIG, _table, _fit, _INTERMEDIATES)

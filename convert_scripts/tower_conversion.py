@@ -1,7 +1,7 @@
 """What the conversion of a tower consists of."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers.configuration_utils import PreTrainedConfig
@@ -20,6 +20,28 @@ def _leave(tensors: Tensors, changes: Changes, prefix: str, config: PreTrainedCo
 
 
 @dataclass(frozen=True)
+class Intermediate:
+    """A value inside a tower that both libraries compute.
+
+    Args:
+        name: what it is called in reports.
+        ours: path of the module, below our tower, that returns it.
+        theirs: path of open_clip's module that returns it, below its tower. Like the other two, it may hold `{n}` for a
+            number, and `{blocks}` for the path of any module that has a number for its own name.
+        is_input: the value is what these modules are given first, and not what they return.
+    """
+
+    name: str
+    ours: str
+    theirs: str
+    is_input: bool = False
+
+    def under(self, part: str, ours: str, theirs: str) -> "Intermediate":
+        """This value of a tower that is `part` of a whole model, below these two prefixes."""
+        return replace(self, name=f"{part} {self.name}", ours=ours + self.ours, theirs=theirs + self.theirs)
+
+
+@dataclass(frozen=True)
 class TowerConversion:
     """How open_clip's form of a tower becomes ours.
 
@@ -29,11 +51,13 @@ class TowerConversion:
             is asked only where one of our tensors has two forms in open_clip, so that the table can be read backwards.
         fit: what open_clip does to the tower's tensors when it loads them (`load_checkpoint` in `factory.py`): changes
             `tensors` in place, whose keys begin with `prefix`, and says in `changes` what and how.
+        intermediates: values inside the tower by which a wrong layer is found; they come to no more than a report.
     """
 
     config_table: ConfigTable
     rename_table: Callable[[PreTrainedConfig], Table]
     fit: Callable[[Tensors, Changes, str, PreTrainedConfig], None] = _leave
+    intermediates: tuple[Intermediate, ...] = ()
 
     @property
     def model_type(self) -> str:
