@@ -52,12 +52,16 @@ class ConversionReport:
         for title, entries in (("dropped", self.dropped), ("changed", self.changed)):
             lines += [f"  {title:<12} {key}: {reason}" for key, reason in entries.items()]
         lines += [f"  note         {note}" for note in self.notes]
-        verification = self.verification
-        if verification.mode == "full":
-            lines.append(f"  verified     against {verification.detail}, relative differences (at most {BOUND:.0e}):")
-            lines += [f"    {name:<16} {value:.1e}" for name, value in verification.differences.items()]
-        elif verification.mode == "structure":
-            lines.append(f"  verified     structure only: {verification.detail}")
-        else:
-            lines.append("  verified     nothing")
-        return "\n".join(lines)
+        return "\n".join(lines + verification_lines(self.verification))
+
+
+def verification_lines(verification: Verification) -> list[str]:
+    """What was verified, as the last lines of a report."""
+    if verification.mode == "full":
+        return [
+            f"  verified     against {verification.detail}, relative differences (at most {BOUND:.0e}):",
+            *(f"    {name:<16} {value:.1e}" for name, value in verification.differences.items()),
+        ]
+    if verification.mode == "structure":
+        return [f"  verified     structure only: {verification.detail}"]
+    return ["  verified     nothing"]

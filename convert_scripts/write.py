@@ -57,15 +57,21 @@ def new_folder(output: Path) -> Iterator[Path]:
         raise
 
 
-def output_dtype(plan: ConversionPlan, dtype: str | torch.dtype | None) -> torch.dtype:
-    """The dtype to write: the one asked for, else the checkpoint's; fp32 for a checkpoint of several dtypes."""
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A dtype by name or itself; `None` stays. Raises `ConversionError` for another name, or one of no floats."""
     if isinstance(dtype, str):
         if dtype not in DTYPES:
             raise ConversionError(f"dtype must be one of {', '.join(DTYPES)}, or a torch.dtype, got {dtype!r}.")
         return DTYPES[dtype]
+    if dtype is not None and not dtype.is_floating_point:
+        raise ConversionError(f"dtype must be a floating point dtype, got {dtype}.")
+    return dtype
+
+
+def output_dtype(plan: ConversionPlan, dtype: str | torch.dtype | None) -> torch.dtype:
+    """The dtype to write: the one asked for, else the checkpoint's; fp32 for a checkpoint of several dtypes."""
+    dtype = parse_dtype(dtype)
     if dtype is not None:
-        if not dtype.is_floating_point:
-            raise ConversionError(f"dtype must be a floating point dtype, got {dtype}.")
         return dtype
     dtypes = {tensor.dtype for tensor in plan.source_tensors.values() if tensor.is_floating_point()}
     return dtypes.pop() if len(dtypes) == 1 else torch.float32

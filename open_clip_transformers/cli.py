@@ -15,6 +15,7 @@ from ._command_caption import caption
 from ._command_classify import classify
 from ._command_convert import convert
 from ._command_embed import embed
+from ._command_to_open_clip import to_open_clip
 
 
 app = typer.Typer(
@@ -43,7 +44,7 @@ def _global_options(
     pass
 
 
-for command in (convert, caption, classify, embed):
+for command in (convert, caption, classify, embed, to_open_clip):
     app.command()(command)
 
 

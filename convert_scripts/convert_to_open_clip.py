@@ -1,0 +1,207 @@
+"""Conversion of one of our folders back to a folder that open_clip loads with `local-dir:`, in reading order."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..processing.clip_bpe import is_clip_bpe
+from ..processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
+from ..processing.tokenization_open_clip import OpenClipTokenizer
+from .config_mapping import TokenIds, build_config, default_token_ids
+from .config_mapping_back import build_model_cfg
+from .conversion_plan import plan_conversion
+from .converted_folder import ConvertedFolder, read_converted_folder
+from .errors import ConversionError, listing
+from .processors_back import preprocess_cfg_of, save_plain_tokenizer, tokenizer_cfg_of
+from .rename_table import rename_table
+from .report import verification_lines
+from .sources import CONFIG_FILE, WEIGHTS_FILES
+from .state_dict_ops import Step, resolve
+from .verification import MODES, Verification, verify_conversion
+from .weights import read_checkpoint
+from .write import check_output, new_folder, parse_dtype
+from .write_safetensors import write_safetensors
+
+
+@dataclass(frozen=True)
+class OpenClipReport:
+    """Result of a conversion to open_clip; `str()` of it is meant for people.
+
+    Args:
+        source: the folder that was converted.
+        output_dir: the folder written.
+        architecture: open_clip's class of the model.
+        dtype: of the tensors written, such as `"float32"`; `"mixed"` where there are several.
+        num_tensors: tensors written.
+        num_parameters: numbers in them.
+        verification: what was verified and how.
+        notes: what else was decided.
+    """
+
+    source: Path
+    output_dir: Path
+    architecture: str
+    dtype: str
+    num_tensors: int
+    num_parameters: int
+    verification: Verification
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [
+            f"Converted {self.source}",
+            f"  to           {self.output_dir}, which open_clip loads as local-dir:{self.output_dir}",
+            f"  model        {self.architecture}, {self.num_parameters:,} parameters in {self.num_tensors} tensors, "
+            f"{self.dtype}",
+        ]
+        lines += [f"  note         {note}" for note in self.notes]
+        return "\n".join(lines + verification_lines(self.verification))
+
+
+def convert_to_open_clip(
+    folder: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    *,
+    with_processor: bool = True,
+    hf_tokenizer_name: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    verify: str = "auto",
+) -> OpenClipReport:
+    """Converts a folder of one of our models to open_clip's form.
+
+    Writes `open_clip_config.json`, `open_clip_model.safetensors` and, where the tokenizer is not CLIP's own, its
+    files. One tensor at a time is in memory. The folder is not changed, and a conversion that fails leaves nothing
+    behind.
+
+    Args:
+        folder: a folder of a dual model or of CoCa, as a conversion or `save_pretrained` writes it.
+        output_dir: the folder to write, which must not exist or be empty.
+        with_processor: also write the settings of the image processor and the tokenizer, which the folder must hold.
+        hf_tokenizer_name: what open_clip should call the tokenizer where it is not CLIP's own: the Hub id at which
+            open_clip finds it once the result is on the Hub too. In a local folder it takes the files that are there.
+            By default the name of `output_dir`.
+        dtype: dtype of the tensors written, as a `torch.dtype` or `"float32"`, `"float16"`, `"bfloat16"`; by default
+            the folder's.
+        verify: `"auto"` compares the outputs of both where open_clip is installed; `"full"` demands it; `"structure"`
+            compares the tensors alone; `"none"` compares nothing.
+
+    Raises:
+        ConversionError: a `ValueError` that says what was found, what was expected and what to do: the folder is not
+            one of ours, or has settings that open_clip cannot express, which are named.
+        OSError: a file cannot be read or written.
+    """
+    if verify not in MODES:
+        raise ConversionError(f"verify must be one of {', '.join(MODES)}, got {verify!r}.")
+    output = Path(output_dir).expanduser()
+    check_output(output)
+    source = read_converted_folder(Path(folder).expanduser())
+    tokenizer = _load_tokenizer(source) if with_processor else None
+    tokenizer_cfg = {} if tokenizer is None else tokenizer_cfg_of(tokenizer, hf_tokenizer_name or output.name)
+    model_cfg = build_model_cfg(source.config, tokenizer_cfg)
+    preprocess_cfg = _preprocess_cfg(source) if with_processor else {}
+    notes = _notes(source.config, model_cfg, tokenizer)
+    steps = _steps_back(source, model_cfg)
+    layout = _layout(source.tensors, steps, parse_dtype(dtype))
+
+    with new_folder(output) as new:
+        config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
+        (new / CONFIG_FILE).write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
+        if tokenizer is not None and not is_clip_bpe(tokenizer.backend_tokenizer):
+            save_plain_tokenizer(tokenizer, new)
+        write_safetensors(new / WEIGHTS_FILES[0], layout, _converted(source.tensors, steps))
+        verification = _verify(source, new / WEIGHTS_FILES[0], model_cfg, verify, rounded=dtype is not None)
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in layout.values() if tensor.is_floating_point()}
+    return OpenClipReport(
+        source=source.path,
+        output_dir=output,
+        architecture=_architecture(model_cfg),
+        dtype=dtypes.pop() if len(dtypes) == 1 else "mixed",
+        num_tensors=len(layout),
+        num_parameters=sum(tensor.numel() for tensor in layout.values()),
+        verification=verification,
+        notes=notes,
+    )
+
+
+def _load_tokenizer(source: ConvertedFolder) -> OpenClipTokenizer:
+    if not (source.path / "tokenizer.json").is_file():
+        raise ConversionError(f"{source.path} has no tokenizer: save it there, or convert with with_processor=False.")
+    return OpenClipTokenizer.from_pretrained(source.path)
+
+
+def _preprocess_cfg(source: ConvertedFolder) -> dict[str, Any]:
+    try:
+        image_processor = OpenClipImageProcessorPil.from_pretrained(source.path)
+    except OSError as error:
+        raise ConversionError(
+            f"{source.path} has no image processor: save it there, or convert with with_processor=False."
+        ) from error
+    return preprocess_cfg_of(image_processor, source.config)
+
+
+def _notes(config, model_cfg: Mapping[str, Any], tokenizer: OpenClipTokenizer | None) -> tuple[str, ...]:
+    if tokenizer is None:
+        ids = TokenIds(config.text_config.bos_token_id, config.text_config.eos_token_id)
+        known = default_token_ids(model_cfg["text_cfg"])
+        if (ids.bos, ids.eos) != (known.bos, known.eos):
+            return ("open_clip will use CLIP's tokenizer: for another set hf_tokenizer_name in text_cfg",)
+    elif not is_clip_bpe(tokenizer.backend_tokenizer):
+        name = model_cfg["text_cfg"]["hf_tokenizer_name"]
+        return (f"on the Hub, open_clip looks for the tokenizer at {name!r} (hf_tokenizer_name)",)
+    return ()
+
+
+def _steps_back(source: ConvertedFolder, model_cfg: Mapping[str, Any]) -> list[Step]:
+    has_text_prefix = model_cfg.get("custom_text") or "hf_model_name" in model_cfg["text_cfg"]
+    table = rename_table(source.config, "text." if has_text_prefix else "")
+    steps, unreachable = resolve(source.tensors, table, "targets")
+    if unreachable:
+        raise ConversionError(f"The rename table does not know these tensors: {', '.join(unreachable)}")
+    return steps
+
+
+def _converted(tensors: Mapping[str, torch.Tensor], steps: list[Step]) -> Iterator[tuple[str, torch.Tensor]]:
+    """open_clip's names and tensors; views of ours where possible."""
+    for step in steps:
+        yield from zip(step.sources, step.operation.invert(tuple(tensors[name] for name in step.targets)))
+
+
+def _layout(
+    tensors: Mapping[str, torch.Tensor], steps: list[Step], dtype: torch.dtype | None
+) -> dict[str, torch.Tensor]:
+    """What will be written, on the meta device."""
+    meta = {
+        name: torch.empty_like(tensor, device="meta", dtype=dtype if tensor.is_floating_point() else None)
+        for name, tensor in tensors.items()
+    }
+    return dict(_converted(meta, steps))
+
+
+def _verify(
+    source: ConvertedFolder, weights: Path, model_cfg: Mapping[str, Any], mode: str, rounded: bool
+) -> Verification:
+    """What was written is converted in the usual direction, and must be the folder that it came from."""
+    if mode == "none":
+        return Verification("none", "not asked for")
+    text = source.config.text_config
+    ids = TokenIds(text.bos_token_id, text.eos_token_id, getattr(source.config, "pad_token_id", None))
+    plan = plan_conversion(build_config(model_cfg, ids), read_checkpoint(weights).tensors)
+    if not rounded:
+        return verify_conversion(source.path, plan, model_cfg, mode)
+    wrong = [
+        name for name, tensor in plan.converted() if not torch.equal(source.tensors[name].to(tensor.dtype), tensor)
+    ]
+    if wrong:
+        raise ConversionError(f"These tensors were not written as they should be:{listing(wrong)}")
+    return Verification("structure", "every tensor equals the folder's, rounded to another dtype")
+
+
+def _architecture(model_cfg: Mapping[str, Any]) -> str:
+    if "multimodal_cfg" in model_cfg:
+        return "CoCa"
+    return "CustomTextCLIP" if model_cfg.get("custom_text") or "hf_model_name" in model_cfg["text_cfg"] else "CLIP"
