@@ -30,7 +30,19 @@ class Convolution(nn.Conv2d):
         init.kaiming_uniform_(self.weight, a=math.sqrt(5))
 
 
-class ResidualBatchNorm2d(nn.BatchNorm2d):
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch norm that counts each batch once, also where gradient checkpointing computes a layer twice."""
+
+    is_recomputed = False
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not (self.training and self.is_recomputed):
+            return super().forward(hidden_states)
+        statistics = (self.running_mean, self.running_var)
+        return F.batch_norm(hidden_states, *statistics, self.weight, self.bias, True, momentum=0.0, eps=self.eps)
+
+
+class ResidualBatchNorm2d(BatchNorm2d):
     """Batch norm whose scale starts at zero, so that a new bottleneck hands on its input."""
 
     def initialize(self, std: float):
@@ -43,7 +55,7 @@ class ModifiedResNetConvLayer(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
         super().__init__()
         self.convolution = Convolution(in_channels, out_channels, kernel_size, stride)
-        self.normalization = nn.BatchNorm2d(out_channels)
+        self.normalization = BatchNorm2d(out_channels)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return F.relu(self.normalization(self.convolution(hidden_states)), inplace=True)
@@ -88,7 +100,7 @@ class ModifiedResNetShortcut(nn.Module):
         super().__init__()
         self.stride = stride
         self.convolution = Convolution(in_channels, out_channels, kernel_size=1)
-        self.normalization = nn.BatchNorm2d(out_channels)
+        self.normalization = BatchNorm2d(out_channels)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if self.stride > 1:
@@ -98,6 +110,8 @@ class ModifiedResNetShortcut(nn.Module):
 
 class ModifiedResNetBottleneck(GradientCheckpointingLayer):
     """Residual layer; where it makes the image smaller, it averages instead of skipping (open_clip: `Bottleneck`)."""
+
+    is_recomputed = False
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
@@ -110,19 +124,20 @@ class ModifiedResNetBottleneck(GradientCheckpointingLayer):
         same_shape = stride == 1 and in_channels == out_channels
         self.shortcut = nn.Identity() if same_shape else ModifiedResNetShortcut(in_channels, out_channels, stride)
 
+    def _mark(self, is_recomputed: bool):
+        for module in self.modules():
+            if isinstance(module, ModifiedResNetBottleneck | BatchNorm2d):
+                module.is_recomputed = is_recomputed
+
     def __call__(self, *args, **kwargs):
-        if not (self.gradient_checkpointing and self.training):
+        if not (self.gradient_checkpointing or self.is_recomputed):
             return super().__call__(*args, **kwargs)
-        # Checkpointing computes the layer anew in the backward pass, and not through this method: what is computed
-        # through it alone moves the running statistics, or every batch would count twice.
-        norms = [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        for norm in norms:
-            norm.track_running_stats = True
+        # The backward pass computes the layer anew, and not through this method.
+        self._mark(is_recomputed=False)
         try:
             return super().__call__(*args, **kwargs)
         finally:
-            for norm in norms:
-                norm.track_running_stats = False
+            self._mark(is_recomputed=self.gradient_checkpointing)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(batch, in_channels, height, width) -> (batch, out_channels, height / stride, width / stride)."""
