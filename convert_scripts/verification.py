@@ -10,9 +10,17 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from .compare_outputs import open_clip_outputs, our_outputs, relative_differences
+from .compare_outputs import (
+    Outputs,
+    load_converted,
+    open_clip_outputs,
+    our_outputs,
+    relative_difference,
+    verification_inputs,
+)
 from .conversion_plan import ConversionPlan
 from .errors import ConversionError, listing
+from .open_clip_reference import load_open_clip_model
 
 
 # Largest accepted max|ours - reference| / max|reference| in fp32.
@@ -59,7 +67,7 @@ def verify_conversion(folder: Path, plan: ConversionPlan, model_cfg: Mapping[str
     if mode == "structure":
         return Verification("structure", "every tensor equals the checkpoint's")
     try:
-        reference = open_clip_outputs(model_cfg, plan, dtype)
+        reference = _open_clip_outputs(model_cfg, plan, dtype)
         detail = f"open_clip {version('open_clip_torch')}"
     except Exception as error:  # whatever keeps open_clip from running this model
         installed = find_spec("open_clip") is not None
@@ -69,7 +77,8 @@ def verify_conversion(folder: Path, plan: ConversionPlan, model_cfg: Mapping[str
                 f"Not verified, because {reason}: verify='structure' checks the tensors alone."
             ) from error
         return Verification("structure", f"every tensor equals the checkpoint's; {reason}")
-    differences = relative_differences(our_outputs(folder, plan), reference)
+    ours = _our_outputs(folder, plan)
+    differences = {name: relative_difference(ours[name], output) for name, output in reference.items()}
     # Written this way round, NaN is a failure.
     wrong = [f"{name}: {value:.2e}" for name, value in differences.items() if not value <= BOUND]
     infinite = [name for name, output in reference.items() if not output.isfinite().all()]
@@ -83,6 +92,17 @@ def verify_conversion(folder: Path, plan: ConversionPlan, model_cfg: Mapping[str
             "Nothing was written. Please report this with the checkpoint's configuration."
         )
     return Verification("full", detail, differences)
+
+
+@torch.inference_mode()
+def _open_clip_outputs(model_cfg: Mapping[str, Any], plan: ConversionPlan, dtype: torch.dtype) -> Outputs:
+    return open_clip_outputs(load_open_clip_model(model_cfg, plan, dtype), verification_inputs(plan.model.config))
+
+
+@torch.inference_mode()
+def _our_outputs(folder: Path, plan: ConversionPlan) -> Outputs:
+    model = load_converted(folder, type(plan.model), torch.float32)
+    return our_outputs(model, verification_inputs(model.config))
 
 
 def _check_tensors(folder: Path, plan: ConversionPlan) -> torch.dtype:
