@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from transformers.configuration_utils import PreTrainedConfig
 
+from .configuration_hf_text import HfTextConfig
 from .configuration_modified_resnet import ModifiedResNetConfig
 from .configuration_siglip_vit import SiglipVitConfig
 from .configuration_text import OpenClipTextConfig
@@ -14,7 +15,7 @@ from .configuration_vit import OpenClipVitConfig
 
 
 VISION_CONFIGS = {config.model_type: config for config in (OpenClipVitConfig, ModifiedResNetConfig, SiglipVitConfig)}
-TEXT_CONFIGS = {config.model_type: config for config in (OpenClipTextConfig,)}
+TEXT_CONFIGS = {config.model_type: config for config in (OpenClipTextConfig, HfTextConfig)}
 
 
 def tower_config(config: PreTrainedConfig | dict | None, towers: Mapping[str, type], name: str) -> PreTrainedConfig:

@@ -6,6 +6,7 @@ Mirrors `configuration/configuration_towers.py`.
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
+from .modeling_hf_text import HfTextModel
 from .modeling_modified_resnet import ModifiedResNetModel
 from .modeling_siglip_vit import SiglipVitModel
 from .modeling_text import OpenClipTextModel
@@ -15,7 +16,7 @@ from .modeling_vit import OpenClipVitModel
 VISION_MODELS = {
     model.config_class.model_type: model for model in (OpenClipVitModel, ModifiedResNetModel, SiglipVitModel)
 }
-TEXT_MODELS = {model.config_class.model_type: model for model in (OpenClipTextModel,)}
+TEXT_MODELS = {model.config_class.model_type: model for model in (OpenClipTextModel, HfTextModel)}
 
 
 def build_tower(config: PreTrainedConfig, towers: dict[str, type[PreTrainedModel]]) -> PreTrainedModel:

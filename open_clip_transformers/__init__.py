@@ -17,6 +17,7 @@ if not (Path(__file__).parent / "modeling").is_dir():  # a checkout: the sub-pac
 if TYPE_CHECKING:
     from .configuration.configuration_coca import CoCaConfig as CoCaConfig
     from .configuration.configuration_coca import CoCaDecoderConfig as CoCaDecoderConfig
+    from .configuration.configuration_hf_text import HfTextConfig as HfTextConfig
     from .configuration.configuration_modified_resnet import ModifiedResNetConfig as ModifiedResNetConfig
     from .configuration.configuration_open_clip import OpenClipConfig as OpenClipConfig
     from .configuration.configuration_open_clip import OpenClipSiglipConfig as OpenClipSiglipConfig
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .modeling.modeling_coca import CoCaForConditionalGeneration as CoCaForConditionalGeneration
     from .modeling.modeling_coca import CoCaForZeroShotImageClassification as CoCaForZeroShotImageClassification
     from .modeling.modeling_coca import CoCaModel as CoCaModel
+    from .modeling.modeling_hf_text import HfTextModel as HfTextModel
     from .modeling.modeling_modified_resnet import ModifiedResNetModel as ModifiedResNetModel
     from .modeling.modeling_open_clip import OpenClipForImageClassification as OpenClipForImageClassification
     from .modeling.modeling_open_clip import OpenClipModel as OpenClipModel
@@ -48,6 +50,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "CoCaConfig": "configuration.configuration_coca",
     "CoCaDecoderConfig": "configuration.configuration_coca",
+    "HfTextConfig": "configuration.configuration_hf_text",
     "ModifiedResNetConfig": "configuration.configuration_modified_resnet",
     "OpenClipConfig": "configuration.configuration_open_clip",
     "OpenClipSiglipConfig": "configuration.configuration_open_clip",
@@ -58,6 +61,7 @@ _PUBLIC = {
     "CoCaForConditionalGeneration": "modeling.modeling_coca",
     "CoCaForZeroShotImageClassification": "modeling.modeling_coca",
     "CoCaModel": "modeling.modeling_coca",
+    "HfTextModel": "modeling.modeling_hf_text",
     "ModifiedResNetModel": "modeling.modeling_modified_resnet",
     "OpenClipForImageClassification": "modeling.modeling_open_clip",
     "OpenClipModel": "modeling.modeling_open_clip",

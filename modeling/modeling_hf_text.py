@@ -1,0 +1,152 @@
+"""Hugging Face text tower: an encoder of transformers, pooled and projected (open_clip: `hf_model.py`)."""
+
+from importlib import import_module
+
+import torch
+from torch import nn
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+
+from ..configuration.configuration_hf_text import HfTextConfig
+from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
+
+
+# model_type -> its folder in transformers, and the class that is the encoder alone. Only classes of transformers are
+# built: what a configuration says about code elsewhere (`auto_map`) is never read.
+_ENCODERS = {
+    "roberta": ("roberta", "RobertaModel"),
+    "xlm-roberta": ("xlm_roberta", "XLMRobertaModel"),
+    "bert": ("bert", "BertModel"),
+    "mt5": ("mt5", "MT5Stack"),
+    "t5": ("t5", "T5Stack"),
+    "m2m_100": ("m2m_100", "M2M100Encoder"),
+}
+
+
+def build_encoder(config: PreTrainedConfig, add_pooling_layer: bool) -> PreTrainedModel:
+    """transformers' encoder of a configuration, with new weights; its code is imported here."""
+    folder, name = _ENCODERS[config.model_type]
+    encoder_class = getattr(import_module(f"transformers.models.{folder}.modeling_{folder}"), name)
+    kwargs = {} if config.is_encoder_decoder else {"add_pooling_layer": add_pooling_layer}
+    return encoder_class._from_config(config, **kwargs)
+
+
+def _mean(outputs: ModelOutput, visible: torch.Tensor) -> torch.Tensor:
+    visible = visible.unsqueeze(-1)
+    return (outputs.last_hidden_state * visible).sum(dim=1) / visible.sum(dim=1)
+
+
+def _max(outputs: ModelOutput, visible: torch.Tensor) -> torch.Tensor:
+    # open_clip's `MaxPooler` means this, but raises: its `masked_fill` gets a mask of integers, 1 at tokens to keep.
+    return outputs.last_hidden_state.masked_fill(~visible.unsqueeze(-1), -torch.inf).amax(dim=1)
+
+
+def _first(outputs: ModelOutput, visible: torch.Tensor) -> torch.Tensor:
+    return outputs.last_hidden_state[:, 0]
+
+
+def _first_through_pooling_layer(outputs: ModelOutput, visible: torch.Tensor) -> torch.Tensor:
+    pooled = outputs.get("pooler_output")
+    return _first(outputs, visible) if pooled is None else pooled
+
+
+_POOLERS = {
+    "mean_pooler": _mean,
+    "max_pooler": _max,
+    "cls_pooler": _first_through_pooling_layer,
+    "cls_last_hidden_state_pooler": _first,
+}
+
+
+def _projection(config: HfTextConfig) -> nn.Module:
+    width, projection_dim = config.token_dim, config.projection_dim
+    if config.proj_type == "none":
+        return nn.Identity()
+    if config.proj_type == "linear":
+        return nn.Linear(width, projection_dim, bias=False)
+    hidden = (width + projection_dim) // 2
+    return nn.Sequential(
+        nn.Linear(width, hidden, bias=False), nn.GELU(), nn.Linear(hidden, projection_dim, bias=False)
+    )
+
+
+class HfTextModel(OpenClipPreTrainedModel):
+    """An encoder of transformers as the text tower of a dual model or of CoCa.
+
+    Reads as three steps: encode, pool, project. Attention functions, gradient checkpointing and recorded outputs are
+    the encoder's own; a token is hidden from the others exactly where its id is that of padding.
+    """
+
+    config: HfTextConfig
+    base_model_prefix = "text_model"
+    input_modalities = ("text",)
+    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", *COMPOSITE_KEYS]
+
+    def __init__(self, config: HfTextConfig):
+        super().__init__(config)
+        self.hf_model = build_encoder(config.hf_config, config.has_pooling_layer)
+        self.projection = _projection(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.hf_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.hf_model.set_input_embeddings(value)
+
+    def encode(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None, **kwargs) -> ModelOutput:
+        """The encoder's output for (batch, length) of ids, in which padding is hidden."""
+        # The other encoders count positions themselves: from the padding, or relative to one another.
+        if position_ids is not None and self.config.hf_config.model_type == "bert":
+            kwargs["position_ids"] = position_ids
+        attention_mask = (input_ids != self.config.pad_token_id).long()
+        return self.hf_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+
+    def pool(self, outputs: ModelOutput, input_ids: torch.Tensor) -> torch.Tensor:
+        """The encoder's output for (batch, length) of ids -> (batch, token_dim)."""
+        return _POOLERS[self.config.pool_type](outputs, input_ids != self.config.pad_token_id)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """Encodes texts.
+
+        Args:
+            input_ids: (batch, length), length at most `max_position_embeddings`, padded with `pad_token_id`.
+            attention_mask: (batch, length), 0 on left padding, 1 elsewhere; padding behind a text is known by its id.
+                The poolers of the first token want no left padding.
+            position_ids: (batch, length), by default 0, 1, ...; read by BERT, the other encoders need none.
+
+        Returns:
+            `last_hidden_state` (batch, length, token_dim), without the first token with `cls_pooler`; `pooler_output`
+            (batch, projection_dim), not normalised; on request `hidden_states` and `attentions`.
+
+        Raises:
+            ValueError: a text is longer than `max_position_embeddings`.
+        """
+        if input_ids.shape[1] > self.config.max_position_embeddings:
+            raise ValueError(
+                f"input_ids have length {input_ids.shape[1]}, the model takes at most "
+                f"{self.config.max_position_embeddings} tokens: truncate the text."
+            )
+        if attention_mask is not None:
+            input_ids = input_ids.masked_fill(attention_mask.cumsum(-1) == 0, self.config.pad_token_id)
+        outputs = self.encode(input_ids, position_ids, **kwargs)
+        tokens = outputs.last_hidden_state
+        return BaseModelOutputWithPooling(
+            last_hidden_state=tokens[:, 1:] if self.config.pool_type == "cls_pooler" else tokens,
+            pooler_output=self.projection(self.pool(outputs, input_ids)),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+__all__ = ["HfTextModel"]
