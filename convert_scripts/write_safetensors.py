@@ -1,33 +1,42 @@
-"""One safetensors file written tensor by tensor; `safetensors.torch.save_file` needs all of them in memory at once."""
+"""One safetensors file written piece by piece, for files larger than memory.
+
+`safetensors.torch.save_file` takes tensors that are ready to be written, all at once: the casts and transposes of a
+whole file would lie in memory. The format is a length, a JSON header and the tensors' bytes
+(https://huggingface.co/docs/safetensors), and what is written here is what `save_file` writes, byte for byte.
+"""
 
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from .errors import ConversionError, listing
 
 
-# The format's names (https://huggingface.co/docs/safetensors).
+# The format's names, in the order in which `save_file` writes tensors: wide numbers first, so that all are aligned.
 DTYPE_NAMES = {
+    torch.int64: "I64",
     torch.float64: "F64",
     torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
     torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
     torch.int16: "I16",
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_ORDER = list(DTYPE_NAMES)
 _ALIGNMENT = 8
+# Bytes that are cast, transposed or compared at once.
+BLOCK_SIZE = 16 * 2**20
 
 
 def write_safetensors(path: Path, layout: Mapping[str, torch.Tensor], tensors: Iterable[tuple[str, torch.Tensor]]):
-    """Writes a safetensors file; one tensor at a time is in memory.
+    """Writes a safetensors file; `BLOCK_SIZE` bytes at a time are in memory beside the tensors given.
 
     Args:
         path: the new file.
@@ -38,8 +47,7 @@ def write_safetensors(path: Path, layout: Mapping[str, torch.Tensor], tensors: I
         ConversionError: names are missing, or a value has another shape than in `layout`.
     """
     header, offset = {"__metadata__": {"format": "pt"}}, 0
-    # Wide numbers first, so that every tensor is aligned where the file is mapped.
-    for name, tensor in sorted(layout.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
+    for name, tensor in sorted(layout.items(), key=lambda item: (_ORDER.index(item[1].dtype), item[0])):
         end = offset + tensor.numel() * tensor.dtype.itemsize
         header[name] = {
             "dtype": DTYPE_NAMES[tensor.dtype],
@@ -47,7 +55,7 @@ def write_safetensors(path: Path, layout: Mapping[str, torch.Tensor], tensors: I
             "data_offsets": [offset, end],
         }
         offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     missing = set(layout)
     with path.open("wb") as file:
@@ -56,8 +64,22 @@ def write_safetensors(path: Path, layout: Mapping[str, torch.Tensor], tensors: I
             if tensor.shape != layout[name].shape:
                 raise ConversionError(f"{name} has shape {tuple(tensor.shape)}, not {tuple(layout[name].shape)}.")
             file.seek(8 + len(text) + header[name]["data_offsets"][0])
-            content = tensor.detach().cpu().to(layout[name].dtype).contiguous().reshape(-1).view(torch.uint8)
-            file.write(content.numpy())
+            for block in byte_blocks(tensor, layout[name].dtype):
+                file.write(block)
             missing.discard(name)
     if missing:
         raise ConversionError(f"These tensors have no values:{listing(sorted(missing))}")
+
+
+def byte_blocks(tensor: torch.Tensor, dtype: torch.dtype) -> Iterator[np.ndarray]:
+    """The bytes of a tensor on the CPU as `dtype`, in the order of its elements: 1-D uint8 arrays, views if possible.
+
+    The arrays have `BLOCK_SIZE` bytes, but for the last, and for tensors that are not contiguous, which are divided
+    along their first dimension. Tensors of one shape, all contiguous or all not, are divided alike.
+    """
+    tensor = tensor.detach()
+    if tensor.is_contiguous():
+        tensor = tensor.view(-1)
+    row_size = tensor[:1].numel() * dtype.itemsize
+    for block in tensor.split(max(1, BLOCK_SIZE // max(1, row_size))):
+        yield block.to(dtype).contiguous().view(-1).view(torch.uint8).numpy()

@@ -1,0 +1,99 @@
+"""Files written piece by piece: byte for byte what safetensors writes, and little memory."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from open_clip_transformers.convert_scripts import write_safetensors as module
+from open_clip_transformers.convert_scripts.errors import ConversionError
+from open_clip_transformers.convert_scripts.write_safetensors import DTYPE_NAMES, byte_blocks, write_safetensors
+
+
+def layout_of(tensors, dtype=None):
+    return {name: torch.empty_like(t, dtype=dtype or t.dtype, device="meta") for name, t in tensors.items()}
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_SIZE", 64)
+
+
+def random_tensor(shape, dtype):
+    values = torch.randint(0, 256, (*shape, dtype.itemsize), dtype=torch.uint8)
+    return values.view(dtype).squeeze(-1) if dtype != torch.bool else values[..., 0] > 127
+
+
+def mixed():
+    dtypes = [*DTYPE_NAMES, *DTYPE_NAMES]
+    return {f"{i % 7}.{dtype}": random_tensor((i + 1, 5, 2), dtype) for i, dtype in enumerate(dtypes)}
+
+
+TENSORS = {
+    "dtypes": mixed(),
+    "scalars": {"b": torch.tensor(2.5), "a": torch.tensor(3), "c": torch.zeros(0, 3)},
+    "names": {"ü.\n\\\"'/": torch.ones(3), "z" * 200: torch.ones(2), "A": torch.ones(1), "ａ𝄞": torch.ones(1)},
+    "none": {},
+}
+
+
+@pytest.mark.parametrize("tensors", TENSORS.values(), ids=TENSORS.keys())
+def test_write_safetensors_equals_save_file(tmp_path, small_blocks, tensors):
+    save_file(tensors, tmp_path / "expected", metadata={"format": "pt"})
+    write_safetensors(tmp_path / "written", layout_of(tensors), reversed(tensors.items()))
+    assert (tmp_path / "written").read_bytes() == (tmp_path / "expected").read_bytes()
+
+
+VIEWS = {
+    "transposed": torch.randn(23, 41).t(),
+    "slice": torch.randn(40, 6)[3:37:2, 1:5],
+    "channels-last": torch.randn(9, 3, 5, 7).contiguous(memory_format=torch.channels_last),
+    "expanded": torch.randn(1, 19).expand(11, 19),
+    "chunk": torch.randn(33, 7).chunk(3)[1],
+    "parameter": torch.nn.Parameter(torch.randn(5, 40)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS.keys())
+def test_write_safetensors_casts_and_packs(tmp_path, small_blocks, view, dtype):
+    write_safetensors(tmp_path / "written", layout_of({"x": view}, dtype), [("x", view)])
+    written = load_file(tmp_path / "written")["x"]
+    assert written.dtype == dtype
+    assert torch.equal(written, view.detach().to(dtype))
+
+
+def test_byte_blocks_of_contiguous_tensors_are_views():
+    tensor = torch.randn(3, 4)
+    (block,) = byte_blocks(tensor, torch.float32)
+    assert block.ctypes.data == tensor.data_ptr()
+
+
+def test_byte_blocks_are_small(small_blocks):
+    for tensor in (torch.randn(1, 1000), torch.randn(7, 100).t(), torch.randn(1000)):
+        blocks = list(byte_blocks(tensor, torch.bfloat16))
+        assert len(blocks) > 10
+        assert max(map(len, blocks)) <= 64
+        assert np.concatenate(blocks).tobytes() == tensor.bfloat16().contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def test_write_safetensors_refuses_missing_tensors(tmp_path):
+    with pytest.raises(ConversionError, match="no values:\n  b"):
+        write_safetensors(tmp_path / "x", layout_of({"a": torch.ones(1), "b": torch.ones(1)}), [("a", torch.ones(1))])
+
+
+def test_write_safetensors_refuses_other_shapes(tmp_path):
+    with pytest.raises(ConversionError, match=r"a has shape \(2, 3\), not \(3, 2\)"):
+        write_safetensors(tmp_path / "x", layout_of({"a": torch.ones(3, 2)}), [("a", torch.ones(2, 3))])
+
+
+def test_write_safetensors_aligns_the_tensors(tmp_path):
+    tensors = {"a": torch.ones(3, dtype=torch.float16), "b": torch.ones(3), "c": torch.ones(1, dtype=torch.int64)}
+    write_safetensors(tmp_path / "x", layout_of(tensors), tensors.items())
+    content = (tmp_path / "x").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    assert length % 8 == 0
+    assert [name for name in header if name != "__metadata__"] == ["c", "b", "a"]
