@@ -11,10 +11,14 @@ from .configuration_hf_text import HfTextConfig
 from .configuration_modified_resnet import ModifiedResNetConfig
 from .configuration_siglip_vit import SiglipVitConfig
 from .configuration_text import OpenClipTextConfig
+from .configuration_timm_vision import TimmVisionConfig
 from .configuration_vit import OpenClipVitConfig
 
 
-VISION_CONFIGS = {config.model_type: config for config in (OpenClipVitConfig, ModifiedResNetConfig, SiglipVitConfig)}
+VISION_CONFIGS = {
+    config.model_type: config
+    for config in (OpenClipVitConfig, ModifiedResNetConfig, SiglipVitConfig, TimmVisionConfig)
+}
 TEXT_CONFIGS = {config.model_type: config for config in (OpenClipTextConfig, HfTextConfig)}
 
 

@@ -10,11 +10,13 @@ from .modeling_hf_text import HfTextModel
 from .modeling_modified_resnet import ModifiedResNetModel
 from .modeling_siglip_vit import SiglipVitModel
 from .modeling_text import OpenClipTextModel
+from .modeling_timm_vision import TimmVisionModel
 from .modeling_vit import OpenClipVitModel
 
 
 VISION_MODELS = {
-    model.config_class.model_type: model for model in (OpenClipVitModel, ModifiedResNetModel, SiglipVitModel)
+    model.config_class.model_type: model
+    for model in (OpenClipVitModel, ModifiedResNetModel, SiglipVitModel, TimmVisionModel)
 }
 TEXT_MODELS = {model.config_class.model_type: model for model in (OpenClipTextModel, HfTextModel)}
 

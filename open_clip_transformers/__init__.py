@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .configuration.configuration_open_clip import OpenClipConfig as OpenClipConfig
     from .configuration.configuration_open_clip import OpenClipSiglipConfig as OpenClipSiglipConfig
     from .configuration.configuration_text import OpenClipTextConfig as OpenClipTextConfig
+    from .configuration.configuration_timm_vision import TimmVisionConfig as TimmVisionConfig
     from .configuration.configuration_vit import OpenClipVitConfig as OpenClipVitConfig
     from .convert_scripts.convert_open_clip import convert_open_clip_checkpoint as convert_open_clip_checkpoint
     from .convert_scripts.report import ConversionReport as ConversionReport
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from .modeling.modeling_open_clip import OpenClipSiglipModel as OpenClipSiglipModel
     from .modeling.modeling_open_clip import OpenClipTextModelWithProjection as OpenClipTextModelWithProjection
     from .modeling.modeling_open_clip import OpenClipVisionModelWithProjection as OpenClipVisionModelWithProjection
+    from .modeling.modeling_timm_vision import TimmVisionModel as TimmVisionModel
     from .modeling.modeling_text import OpenClipTextModel as OpenClipTextModel
     from .modeling.modeling_vit import OpenClipVitModel as OpenClipVitModel
     from .processing.image_processing_open_clip import OpenClipImageProcessor as OpenClipImageProcessor
@@ -53,6 +55,7 @@ _PUBLIC = {
     "HfTextConfig": "configuration.configuration_hf_text",
     "ModifiedResNetConfig": "configuration.configuration_modified_resnet",
     "OpenClipConfig": "configuration.configuration_open_clip",
+    "TimmVisionConfig": "configuration.configuration_timm_vision",
     "OpenClipSiglipConfig": "configuration.configuration_open_clip",
     "OpenClipTextConfig": "configuration.configuration_text",
     "OpenClipVitConfig": "configuration.configuration_vit",
@@ -66,6 +69,7 @@ _PUBLIC = {
     "OpenClipForImageClassification": "modeling.modeling_open_clip",
     "OpenClipModel": "modeling.modeling_open_clip",
     "OpenClipSiglipModel": "modeling.modeling_open_clip",
+    "TimmVisionModel": "modeling.modeling_timm_vision",
     "OpenClipTextModelWithProjection": "modeling.modeling_open_clip",
     "OpenClipVisionModelWithProjection": "modeling.modeling_open_clip",
     "OpenClipTextModel": "modeling.modeling_text",

@@ -1,0 +1,203 @@
+"""Building timm's modules for [`TimmVisionModel`] (open_clip: `TimmModel.__init__` in `timm_model.py`).
+
+timm is imported in this file alone, and only when a tower is built.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache, partial
+from types import ModuleType
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
+from transformers.modeling_utils import local_torch_dtype
+from transformers.utils import is_timm_available, requires_backends
+
+from ..configuration.configuration_common import height_and_width
+from ..configuration.configuration_timm_vision import POOLERS, TimmVisionConfig
+
+
+def import_timm() -> ModuleType:
+    """The library, imported at its first use because that takes long. Raises `ImportError` where it is missing."""
+    requires_backends(TimmVisionConfig, "timm")
+    if is_timm_available():  # this form marks an import as optional for code on the Hub
+        import timm
+        import timm.layers
+        import timm.utils
+    return timm
+
+
+@dataclass(frozen=True)
+class TimmArchitecture:
+    """What timm knows about one of its models.
+
+    Args:
+        hidden_size: channels of its features.
+        input_size: `(height, width)` in pixels that it is made for.
+        fixed_input_size: it takes no other size, unless it is set to it.
+    """
+
+    hidden_size: int
+    input_size: tuple[int, int]
+    fixed_input_size: bool
+
+
+@cache
+def describe_architecture(architecture: str) -> TimmArchitecture:
+    """Looks a model of timm up, without weights. Raises `ImportError` without timm, `ValueError` for unknown names."""
+    config = TimmVisionConfig(architecture=architecture, proj_type="none")
+    with ghost_parameters():
+        model = _create_model(config, num_classes=0)
+    return TimmArchitecture(
+        hidden_size=model.num_features,
+        input_size=tuple(model.default_cfg["input_size"][-2:]),
+        fixed_input_size=model.default_cfg.get("fixed_input_size", False) and hasattr(model, "set_input_size"),
+    )
+
+
+def build_modules(config: TimmVisionConfig) -> nn.ModuleDict:
+    """The modules of a tower with new weights, in torch's default dtype: `timm_model`, and open_clip's `head` on it.
+
+    They are computed in fp32 and cast, because timm's tables and initialisations lose much in half precision. On the
+    meta device only what a checkpoint holds is left without values: tables that it does not hold are real.
+
+    Raises:
+        ImportError: timm is not installed.
+        ValueError: timm does not know the model, or cannot build it with these arguments.
+    """
+    dtype = torch.get_default_dtype()
+    on_meta = torch.get_default_device().type == "meta"
+    with local_torch_dtype(torch.float32), ghost_parameters() if on_meta else nullcontext():
+        modules = _build_modules(config)
+        if on_meta:
+            _move_to_meta(modules)
+        return modules.to(dtype)
+
+
+def _build_modules(config: TimmVisionConfig) -> nn.ModuleDict:
+    # The classifier of timm's model is the projection where open_clip adds none.
+    has_own_projection = config.proj_type is None and config.pool_type not in POOLERS
+    if has_own_projection or (config.proj_type == "none" and config.pool_type not in POOLERS):
+        num_classes = config.projection_dim if has_own_projection else 0
+        timm_model = _create_model(config, num_classes=num_classes, global_pool=config.pool_type)
+    else:
+        timm_model = _create_model(config)
+        if config.pool_type in POOLERS:
+            timm_model.reset_classifier(0, global_pool="")
+        else:
+            timm_model.reset_classifier(0, **({"global_pool": config.pool_type} if config.pool_type else {}))
+    head = nn.Sequential(_head_layers(config, timm_model))
+    if config.input_size is not None:
+        if not hasattr(timm_model, "set_input_size"):
+            raise ValueError(
+                f"input_size={config.input_size}: timm's {config.architecture!r} cannot be set to another size; leave "
+                "it out."
+            )
+        timm_model.set_input_size(height_and_width(config.input_size))
+    if config.reparameterized:
+        reparameterize(timm_model)
+    return nn.ModuleDict({"timm_model": timm_model, "head": head})
+
+
+def _create_model(config: TimmVisionConfig, **kwargs) -> nn.Module:
+    timm = import_timm()
+    try:
+        return timm.create_model(config.architecture, pretrained=False, **(config.model_args or {}), **kwargs)
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"timm {timm.__version__} cannot build {config.architecture!r} with model_args={config.model_args} and "
+            f"pool_type={config.pool_type!r}: {error}. Correct the configuration, or upgrade timm where the model is "
+            "newer."
+        ) from error
+
+
+def _head_layers(config: TimmVisionConfig, timm_model: nn.Module) -> OrderedDict[str, nn.Module]:
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    timm_layers = import_timm().layers
+    width = timm_model.num_features
+    if config.pool_type in POOLERS:
+        feat_size = timm_model.default_cfg.get("pool_size")
+        if not feat_size:
+            raise ValueError(
+                f"pool_type={config.pool_type!r} pools feature maps, {config.architecture!r} has none: choose another."
+            )
+        pooler = {
+            "abs_attn": partial(timm_layers.AttentionPool2d, feat_size=feat_size),
+            "rot_attn": timm_layers.RotAttentionPool2d,
+        }[config.pool_type]
+        layers["pool"] = pooler(width, out_features=config.projection_dim)
+        width = config.projection_dim
+    if config.proj_type == "linear":
+        layers["drop"] = nn.Dropout(config.proj_dropout)
+        layers["proj"] = nn.Linear(width, config.projection_dim, bias=config.proj_bias)
+    elif config.proj_type == "mlp":
+        layers["mlp"] = timm_layers.Mlp(
+            width,
+            2 * config.projection_dim,
+            config.projection_dim,
+            drop=(config.proj_dropout, 0),
+            bias=(True, config.proj_bias),
+        )
+    return layers
+
+
+def reparameterize(timm_model: nn.Module):
+    """Fuses the branches of a model in place, such as those of MobileCLIP's image encoders, for inference alone."""
+    import_timm().utils.reparameterize_model(timm_model, inplace=True)
+
+
+# What changes its first argument in place, beside the functions whose names end in an underscore.
+_OPERATORS_IN_PLACE = frozenset({"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"})
+_CHANGES_NO_VALUE = frozenset({"requires_grad_", "detach_"})
+
+
+class _NoWritesToGhosts(TorchFunctionMode):
+    """Leaves tensors alone whose elements all lie in one place of memory, which torch refuses to write to."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        in_place = name.endswith("_") and not name.endswith("__") and name not in _CHANGES_NO_VALUE
+        target = next(iter((*args, *kwargs.values())), None)
+        if (in_place or name in _OPERATORS_IN_PLACE) and isinstance(target, torch.Tensor) and 0 in target.stride():
+            return target
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def ghost_parameters() -> Iterator[None]:
+    """Modules made here, by this thread, have parameters without memory, and real buffers and tables.
+
+    Not on the meta device, because modules of timm compute tables on the device of their parameters, and some run
+    their layers once to know the shape of what comes out.
+    """
+    owner = threading.get_ident()
+
+    def to_ghost(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or threading.get_ident() != owner:
+            return None
+        return nn.Parameter(parameter.new_zeros(()).expand(parameter.shape), requires_grad=parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(to_ghost)
+    try:
+        with torch.device("cpu"), _NoWritesToGhosts():
+            yield
+    finally:
+        handle.remove()
+
+
+def _move_to_meta(modules: nn.Module):
+    """Moves what a checkpoint holds."""
+    for module in modules.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                shape_alone = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+                module._parameters[name] = nn.Parameter(shape_alone, requires_grad=parameter.requires_grad)
+        for name in module._buffers.keys() - module._non_persistent_buffers_set:
+            if module._buffers[name] is not None:
+                module._buffers[name] = module._buffers[name].to("meta")

@@ -1,0 +1,169 @@
+"""Towers that timm builds, with open_clip's pooling and projection (open_clip: `TimmModel` in `timm_model.py`)."""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
+
+from ..configuration.configuration_common import height_and_width
+from ..configuration.configuration_timm_vision import TimmVisionConfig
+from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
+from .modeling_timm_factory import build_modules, reparameterize
+
+
+logger = logging.get_logger(__name__)
+
+
+class TimmVisionModel(OpenClipPreTrainedModel):
+    """An image model of timm (https://github.com/huggingface/pytorch-image-models) as a tower.
+
+    Needs `pip install timm`. Keys of open_clip's `visual.`, with `timm_model.` for `trunk.`. timm computes attention
+    itself, with torch's fused kernels where it can: `attn_implementation` is accepted for the sake of the other tower
+    and has no effect here, and attention weights are not returned.
+    """
+
+    config: TimmVisionConfig
+    base_model_prefix = "vision_model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _can_record_outputs = {}
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", *COMPOSITE_KEYS]
+
+    def __init__(self, config: TimmVisionConfig):
+        super().__init__(config)
+        modules = build_modules(config)
+        self.timm_model, self.head = modules["timm_model"], modules["head"]
+        # timm's modules add tensors of their own to those of their children: one device holds them all.
+        self._no_split_modules = [type(self.timm_model).__name__]
+        self._input_embed_layer = next(
+            (name for name, child in self.timm_model.named_children() if any(True for _ in child.parameters())), ""
+        )
+        # timm initialises its modules itself, see `_initialize_weights`; transformers the projection alone.
+        self._timm_is_initialized = not any(parameter.is_meta for parameter in self.parameters())
+        for name, module in self.named_modules():
+            if name.startswith(("timm_model", "head.pool")):
+                module._is_hf_initialized = True
+        self.post_init()
+
+    def _initialize_weights(self, module: nn.Module, *args):
+        # transformers asks for every module and then for the model itself, after loading as well. Only then is it
+        # known what the checkpoint has not filled: always the tables that it does not hold.
+        super()._initialize_weights(module, *args)
+        if module is self and not self._timm_is_initialized:
+            self._fill_from_timm()
+            self._timm_is_initialized = True
+
+    @torch.no_grad()
+    def _fill_from_timm(self):
+        """Gives every tensor of timm's modules that has no value yet the one that timm gives to a new model."""
+        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        missing = {
+            name: tensor
+            for name, tensor in tensors.items()
+            if name.startswith(("timm_model.", "head.pool."))
+            and not getattr(tensor, "_is_hf_initialized", False)
+            and not tensor.is_meta
+        }
+        if not missing:
+            return
+        with torch.device("meta" if not any(isinstance(t, nn.Parameter) for t in missing.values()) else "cpu"):
+            modules = build_modules(self.config)
+        for name, value in {**dict(modules.named_parameters()), **dict(modules.named_buffers())}.items():
+            if name in missing:
+                init.copy_(missing[name], value)
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether timm's model recomputes its layers in the backward pass; transformers sets it."""
+        return self.__dict__.get("_gradient_checkpointing", False)
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, enable: bool):
+        try:
+            self.timm_model.set_grad_checkpointing(enable)
+            self.__dict__["_gradient_checkpointing"] = enable
+        except (AssertionError, AttributeError):
+            if enable:
+                logger.warning_once(f"timm's {self.config.architecture} has no gradient checkpointing: going without.")
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The first layers of timm's model, which turn pixels into features."""
+        return getattr(self.timm_model, self._input_embed_layer)
+
+    def set_input_embeddings(self, value: nn.Module):
+        setattr(self.timm_model, self._input_embed_layer, value)
+
+    @torch.no_grad()
+    def reparameterize(self):
+        """Fuses the branches that some architectures, such as MobileCLIP's, have in training.
+
+        The outputs stay the same up to rounding. The model is for inference from here on, and is saved in this form.
+        """
+        if not self.config.reparameterized:
+            reparameterize(self.timm_model)
+            self.config.reparameterized = True
+
+    def _as_tokens(self, features: torch.Tensor) -> torch.Tensor:
+        """Feature maps (batch, channels, height, width), or channels last, -> (batch, height * width, channels)."""
+        if features.ndim != 4:
+            return features
+        channels_last = getattr(self.timm_model, "output_fmt", "NCHW") == "NHWC"
+        return features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """Encodes images.
+
+        Args:
+            pixel_values: (batch, channels, height, width), normalised as the image processor does; any floating dtype.
+            interpolate_pos_encoding: accept other image sizes than the model's, where timm's model does: convolutions,
+                and transformers with `model_args={"dynamic_img_size": True}`.
+            output_hidden_states: also return what timm's `forward_intermediates` does.
+
+        Returns:
+            `last_hidden_state` (batch, tokens, token_dim): timm's features, a token for each place of a feature map in
+            rows, or the tokens of a transformer with its class and register tokens in front; `pooler_output` (batch,
+            projection_dim), not normalised; on request `hidden_states`, for each stage or block a feature map (batch,
+            channels, height, width) without class and register tokens.
+
+        Raises:
+            ValueError: the shape is not the model's, or timm's model cannot give hidden states.
+        """
+        self._check_shape(tuple(pixel_values.shape), interpolate_pos_encoding)
+        pixel_values = pixel_values.to(self.dtype)
+        hidden_states = None
+        if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
+            if not hasattr(self.timm_model, "forward_intermediates"):
+                raise ValueError(
+                    f"timm's {self.config.architecture} gives no hidden states: leave out output_hidden_states."
+                )
+            features, hidden_states = self.timm_model.forward_intermediates(pixel_values)
+        else:
+            features = self.timm_model.forward_features(pixel_values)
+        pooled = self.head(self.timm_model.forward_head(features))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=self._as_tokens(features),
+            pooler_output=pooled,
+            hidden_states=None if hidden_states is None else tuple(hidden_states),
+        )
+
+    def _check_shape(self, shape: tuple[int, ...], interpolate_pos_encoding: bool):
+        image_size = height_and_width(self.config.image_size)
+        if len(shape) != 4 or shape[1] != 3:
+            raise ValueError(f"pixel_values have shape {shape}, the model expects (batch, 3, height, width).")
+        if shape[2:] != image_size and not interpolate_pos_encoding:
+            raise ValueError(
+                f"pixel_values have height and width {shape[2:]}, the model expects {image_size}: use the image "
+                "processor saved with the model, or pass interpolate_pos_encoding=True."
+            )
+
+
+__all__ = ["TimmVisionModel"]
