@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ._cli_messages import errors_as_messages
+from ._cli_messages import errors_as_messages, hide_progress_bars_in_logs
 from ._cli_options import Dtype, Traceback
 from ._command_convert import Verify
 
@@ -37,6 +37,7 @@ def to_open_clip(
     with errors_as_messages(traceback):
         from .convert_scripts.convert_to_open_clip import convert_to_open_clip
 
+        hide_progress_bars_in_logs()
         report = convert_to_open_clip(
             folder,
             output,
