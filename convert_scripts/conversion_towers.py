@@ -4,11 +4,12 @@ Of each table, the first tower whose `selects` is true is what an open_clip conf
 """
 
 from .conversion_modified_resnet import MODIFIED_RESNET
+from .conversion_siglip_vit import SIGLIP_VIT
 from .conversion_text import TEXT
 from .conversion_vit import VIT
 
 
-VISION_TOWERS = (MODIFIED_RESNET, VIT)
+VISION_TOWERS = (MODIFIED_RESNET, SIGLIP_VIT, VIT)
 TEXT_TOWERS = (TEXT,)
 
 VISION_CONVERSIONS = {tower.model_type: tower for tower in VISION_TOWERS}
