@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .configuration.configuration_modified_resnet import ModifiedResNetConfig as ModifiedResNetConfig
     from .configuration.configuration_open_clip import OpenClipConfig as OpenClipConfig
     from .configuration.configuration_open_clip import OpenClipSiglipConfig as OpenClipSiglipConfig
+    from .configuration.configuration_siglip_vit import SiglipVitConfig as SiglipVitConfig
     from .configuration.configuration_text import OpenClipTextConfig as OpenClipTextConfig
     from .configuration.configuration_timm_vision import TimmVisionConfig as TimmVisionConfig
     from .configuration.configuration_vit import OpenClipVitConfig as OpenClipVitConfig
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from .modeling.modeling_open_clip import OpenClipTextModelWithProjection as OpenClipTextModelWithProjection
     from .modeling.modeling_open_clip import OpenClipVisionModelWithProjection as OpenClipVisionModelWithProjection
     from .modeling.modeling_timm_vision import TimmVisionModel as TimmVisionModel
+    from .modeling.modeling_siglip_vit import SiglipVitModel as SiglipVitModel
     from .modeling.modeling_text import OpenClipTextModel as OpenClipTextModel
     from .modeling.modeling_vit import OpenClipVitModel as OpenClipVitModel
     from .processing.image_processing_open_clip import OpenClipImageProcessor as OpenClipImageProcessor
@@ -57,6 +59,7 @@ _PUBLIC = {
     "OpenClipConfig": "configuration.configuration_open_clip",
     "TimmVisionConfig": "configuration.configuration_timm_vision",
     "OpenClipSiglipConfig": "configuration.configuration_open_clip",
+    "SiglipVitConfig": "configuration.configuration_siglip_vit",
     "OpenClipTextConfig": "configuration.configuration_text",
     "OpenClipVitConfig": "configuration.configuration_vit",
     "convert_open_clip_checkpoint": "convert_scripts.convert_open_clip",
@@ -72,6 +75,7 @@ _PUBLIC = {
     "TimmVisionModel": "modeling.modeling_timm_vision",
     "OpenClipTextModelWithProjection": "modeling.modeling_open_clip",
     "OpenClipVisionModelWithProjection": "modeling.modeling_open_clip",
+    "SiglipVitModel": "modeling.modeling_siglip_vit",
     "OpenClipTextModel": "modeling.modeling_text",
     "OpenClipVitModel": "modeling.modeling_vit",
     "OpenClipImageProcessor": "processing.image_processing_open_clip",
