@@ -15,7 +15,7 @@ from ..configuration.configuration_coca import CoCaConfig
 from .cache_coca import CoCaCache
 from .generation_coca import CoCaGenerationMixin
 from .modeling_coca_decoder import CoCaDecoderModel
-from .modeling_open_clip import OpenClipDualModel, OpenClipModel
+from .modeling_open_clip import OpenClipDualModel, OpenClipForImageClassification, OpenClipModel
 
 
 @dataclass
@@ -254,4 +254,15 @@ class CoCaForZeroShotImageClassification(OpenClipModel):
     _keys_to_ignore_on_load_unexpected = [r"^multimodal_decoder\.", r"^lm_head\."]
 
 
-__all__ = ["CoCaForConditionalGeneration", "CoCaForZeroShotImageClassification", "CoCaModel"]
+class CoCaForImageClassification(OpenClipForImageClassification):
+    """The vision tower of a CoCa with a linear classifier on its embedding."""
+
+    config: CoCaConfig
+
+
+__all__ = [
+    "CoCaForConditionalGeneration",
+    "CoCaForImageClassification",
+    "CoCaForZeroShotImageClassification",
+    "CoCaModel",
+]

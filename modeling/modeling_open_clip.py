@@ -334,9 +334,16 @@ class OpenClipForImageClassification(OpenClipPreTrainedModel):
         )
 
 
+class OpenClipSiglipForImageClassification(OpenClipForImageClassification):
+    """The vision tower of a SigLIP with a linear classifier on its embedding."""
+
+    config: OpenClipSiglipConfig
+
+
 __all__ = [
     "OpenClipForImageClassification",
     "OpenClipModel",
+    "OpenClipSiglipForImageClassification",
     "OpenClipSiglipModel",
     "OpenClipTextModelWithProjection",
     "OpenClipVisionModelWithProjection",

@@ -28,18 +28,22 @@ if TYPE_CHECKING:
     from .convert_scripts.convert_open_clip import convert_open_clip_checkpoint as convert_open_clip_checkpoint
     from .convert_scripts.report import ConversionReport as ConversionReport
     from .modeling.modeling_coca import CoCaForConditionalGeneration as CoCaForConditionalGeneration
+    from .modeling.modeling_coca import CoCaForImageClassification as CoCaForImageClassification
     from .modeling.modeling_coca import CoCaForZeroShotImageClassification as CoCaForZeroShotImageClassification
     from .modeling.modeling_coca import CoCaModel as CoCaModel
     from .modeling.modeling_hf_text import HfTextModel as HfTextModel
     from .modeling.modeling_modified_resnet import ModifiedResNetModel as ModifiedResNetModel
     from .modeling.modeling_open_clip import OpenClipForImageClassification as OpenClipForImageClassification
     from .modeling.modeling_open_clip import OpenClipModel as OpenClipModel
+    from .modeling.modeling_open_clip import (
+        OpenClipSiglipForImageClassification as OpenClipSiglipForImageClassification,
+    )
     from .modeling.modeling_open_clip import OpenClipSiglipModel as OpenClipSiglipModel
     from .modeling.modeling_open_clip import OpenClipTextModelWithProjection as OpenClipTextModelWithProjection
     from .modeling.modeling_open_clip import OpenClipVisionModelWithProjection as OpenClipVisionModelWithProjection
-    from .modeling.modeling_timm_vision import TimmVisionModel as TimmVisionModel
     from .modeling.modeling_siglip_vit import SiglipVitModel as SiglipVitModel
     from .modeling.modeling_text import OpenClipTextModel as OpenClipTextModel
+    from .modeling.modeling_timm_vision import TimmVisionModel as TimmVisionModel
     from .modeling.modeling_vit import OpenClipVitModel as OpenClipVitModel
     from .processing.image_processing_open_clip import OpenClipImageProcessor as OpenClipImageProcessor
     from .processing.image_processing_pil_open_clip import OpenClipImageProcessorPil as OpenClipImageProcessorPil
@@ -57,26 +61,28 @@ _PUBLIC = {
     "HfTextConfig": "configuration.configuration_hf_text",
     "ModifiedResNetConfig": "configuration.configuration_modified_resnet",
     "OpenClipConfig": "configuration.configuration_open_clip",
-    "TimmVisionConfig": "configuration.configuration_timm_vision",
     "OpenClipSiglipConfig": "configuration.configuration_open_clip",
     "SiglipVitConfig": "configuration.configuration_siglip_vit",
     "OpenClipTextConfig": "configuration.configuration_text",
+    "TimmVisionConfig": "configuration.configuration_timm_vision",
     "OpenClipVitConfig": "configuration.configuration_vit",
     "convert_open_clip_checkpoint": "convert_scripts.convert_open_clip",
     "ConversionReport": "convert_scripts.report",
     "CoCaForConditionalGeneration": "modeling.modeling_coca",
+    "CoCaForImageClassification": "modeling.modeling_coca",
     "CoCaForZeroShotImageClassification": "modeling.modeling_coca",
     "CoCaModel": "modeling.modeling_coca",
     "HfTextModel": "modeling.modeling_hf_text",
     "ModifiedResNetModel": "modeling.modeling_modified_resnet",
     "OpenClipForImageClassification": "modeling.modeling_open_clip",
     "OpenClipModel": "modeling.modeling_open_clip",
+    "OpenClipSiglipForImageClassification": "modeling.modeling_open_clip",
     "OpenClipSiglipModel": "modeling.modeling_open_clip",
-    "TimmVisionModel": "modeling.modeling_timm_vision",
     "OpenClipTextModelWithProjection": "modeling.modeling_open_clip",
     "OpenClipVisionModelWithProjection": "modeling.modeling_open_clip",
     "SiglipVitModel": "modeling.modeling_siglip_vit",
     "OpenClipTextModel": "modeling.modeling_text",
+    "TimmVisionModel": "modeling.modeling_timm_vision",
     "OpenClipVitModel": "modeling.modeling_vit",
     "OpenClipImageProcessor": "processing.image_processing_open_clip",
     "OpenClipImageProcessorPil": "processing.image_processing_pil_open_clip",

@@ -61,9 +61,11 @@ def _zero_shot_models() -> dict:
 
 
 def _image_classifiers() -> dict:
-    from .modeling.modeling_open_clip import OpenClipForImageClassification
+    from .modeling.modeling_coca import CoCaForImageClassification
+    from .modeling.modeling_open_clip import OpenClipForImageClassification, OpenClipSiglipForImageClassification
 
-    return dict.fromkeys(_composites(), OpenClipForImageClassification)
+    classifiers = OpenClipForImageClassification, OpenClipSiglipForImageClassification, CoCaForImageClassification
+    return dict(zip(_composites(), classifiers, strict=True))
 
 
 def _processors() -> dict:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
+from ._command_bundle import bundle
 from ._command_caption import caption
 from ._command_classify import classify
 from ._command_convert import convert
@@ -44,7 +45,7 @@ def _global_options(
     pass
 
 
-for command in (convert, caption, classify, embed, to_open_clip):
+for command in (bundle, convert, caption, classify, embed, to_open_clip):
     app.command()(command)
 
 

@@ -1,8 +1,7 @@
 """What both image processors share: settings, geometry and checks (open_clip: `image_transform` in `transform.py`)."""
 
 import os
-from io import BytesIO
-from urllib.request import Request, urlopen
+from typing import Any
 
 from PIL import Image
 from transformers.image_utils import (
@@ -17,6 +16,12 @@ from transformers.processing_utils import ImagesKwargs
 
 
 RESIZE_MODES = ("shortest", "longest", "squash")
+
+# Back end -> where a Hub repository's copy of this code has the image processor.
+_BACK_ENDS = {
+    "torchvision": "image_processing_open_clip.OpenClipImageProcessor",
+    "pil": "image_processing_pil_open_clip.OpenClipImageProcessorPil",
+}
 
 
 class OpenClipImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -88,6 +93,15 @@ class OpenClipImageSettings:
                 f"{type(self).__name__}: got resample={resample}; open_clip resizes with bicubic (3) or bilinear (2)."
             )
 
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as they are saved; from a Hub repository's copy of this code, for both back ends again."""
+        settings = super().to_dict()
+        auto_map = settings.get("auto_map") or {}
+        # transformers names the one class that it saves.
+        if "AutoImageProcessor" in auto_map:
+            settings["auto_map"] = {**auto_map, "AutoImageProcessor": dict(_BACK_ENDS)}
+        return settings
+
     def fetch_images(self, image_url_or_urls):
         """Open paths, URLs and base64 strings; nested lists and images pass through."""
         if isinstance(image_url_or_urls, (str, os.PathLike)):
@@ -103,20 +117,21 @@ class OpenClipImageSettings:
 
 
 def open_image(source: str | os.PathLike, timeout: float = 60) -> Image.Image:
-    """The image at a path, URL or in a base64 string, as PIL opens it; `timeout` is for downloads, in seconds.
+    """The image at a path, URL or in a base64 string.
 
-    transformers' `load_image` converts to RGB and turns the image as its EXIF data say; open_clip does neither.
+    A file is opened as open_clip does it. What comes from elsewhere is left to transformers' `load_image`, which also
+    converts to RGB and turns the image as its EXIF data say.
+
+    Args:
+        source: path, URL or base64 string.
+        timeout: seconds to wait for a download.
 
     Raises:
-        OSError: the file is missing or no image, or the download fails.
+        OSError: the file is no image, or a download fails.
         ValueError: neither a file, nor a URL, nor base64.
     """
     source = os.fspath(source)
-    if source.startswith(("http://", "https://")):
-        # Some servers turn urllib's own name away.
-        with urlopen(Request(source, headers={"User-Agent": "open-clip-transformers"}), timeout=timeout) as response:
-            return Image.open(BytesIO(response.read()))
-    return Image.open(source) if os.path.isfile(source) else load_image(source)
+    return Image.open(source) if os.path.isfile(source) else load_image(source, timeout=timeout)
 
 
 def channels_first(image, input_data_format=None):

@@ -12,8 +12,11 @@ import html
 import string
 from collections.abc import Callable
 
-import ftfy
 
+try:
+    import ftfy
+except ImportError:  # in a Hub repository's copy of this file: most texts do not need it
+    ftfy = None
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -22,6 +25,8 @@ def _repair(text: str) -> str:
     # Nothing below changes printable ASCII without entities, and ftfy is most of the time that tokenising takes.
     if text.isascii() and text.isprintable() and "&" not in text:
         return text
+    if ftfy is None:
+        raise ImportError(f"The text {text!r} needs ftfy, which is not installed: pip install ftfy.")
     # Twice, as captions from the web are often escaped twice ("&amp;lt;").
     return html.unescape(html.unescape(ftfy.fix_text(text)))
 

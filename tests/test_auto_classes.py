@@ -27,6 +27,7 @@ from transformers import (
 import open_clip_transformers
 from open_clip_transformers import (
     CoCaForConditionalGeneration,
+    CoCaForImageClassification,
     CoCaForZeroShotImageClassification,
     CoCaModel,
     CoCaProcessor,
@@ -35,6 +36,7 @@ from open_clip_transformers import (
     OpenClipImageProcessorPil,
     OpenClipModel,
     OpenClipProcessor,
+    OpenClipSiglipForImageClassification,
     OpenClipSiglipModel,
     OpenClipTextModel,
     OpenClipTokenizer,
@@ -89,13 +91,17 @@ def test_auto_model_loads_what_was_saved(name, auto_class, expected, tmp_path):
 
 
 @pytest.mark.floor
-@pytest.mark.parametrize("cfg", [SIGLIP, COCA], ids=["siglip", "coca"])
-def test_auto_model_loads_a_classifier_of_every_configuration(cfg, tmp_path):
-    model = randomized(OpenClipForImageClassification(tiny_config(cfg)).eval())
+@pytest.mark.parametrize(
+    ("cfg", "model_class"),
+    [(SIGLIP, OpenClipSiglipForImageClassification), (COCA, CoCaForImageClassification)],
+    ids=["siglip", "coca"],
+)
+def test_auto_model_loads_a_classifier_of_every_configuration(cfg, model_class, tmp_path):
+    model = randomized(model_class(tiny_config(cfg)).eval())
     model.save_pretrained(tmp_path)
     loaded, info = AutoModelForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()), info
-    assert type(loaded) is OpenClipForImageClassification
+    assert type(loaded) is model_class
     assert type(loaded.config) is type(model.config)
     assert_same_model(loaded, model)
 

@@ -1,0 +1,170 @@
+"""Bundled folders: complete, deterministic, readable, and at work in a process without this package."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny_configs import tiny_clip_cfg, tiny_coca_cfg, tiny_siglip_cfg
+from tiny_folders import CLIP_VOCABULARY, COCA_CLIP_VOCABULARY, save_tiny_folder
+from transformers import AutoModel, AutoProcessor, CLIPConfig
+
+import open_clip_transformers
+from open_clip_transformers.convert_scripts.bundle import bundle_folder
+from open_clip_transformers.convert_scripts.errors import ConversionError
+
+
+pytestmark = pytest.mark.floor
+SCRIPT = Path(__file__).with_name("use_without_package.py")
+FAMILIES = {
+    "clip": tiny_clip_cfg(**CLIP_VOCABULARY),
+    "siglip": tiny_siglip_cfg(**CLIP_VOCABULARY),
+    "coca": tiny_coca_cfg(**COCA_CLIP_VOCABULARY),
+}
+# What a bundled file may import; each is there wherever transformers works on images, or behind a check.
+PACKAGES = {"PIL", "ftfy", "huggingface_hub", "numpy", "tokenizers", "torch", "transformers"}
+GUARDED_PACKAGES = {"timm", "torchvision"}
+FORBIDDEN_NAMES = {"eval", "exec", "compile", "__import__", "open", "input", "breakpoint"}
+FORBIDDEN_MODULES = {"ctypes", "http", "importlib", "marshal", "pickle", "requests", "shutil", "socket", "subprocess"}
+FORBIDDEN_MODULES |= {"tempfile", "urllib", "httpx", "webbrowser"}
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=str)
+def bundled(request, tmp_path_factory):
+    """A bundled folder, the tiny model in it, and the names of the files written."""
+    folder = tmp_path_factory.mktemp(request.param) / "model"
+    model = save_tiny_folder(folder, FAMILIES[request.param])
+    return folder, model, bundle_folder(folder)
+
+
+def sources(folder: Path) -> dict[str, ast.Module]:
+    return {path.name: ast.parse(path.read_text()) for path in folder.glob("*.py")}
+
+
+def test_bundle_works_without_the_package_and_again_after_saving(bundled, tmp_path):
+    folder, model, _ = bundled
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, SCRIPT, folder, tmp_path / "copy"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    results = json.loads(run.stdout.splitlines()[-1])
+    assert results["first"] == results["second"]
+    processor = AutoProcessor.from_pretrained(folder)
+    image = Image.radial_gradient("L").resize((61, 43)).convert("RGB")
+    pixel_values = processor(images=image, return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        expected = model.get_image_features(pixel_values).pooler_output.flatten()[:12]
+    torch.testing.assert_close(torch.tensor(results["first"]["image"]), expected, rtol=0, atol=1e-3)
+    # Saving a model and a processor that came with code keeps all of the code.
+    files = {path.name for path in folder.iterdir()}
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == files
+    for path in folder.glob("*.py"):
+        assert (tmp_path / "copy" / path.name).read_text() == path.read_text()
+
+
+def test_bundle_names_an_auto_class_for_everything_that_transformers_loads(bundled):
+    folder, model, _ = bundled
+    auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
+    expected = {
+        "AutoConfig",
+        "AutoModel",
+        "AutoModelForImageClassification",
+        "AutoModelForZeroShotImageClassification",
+    }
+    assert auto_map.keys() == expected | ({"AutoModelForImageTextToText"} if model.can_generate() else set())
+    processors = json.loads((folder / "processor_config.json").read_text())
+    assert processors["auto_map"]["AutoImageProcessor"].keys() == {"torchvision", "pil"}
+    assert processors["image_processor"]["auto_map"]["AutoImageProcessor"].keys() == {"torchvision", "pil"}
+
+
+def test_bundle_needs_no_trust_where_the_package_is_installed(bundled):
+    folder, _, _ = bundled
+    loaded = AutoModel.from_pretrained(folder)
+    assert type(loaded).__module__.startswith("open_clip_transformers.")
+    assert type(AutoProcessor.from_pretrained(folder)).__module__.startswith("open_clip_transformers.")
+
+
+def test_bundle_again_changes_nothing(bundled):
+    folder, _, names = bundled
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert bundle_folder(folder) == names
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_bundle_has_the_files_of_the_model_alone(bundled):
+    folder, model, _ = bundled
+    names = {path.name for path in folder.glob("*.py")}
+    towers = {name for name in names if name.startswith("modeling_")} & {
+        "modeling_hf_text.py",
+        "modeling_modified_resnet.py",
+        "modeling_siglip_vit.py",
+        "modeling_timm_vision.py",
+    }
+    assert not towers
+    assert ("pipeline_image_to_text.py" in names) == ("modeling_coca.py" in names) == model.can_generate()
+
+
+def test_bundled_files_say_where_they_come_from(bundled):
+    folder, _, _ = bundled
+    for path in folder.glob("*.py"):
+        first = path.read_text().splitlines()[0]
+        assert path.name in first and f"open_clip_transformers {open_clip_transformers.__version__}" in first
+
+
+def test_bundled_files_import_declared_packages_alone(bundled):
+    folder, _, _ = bundled
+    for name, tree in sources(folder).items():
+        guarded = {
+            id(inner)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If | ast.FunctionDef)
+            for inner in ast.walk(node)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert node.level == 1 and f"{node.module}.py" in {path.name for path in folder.iterdir()}, name
+                continue
+            modules = [node.module] if isinstance(node, ast.ImportFrom) else []
+            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for module in modules:
+                package = module.partition(".")[0]
+                allowed = PACKAGES | (sys.stdlib_module_names - FORBIDDEN_MODULES)
+                allowed |= GUARDED_PACKAGES if id(node) in guarded else set()
+                assert package in allowed, f"{name} imports {module}"
+
+
+def test_bundled_files_neither_evaluate_nor_download(bundled):
+    folder, _, _ = bundled
+    for name, tree in sources(folder).items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in FORBIDDEN_NAMES, f"{name} calls {node.func.id}"
+            if isinstance(node, ast.Attribute):
+                assert node.attr not in {"hf_hub_download", "snapshot_download", "urlopen", "system", "popen", "loads"}
+
+
+def test_bundle_refuses_what_is_not_ours(tmp_path):
+    with pytest.raises(ConversionError, match=r"has no config\.json"):
+        bundle_folder(tmp_path)
+    CLIPConfig().save_pretrained(tmp_path)
+    with pytest.raises(ConversionError, match="'clip', whose code is in transformers itself"):
+        bundle_folder(tmp_path)
+
+
+def test_bundle_command_prints_the_files(tmp_path):
+    save_tiny_folder(tmp_path / "model", FAMILIES["clip"])
+    command = [sys.executable, "-m", "open_clip_transformers", "bundle", tmp_path / "model"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert {"config.json", "modeling_open_clip.py"} <= set(run.stdout.splitlines())
