@@ -30,6 +30,7 @@ _CONFIG = ConfigTable(
         **TOKENS_RETURNED,
         **dict.fromkeys(TIMM_DEFAULTS, "read for timm towers only"),
     },
+    inverse={"head_width": lambda config: config.token_dim // config.num_attention_heads},
 )
 
 
