@@ -145,3 +145,38 @@ def save_open_clip_folder(
     config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg or {}}
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2))
     return model
+
+
+# The same SigLIP vision transformer as arguments of timm's `VisionTransformer` and as fields of ours.
+TINY_SIGLIP_VIT = {
+    "timm": {
+        "img_size": (21, 30),
+        "patch_size": (7, 6),
+        "embed_dim": 36,
+        "depth": 3,
+        "num_heads": 3,
+        "mlp_ratio": 2.2,
+        "class_token": False,
+        "global_pool": "map",
+        "num_classes": 0,
+    },
+    "ours": {
+        "image_size": [21, 30],
+        "patch_size": [7, 6],
+        "hidden_size": 36,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "intermediate_size": 79,
+        "initializer_range": 0.1,
+    },
+}
+
+
+def randomize_timm(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """timm's `model` with seeded weights, none of which keeps its default value."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        is_scale = parameter.ndim == 1 and name.endswith((".weight", ".gamma"))
+        parameter.data = 1 + 0.3 * noise if is_scale else 0.15 * noise
+    return model
