@@ -48,8 +48,8 @@ class HfTextConfig(OpenClipPreTrainedConfig):
         hf_model_name: where open_clip takes the encoder's configuration from; read to convert back only.
         max_position_embeddings: longest text in tokens; open_clip: `context_length`.
         projection_dim: width of the embedding shared with the vision tower; open_clip: `embed_dim`.
-        proj_type: `"linear"`, `"mlp"` (two layers with GELU between them) or `"none"` for an embedding of the encoder's
-            width; none has a bias; open_clip: `hf_proj_type`.
+        proj_type: `"linear"`, `"mlp"` (two layers with GELU between them), both without a bias, or `"none"` for an
+            embedding of the encoder's width; open_clip: `hf_proj_type`.
         pool_type: `"mean_pooler"` and `"max_pooler"` over the tokens that are no padding, `"cls_pooler"` (the first
             token, through the encoder's pooling layer if it has one; the tower's tokens are then the others), or
             `"cls_last_hidden_state_pooler"` (the first token as it is); open_clip: `hf_pooler_type`.

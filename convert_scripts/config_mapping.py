@@ -119,12 +119,17 @@ def _build_config(model_cfg: Cfg, token_ids: TokenIds | None) -> PreTrainedConfi
     if multimodal_cfg is None:
         return (OpenClipConfig if cfg["init_logit_bias"] is None else OpenClipSiglipConfig)(**fields)
     decoder_fields = DECODER.translate(multimodal_cfg, **handed_down)
+    # Also with a Hugging Face text tower, whose own vocabulary may be larger.
+    vocab_size = text.complete(text_cfg)["vocab_size"]
+    pad_token_id = token_ids.pad
+    if "pad_id" in model_cfg or (pad_token_id is None and not text_cfg.get("hf_model_name")):
+        pad_token_id = cfg["pad_id"]
     return CoCaConfig(
         **fields,
-        multimodal_config=DECODER.config_class(**decoder_fields, vocab_size=text_fields["vocab_size"]),
+        multimodal_config=DECODER.config_class(**decoder_fields, vocab_size=vocab_size),
         bos_token_id=token_ids.bos,
         eos_token_id=token_ids.eos,
-        pad_token_id=cfg["pad_id"] if "pad_id" in model_cfg or token_ids.pad is None else token_ids.pad,
+        pad_token_id=pad_token_id,
     )
 
 

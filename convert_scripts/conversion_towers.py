@@ -3,6 +3,7 @@
 Of each table, the first tower whose `selects` is true is what an open_clip configuration describes.
 """
 
+from .conversion_hf_text import HF_TEXT
 from .conversion_modified_resnet import MODIFIED_RESNET
 from .conversion_siglip_vit import SIGLIP_VIT
 from .conversion_text import TEXT
@@ -10,7 +11,7 @@ from .conversion_vit import VIT
 
 
 VISION_TOWERS = (MODIFIED_RESNET, SIGLIP_VIT, VIT)
-TEXT_TOWERS = (TEXT,)
+TEXT_TOWERS = (HF_TEXT, TEXT)
 
 VISION_CONVERSIONS = {tower.model_type: tower for tower in VISION_TOWERS}
 TEXT_CONVERSIONS = {tower.model_type: tower for tower in TEXT_TOWERS}

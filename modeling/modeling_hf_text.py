@@ -10,7 +10,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
-from ..configuration.configuration_hf_text import HfTextConfig
+from ..configuration.configuration_hf_text import POOLING_LAYER_MODEL_TYPES, HfTextConfig
 from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
 
 
@@ -30,7 +30,7 @@ def build_encoder(config: PreTrainedConfig, add_pooling_layer: bool) -> PreTrain
     """transformers' encoder of a configuration, with new weights; its code is imported here."""
     folder, name = _ENCODERS[config.model_type]
     encoder_class = getattr(import_module(f"transformers.models.{folder}.modeling_{folder}"), name)
-    kwargs = {} if config.is_encoder_decoder else {"add_pooling_layer": add_pooling_layer}
+    kwargs = {"add_pooling_layer": add_pooling_layer} if config.model_type in POOLING_LAYER_MODEL_TYPES else {}
     return encoder_class._from_config(config, **kwargs)
 
 
