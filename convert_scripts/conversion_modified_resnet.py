@@ -3,20 +3,21 @@
 from transformers.configuration_utils import PreTrainedConfig
 
 from ..configuration.configuration_modified_resnet import ModifiedResNetConfig
-from .config_table import ConfigTable
+from .config_table import Cfg, ConfigTable
 from .errors import ConversionError
 from .open_clip_cfg import TIMM_DEFAULTS, TOKENS_RETURNED, VISION_DEFAULTS
 from .state_dict_ops import Rename, Table, under
 from .tower_conversion import Changes, Intermediate, Tensors, TowerConversion
 
 
-_FIELDS = {
-    "projection_dim": "embed_dim",
-    "image_size": "image_size",
-    "embedding_size": "width",
-    "depths": "layers",
-    "num_attention_heads": lambda cfg: cfg["width"] * 32 // cfg["head_width"],
-}
+def _image_size(cfg: Cfg) -> int:
+    if not isinstance(cfg["image_size"], int):
+        raise ConversionError(
+            f"image_size must be one number for a ResNet, got {cfg['image_size']}; open_clip cannot build it either."
+        )
+    return cfg["image_size"]
+
+
 _OF_TRANSFORMERS = VISION_DEFAULTS.keys() - {"image_size", "width", "layers", "head_width"}
 
 _CONFIG = ConfigTable(
@@ -24,13 +25,22 @@ _CONFIG = ConfigTable(
     config_class=ModifiedResNetConfig,
     selects=lambda cfg: not cfg.get("timm_model_name") and isinstance(cfg.get("layers"), list | tuple),
     defaults=VISION_DEFAULTS,
-    fields=_FIELDS,
+    fields={
+        "projection_dim": "embed_dim",
+        "image_size": _image_size,
+        "embedding_size": "width",
+        "depths": "layers",
+        "num_attention_heads": lambda cfg: cfg["width"] * 32 // cfg["head_width"],
+    },
     without_effect={
         **dict.fromkeys(_OF_TRANSFORMERS, "read for vision transformers only: this tower is built of ReLUs"),
         **TOKENS_RETURNED,
         **dict.fromkeys(TIMM_DEFAULTS, "read for timm towers only"),
     },
-    inverse={"head_width": lambda config: config.token_dim // config.num_attention_heads},
+    inverse={
+        "image_size": lambda config: config.image_size,
+        "head_width": lambda config: config.token_dim // config.num_attention_heads,
+    },
 )
 
 
