@@ -1,6 +1,6 @@
 """From open_clip's state dict to ours, with every key and every shape accounted for."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -47,10 +47,16 @@ class ConversionPlan:
         """Our keys and shapes, in the order of the model."""
         return {key: tensor.shape for key, tensor in self.model.state_dict().items()}
 
-    def converted(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Our keys and tensors, in the order of the checkpoint; views of the source where possible."""
+    def converted(self, keys: Container[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+        """Our keys and tensors, in the order of the checkpoint; views of the source where possible.
+
+        Args:
+            keys: those of our keys that are wanted, by default all.
+        """
         for step in self.steps:
-            yield from zip(step.targets, step.operation.apply(tuple(self.tensors[key] for key in step.sources)))
+            if keys is None or any(key in keys for key in step.targets):
+                results = zip(step.targets, step.operation.apply(tuple(self.tensors[key] for key in step.sources)))
+                yield from ((key, tensor) for key, tensor in results if keys is None or key in keys)
 
 
 def plan_conversion(config: PreTrainedConfig, tensors: Mapping[str, torch.Tensor]) -> ConversionPlan:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,9 @@ def convert_open_clip_checkpoint(
     if with_processor and tokenizer is not None:
         processor = build_processor(opened, model_config, tokenizer)
 
-    with new_folder(output) as folder:
+    # Hashing waits for the disk, and what it reads is then in memory for the conversion.
+    with ThreadPoolExecutor(1) as hashing, new_folder(output) as folder:
+        sha256 = hashing.submit(_sha256, opened.weights)
         write_model(folder, plan, dtype, max_shard_size)
         if processor is not None:
             processor.save_pretrained(folder)
@@ -93,7 +96,7 @@ def convert_open_clip_checkpoint(
     return ConversionReport(
         source=opened.name,
         weights_file=opened.weights,
-        sha256=_sha256(opened.weights),
+        sha256=sha256.result(),
         output_dir=output,
         model_type=model_config.model_type,
         architecture=type(plan.model).__name__,

@@ -1,6 +1,7 @@
 """Proof that a conversion is right: tensor by tensor, and by its outputs where open_clip is installed."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -21,6 +22,7 @@ from .compare_outputs import (
 from .conversion_plan import ConversionPlan
 from .errors import ConversionError, listing
 from .open_clip_reference import load_open_clip_model
+from .write_safetensors import same_bytes
 
 
 # Largest accepted max|ours - reference| / max|reference| in fp32.
@@ -106,18 +108,16 @@ def _our_outputs(folder: Path, plan: ConversionPlan) -> Outputs:
 
 
 def _check_tensors(folder: Path, plan: ConversionPlan) -> torch.dtype:
-    """The dtype of the folder's weights, all of which are found to be the plan's."""
-    shapes, expected = plan.shapes, dict(plan.converted())
-    missing, wrong = set(shapes), []
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as weights:
-            for name in weights.keys():  # noqa: SIM118  not a dict
-                tensor = weights.get_tensor(name)
-                missing.discard(name)
-                right = tensor.shape == shapes.get(name) and torch.equal(tensor, expected[name].to(tensor.dtype))
-                wrong += [] if right else [name]
-    if wrong or missing:
-        raise ConversionError(
-            f"These tensors were not written as they should be:{listing(sorted({*wrong, *missing}))}"
-        )
-    return tensor.dtype
+    """The dtype of the folder's floating point weights, all of which are found to be the plan's."""
+    dtypes = set()
+    with ExitStack() as stack:
+        files = [stack.enter_context(safe_open(path, framework="pt")) for path in sorted(folder.glob("*.safetensors"))]
+        file_of = {key: file for file in files for key in file.keys()}  # noqa: SIM118  not a dict
+        wrong = file_of.keys() ^ plan.shapes.keys()
+        for key, tensor in plan.converted(file_of):
+            written = file_of[key].get_tensor(key)
+            dtypes |= {written.dtype} if written.is_floating_point() else set()
+            wrong |= set() if same_bytes(written, tensor) else {key}
+    if wrong:
+        raise ConversionError(f"These tensors were not written as they should be:{listing(sorted(wrong))}")
+    return dtypes.pop()

@@ -1,20 +1,20 @@
-"""Writing a converted model: shard by shard, into a temporary folder that takes its name when everything is right."""
+"""Writing a converted model, piece by piece, into a temporary folder that takes its name when everything is right."""
 
 import json
 import shutil
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
-from safetensors.torch import save_file
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
 
 from .conversion_plan import ConversionPlan
 from .errors import ConversionError
+from .write_safetensors import write_safetensors
 
 
 DTYPES = {
@@ -80,7 +80,7 @@ def output_dtype(plan: ConversionPlan, dtype: str | torch.dtype | None) -> torch
 def write_model(folder: Path, plan: ConversionPlan, dtype: torch.dtype, max_shard_size: int | str):
     """Writes `config.json`, `generation_config.json` and the weights, as `save_pretrained` would.
 
-    The source's tensors are views of a mapped file, so that only one shard's casts and transposes take memory.
+    The source's tensors are views of a mapped file, and are cast and transposed in blocks: memory stays small.
 
     Args:
         folder: an existing folder.
@@ -96,30 +96,33 @@ def write_model(folder: Path, plan: ConversionPlan, dtype: torch.dtype, max_shar
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
 
+    layout = {
+        key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in model.state_dict().items()
+    }
     try:
         split = split_state_dict_into_shards_factory(
-            model.state_dict(),
-            get_storage_size=lambda tensor: tensor.numel() * dtype.itemsize,
+            layout,
+            get_storage_size=lambda tensor: tensor.numel() * tensor.dtype.itemsize,
             filename_pattern="model{suffix}.safetensors",
             max_shard_size=max_shard_size,
         )
     except ValueError as error:
         raise ConversionError(f"max_shard_size must be a number of bytes or like '5GB': {error}") from error
     shards: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
-    progress = logging.tqdm(total=len(split.tensor_to_filename), desc="Converting tensors", unit="tensor")
-    for name, tensor in plan.converted():
-        shards[split.tensor_to_filename[name]][name] = tensor
-    with progress:
-        for filename, tensors in shards.items():
-            ready = {}
-            while tensors:
-                name, tensor = tensors.popitem()
-                ready[name] = (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
-                progress.update()
-            save_file(ready, folder / filename, metadata={"format": "pt"})
+    for key, tensor in layout.items():
+        shards[split.tensor_to_filename[key]][key] = tensor
+    with logging.tqdm(total=len(layout), desc="Converting tensors", unit="tensor") as progress:
+        for filename, shard in shards.items():
+            write_safetensors(folder / filename, shard, _announced(plan.converted(shard), progress.update))
     if split.is_sharded:
         index = {
             "metadata": {"total_parameters": model.num_parameters(), **split.metadata},
             "weight_map": split.tensor_to_filename,
         }
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _announced(items: Iterable, announce: Callable[[], object]) -> Iterator:
+    for item in items:
+        yield item
+        announce()

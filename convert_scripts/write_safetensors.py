@@ -25,6 +25,8 @@ DTYPE_NAMES = {
     torch.bfloat16: "BF16",
     torch.float16: "F16",
     torch.int16: "I16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
@@ -74,8 +76,7 @@ def write_safetensors(path: Path, layout: Mapping[str, torch.Tensor], tensors: I
 def byte_blocks(tensor: torch.Tensor, dtype: torch.dtype) -> Iterator[np.ndarray]:
     """The bytes of a tensor on the CPU as `dtype`, in the order of its elements: 1-D uint8 arrays, views if possible.
 
-    The arrays have `BLOCK_SIZE` bytes, but for the last, and for tensors that are not contiguous, which are divided
-    along their first dimension. Tensors of one shape, all contiguous or all not, are divided alike.
+    The arrays have at most `BLOCK_SIZE` bytes, but where one row of a tensor that is not contiguous has more.
     """
     tensor = tensor.detach()
     if tensor.is_contiguous():
@@ -83,3 +84,16 @@ def byte_blocks(tensor: torch.Tensor, dtype: torch.dtype) -> Iterator[np.ndarray
     row_size = tensor[:1].numel() * dtype.itemsize
     for block in tensor.split(max(1, BLOCK_SIZE // max(1, row_size))):
         yield block.to(dtype).contiguous().view(-1).view(torch.uint8).numpy()
+
+
+def same_bytes(written: torch.Tensor, tensor: torch.Tensor) -> bool:
+    """Whether a contiguous tensor holds `tensor`, cast to its dtype, bit for bit; also NaN equals itself."""
+    if written.shape != tensor.shape:
+        return False
+    content, start = written.view(-1).view(torch.uint8).numpy(), 0
+    for block in byte_blocks(tensor, written.dtype):
+        # Strings of bytes are compared several times faster than arrays.
+        if content[start : start + len(block)].tobytes() != block.tobytes():
+            return False
+        start += len(block)
+    return True

@@ -220,10 +220,9 @@ FAILURES = {
 def test_convert_leaves_nothing_behind_when_it_fails(tmp_path, monkeypatch, coca, kwargs, message):
     if kwargs == {"verify": "full"}:
         # queries and keys confused: every name and shape is right
+        converted = conversion_plan.ConversionPlan.converted
         monkeypatch.setattr(
-            conversion_plan.ConversionPlan,
-            "converted",
-            lambda self, converted=conversion_plan.ConversionPlan.converted: swap_queries_and_keys(converted(self)),
+            conversion_plan.ConversionPlan, "converted", lambda *args: swap_queries_and_keys(converted(*args))
         )
     before = sorted(path.name for path in tmp_path.iterdir())
     for output in (tmp_path / "out", tmp_path / "new" / "parents" / "out"):

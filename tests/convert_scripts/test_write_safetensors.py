@@ -9,7 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from open_clip_transformers.convert_scripts import write_safetensors as module
 from open_clip_transformers.convert_scripts.errors import ConversionError
-from open_clip_transformers.convert_scripts.write_safetensors import DTYPE_NAMES, byte_blocks, write_safetensors
+from open_clip_transformers.convert_scripts.write_safetensors import (
+    DTYPE_NAMES,
+    byte_blocks,
+    same_bytes, write_safetensors
 
 
 def layout_of(tensors, dtype=None):
@@ -97,3 +100,19 @@ def test_write_safetensors_aligns_the_tensors(tmp_path):
     header = json.loads(content[8 : 8 + length])
     assert length % 8 == 0
     assert [name for name in header if name != "__metadata__"] == ["c", "b", "a"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS.keys())
+def test_same_bytes_compares_what_was_written(small_blocks, view, dtype):
+    written = view.detach().to(dtype).contiguous()
+    assert same_bytes(written, view)
+    written.view(-1)[-1] += 1
+    assert not same_bytes(written, view)
+
+
+def test_same_bytes_is_exact():
+    nan = torch.tensor([1.0, float("nan")])
+    assert same_bytes(nan.clone(), nan)
+    assert not same_bytes(torch.tensor([0.0]), torch.tensor([-0.0]))
+    assert not same_bytes(torch.ones(2, 3), torch.ones(3, 2))
