@@ -12,7 +12,9 @@ from open_clip_transformers.convert_scripts.errors import ConversionError
 from open_clip_transformers.convert_scripts.write_safetensors import (
     DTYPE_NAMES,
     byte_blocks,
-    same_bytes, write_safetensors
+    same_bytes,
+    write_safetensors,
+)
 
 
 def layout_of(tensors, dtype=None):
