@@ -68,6 +68,26 @@ class Transpose(Operation):
         return (tensors[0].t(),)
 
 
+class Unsqueeze(Operation):
+    """A tensor gets a first axis of size 1."""
+
+    def apply(self, tensors: Tensors) -> Tensors:
+        return (tensors[0].unsqueeze(0),)
+
+    def invert(self, tensors: Tensors) -> Tensors:
+        return (tensors[0].squeeze(0),)
+
+
+class Squeeze(Operation):
+    """A tensor loses its first axis, of size 1."""
+
+    def apply(self, tensors: Tensors) -> Tensors:
+        return (tensors[0].squeeze(0),)
+
+    def invert(self, tensors: Tensors) -> Tensors:
+        return (tensors[0].unsqueeze(0),)
+
+
 class SplitQKV(Operation):
     """Queries, keys and values packed along dimension 0 become three tensors; `target` holds `{qkv}`."""
 
