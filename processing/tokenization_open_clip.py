@@ -10,14 +10,16 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, BatchEncoding
+from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import PaddingStrategy, TensorType
 
 from .clip_bpe import BOS_TOKEN, EOS_TOKEN, build_clip_bpe, is_clip_bpe, mark_literal_tokens
 from .text_cleaning import get_text_cleaner
+from .token_padding import pad_array, pad_lists
 
 
-# Arguments of a call whose outputs are padded by the base class.
+# Arguments of a call that ask for more than ids and a mask, which is left to the base class.
 _EXTRA_OUTPUTS = (
     "is_split_into_words",
     "return_token_type_ids",
@@ -25,6 +27,7 @@ _EXTRA_OUTPUTS = (
     "return_special_tokens_mask",
     "return_offsets_mapping",
     "return_length",
+    "sanitize_control_tokens",
 )
 
 # The spaces that decoding CLIP's ids puts before punctuation and before the endings of "don't" and "we'll".
@@ -199,29 +202,18 @@ class OpenClipTokenizer(TokenizersBackend):
         """Whether a longest text is set; without one, texts are neither truncated nor padded by default."""
         return self.model_max_length < 10**20
 
-    def _encode_plus(
-        self, text, text_pair=None, *, padding_strategy=PaddingStrategy.DO_NOT_PAD, return_tensors=None, **kwargs
-    ) -> BatchEncoding:
+    def _encode_plus(self, text, text_pair=None, *, return_tensors=None, **kwargs) -> BatchEncoding:
         if isinstance(text, (list, tuple)) and not text:
             raise ValueError("Got an empty list of texts to tokenize: pass at least one text.")
         text, text_pair = self._prepare_text(text), self._prepare_text(text_pair)
-        # Padding here and not in the base class, which fills up lists token by token, halves the time of a batch.
-        pads_here = return_tensors is not None and padding_strategy != PaddingStrategy.DO_NOT_PAD
-        pads_here = pads_here and text_pair is None and not any(kwargs.get(option) for option in _EXTRA_OUTPUTS)
-        encoding = super()._encode_plus(
-            text,
-            text_pair,
-            padding_strategy=PaddingStrategy.DO_NOT_PAD if pads_here else padding_strategy,
-            **kwargs,
-        )
-        if self.strip_sep_token:
-            self._strip_sep_token(encoding)
-        is_single = not isinstance(encoding["input_ids"][0], list) if encoding["input_ids"] else True
-        if pads_here:
-            encoding.data = self._pad_to_arrays(encoding.data, is_single, padding_strategy, **kwargs)
-            if return_tensors == TensorType.PYTORCH:
-                encoding.data = {key: torch.from_numpy(array) for key, array in encoding.data.items()}
-        return encoding.convert_to_tensors(return_tensors, prepend_batch_axis=is_single and not pads_here)
+        texts = [text] if isinstance(text, str) else text
+        is_plain = text_pair is None and isinstance(texts, list) and all(isinstance(part, str) for part in texts)
+        if is_plain and not any(kwargs.get(option) for option in _EXTRA_OUTPUTS):
+            return self._encode_texts(texts, text is not texts, return_tensors, **kwargs)
+        encoding = super()._encode_plus(text, text_pair, **kwargs)
+        self._strip_sep_token(encoding.data)
+        is_single = not encoding["input_ids"] or not isinstance(encoding["input_ids"][0], list)
+        return encoding.convert_to_tensors(return_tensors, prepend_batch_axis=is_single)
 
     def _prepare_text(self, text):
         if isinstance(text, str):
@@ -231,49 +223,68 @@ class OpenClipTokenizer(TokenizersBackend):
             return [self._prepare_text(part) for part in text]
         return text
 
-    def _strip_sep_token(self, encoding: BatchEncoding):
+    def _encode_texts(
+        self,
+        texts: list[str],
+        is_single: bool,
+        return_tensors,
+        padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
+        truncation_strategy: TruncationStrategy = TruncationStrategy.DO_NOT_TRUNCATE,
+        max_length: int | None = None,
+        add_special_tokens: bool = True,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+        split_special_tokens: bool | None = None,
+        verbose: bool = True,
+        **kwargs,
+    ) -> BatchEncoding:
+        """What the base class does with texts, in half its time."""
+        backend, pads = self._tokenizer, padding_strategy != PaddingStrategy.DO_NOT_PAD
+        self.set_truncation_and_padding(PaddingStrategy.DO_NOT_PAD, truncation_strategy, max_length, 0, None, None)
+        splits = self.split_special_tokens if split_special_tokens is None else split_special_tokens
+        if backend.encode_special_tokens != splits:
+            backend.encode_special_tokens = splits
+        encodings = backend.encode_batch(texts, add_special_tokens=add_special_tokens)
+        rows = [encoding.ids for encoding in encodings]
+        if max_length is None:
+            for row in rows:
+                self._eventual_warn_about_too_long_sequence(row, max_length, verbose)
+        masks = [[1] * len(row) for row in rows]
+        if pads:
+            length = max_length if padding_strategy == PaddingStrategy.MAX_LENGTH else max(map(len, rows))
+            if pad_to_multiple_of:
+                length = -(-length // pad_to_multiple_of) * pad_to_multiple_of
+            pad, side = pad_lists if return_tensors is None else pad_array, padding_side or self.padding_side
+            rows, masks = pad(rows, length, self.pad_token_id, side), pad(masks, length, 0, side)
+        data = {"input_ids": rows, "attention_mask": masks}
+        self._strip_sep_token(data)
+        wants_mask = (
+            "attention_mask" in self.model_input_names if return_attention_mask is None else return_attention_mask
+        )
+        if not wants_mask:
+            del data["attention_mask"]
+        if return_tensors is None and is_single:
+            data = {key: values[0] for key, values in data.items()}
+        elif return_tensors == TensorType.PYTORCH and pads:
+            data = {key: torch.from_numpy(array) for key, array in data.items()}
+        return BatchEncoding(data, encodings, tensor_type=return_tensors)
+
+    def _strip_sep_token(self, data: dict):
+        """Puts id 0, which is not attended to, in place of the separator in `data`, lists or arrays."""
+
         def strip(ids, values):
             if ids and isinstance(ids[0], list):
                 return [strip(*row) for row in zip(ids, values)]
             return [0 if token_id == self.sep_token_id else value for token_id, value in zip(ids, values)]
 
+        if not self.strip_sep_token:
+            return
         for key in ("attention_mask", "input_ids"):
-            if key in encoding:
-                encoding[key] = strip(encoding["input_ids"], encoding[key])
-
-    def _pad_to_arrays(
-        self,
-        encoding: dict[str, list],
-        is_single: bool,
-        padding_strategy,
-        max_length=None,
-        pad_to_multiple_of=None,
-        padding_side=None,
-        **kwargs,
-    ) -> dict[str, np.ndarray]:
-        """The lists of ints of `encoding` as int64 arrays of shape (texts, length)."""
-        rows = [encoding["input_ids"]] if is_single else encoding["input_ids"]
-        width = longest = max(map(len, rows))
-        if padding_strategy == PaddingStrategy.MAX_LENGTH:
-            width = max_length
-        if pad_to_multiple_of:
-            width = -(-width // pad_to_multiple_of) * pad_to_multiple_of
-        if longest > width:
-            raise ValueError(
-                f"A text of {longest} tokens does not fit the length of {width} tokens that was asked for: pass "
-                "truncation=True, or padding='longest'."
-            )
-        to_left = (padding_side or self.padding_side) == "left"
-        arrays = {}
-        for key in encoding:
-            array = np.full((len(rows), width), self.pad_token_id if key == "input_ids" else 0, dtype=np.int64)
-            for i, values in enumerate([encoding[key]] if is_single else encoding[key]):
-                if to_left:
-                    array[i, width - len(values) :] = values
-                else:
-                    array[i, : len(values)] = values
-            arrays[key] = array
-        return arrays
+            if isinstance(data["input_ids"], np.ndarray):
+                data[key][data["input_ids"] == self.sep_token_id] = 0
+            elif key in data:
+                data[key] = strip(data["input_ids"], data[key])
 
     def decode(self, token_ids, skip_special_tokens=False, **kwargs):
         """Text of ids, or list of texts of a batch of ids (lists, numpy arrays or torch tensors).
