@@ -3,9 +3,18 @@
 import inspect
 
 import torch
-from tiny_configs import VOCAB_SIZE, tiny_clip_cfg, tiny_coca_cfg, tiny_resnet_cfg, tiny_siglip_cfg
+from tiny_configs import (
+    TINY_SIGLIP_VIT,
+    VOCAB_SIZE,
+    tiny_clip_cfg,
+    tiny_coca_cfg,
+    tiny_resnet_cfg,
+    tiny_siglip_cfg,
+)
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from open_clip_transformers.configuration.configuration_open_clip import OpenClipSiglipConfig
+from open_clip_transformers.configuration.configuration_siglip_vit import SiglipVitConfig
 from open_clip_transformers.convert_scripts.config_mapping import TokenIds, build_config
 from open_clip_transformers.modeling.modeling_coca import (
     CoCaForConditionalGeneration,
@@ -20,6 +29,7 @@ from open_clip_transformers.modeling.modeling_open_clip import (
     OpenClipTextModelWithProjection,
     OpenClipVisionModelWithProjection,
 )
+from open_clip_transformers.modeling.modeling_siglip_vit import SiglipVitModel
 from open_clip_transformers.modeling.modeling_text import OpenClipTextModel
 from open_clip_transformers.modeling.modeling_vit import OpenClipVitModel
 
@@ -49,15 +59,41 @@ def tiny_config(model_cfg: dict, initializer_range: float = 0.1) -> PreTrainedCo
     return config
 
 
+def tiny_siglip_vit_config(**fields) -> SiglipVitConfig:
+    """Configuration of a SigLIP tower with every module that owns parameters."""
+    options = {
+        "image_size": 24,
+        "patch_size": [8, 6],
+        "use_class_token": True,
+        "num_register_tokens": 2,
+        "use_pre_layer_norm": True,
+        "qk_norm": True,
+        "layer_scale_init_value": 0.1,
+        "proj_type": "linear",
+        "proj_bias": True,
+        "projection_dim": 28,
+    }
+    return SiglipVitConfig(**{**TINY_SIGLIP_VIT["ours"], **options, **fields})
+
+
+def tiny_siglip_vit_dual_config() -> OpenClipSiglipConfig:
+    """Configuration of a dual model with a SigLIP tower."""
+    vision_config = tiny_siglip_vit_config(proj_type="mlp", block_type="post_norm", use_fc_norm=True)
+    text_config = tiny_config(SIGLIP).text_config
+    return OpenClipSiglipConfig(vision_config=vision_config, text_config=text_config, projection_dim=28)
+
+
 # Name -> class and a function that makes its configuration.
 MODELS = {
     "vit": (OpenClipVitModel, lambda: tiny_config(CLIP).vision_config),
+    "siglip_vit": (SiglipVitModel, tiny_siglip_vit_config),
     "resnet": (ModifiedResNetModel, lambda: tiny_config(RESNET).vision_config),
     "text": (OpenClipTextModel, lambda: tiny_config(CLIP).text_config),
     "text_with_class_token": (OpenClipTextModel, lambda: tiny_config(COCA).text_config),
     "clip": (OpenClipModel, lambda: tiny_config(CLIP)),
     "clip_resnet": (OpenClipModel, lambda: tiny_config(RESNET)),
     "siglip": (OpenClipSiglipModel, lambda: tiny_config(SIGLIP)),
+    "siglip_with_siglip_vit": (OpenClipSiglipModel, tiny_siglip_vit_dual_config),
     "coca": (CoCaModel, lambda: tiny_config(COCA)),
     "coca_for_generation": (CoCaForConditionalGeneration, lambda: tiny_config(COCA)),
     "coca_for_zero_shot": (CoCaForZeroShotImageClassification, lambda: tiny_config(COCA)),

@@ -96,7 +96,7 @@ def assert_same_as_eager(implementation: str, name: str, padding: str):
         assert torch.allclose(ours, reference, rtol=1e-4, atol=1e-5)
 
 
-every_model = pytest.mark.parametrize("name", ["vit", "clip", "siglip", "text_with_class_token", "coca"])
+every_model = pytest.mark.parametrize("name", ["vit", "siglip_vit", "clip", "siglip", "text_with_class_token", "coca"])
 every_padding = pytest.mark.parametrize("padding", PADDINGS)
 
 
@@ -154,7 +154,7 @@ def test_flash_attention_runs_wherever_it_can(flash):
 
 @pytest.mark.floor
 @pytest.mark.parametrize("implementation", ["eager", "sdpa", "flash"])
-@pytest.mark.parametrize("name", ["vit", "text", "clip", "coca"])
+@pytest.mark.parametrize("name", ["vit", "siglip_vit", "text", "clip", "coca"])
 def test_attention_implementation_is_chosen_at_load(name, implementation, flash, tmp_path):
     implementation = flash if implementation == "flash" else implementation
     model = tiny_model(name)
@@ -211,7 +211,7 @@ def test_attention_classes_live_where_transformers_looks_for_them():
 
 
 @pytest.mark.floor
-@pytest.mark.parametrize("name", ["clip", "coca"])
+@pytest.mark.parametrize("name", ["clip", "coca", "siglip_vit"])
 def test_attention_projections_are_separate_linear_layers(name):
     # What PEFT, quantisers and tensor parallelism look for.
     projections = [

@@ -17,7 +17,7 @@ def test_int32_ids_are_taken(name):
 
 
 @pytest.mark.floor
-@pytest.mark.parametrize("name", ["vit", "clip", "coca", "image_classification"])
+@pytest.mark.parametrize("name", ["vit", "siglip_vit", "clip", "coca", "image_classification"])
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
@@ -35,7 +35,9 @@ def test_images_of_another_shape_are_refused(name, shape, message):
 
 
 @pytest.mark.floor
-@pytest.mark.parametrize("name", ["vit", "clip", "coca", "vision_with_projection", "image_classification"])
+@pytest.mark.parametrize(
+    "name", ["vit", "siglip_vit", "clip", "coca", "vision_with_projection", "image_classification"]
+)
 def test_images_of_another_size_are_taken_with_interpolation(name):
     # The tiny CLIP has a fixed table of positions, which is interpolated like a learned one.
     model = tiny_model(name)

@@ -86,6 +86,9 @@ def test_device_map_auto_splits_between_memory_and_disk(tmp_path):
     [
         ("vit", "embeddings"),
         ("vit", "encoder"),
+        ("siglip_vit", "embeddings"),
+        ("siglip_vit", "encoder"),
+        ("siglip_vit", "pooler"),
         ("text_with_class_token", "embeddings"),
         ("text_with_class_token", "encoder"),
         ("image_classification", "vision_model"),

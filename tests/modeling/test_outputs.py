@@ -12,6 +12,7 @@ PATCHES = 1 + 3 * 3
 # Model -> the name of its recorded outputs' holder (`None` for the output itself), layers, heads, tokens, width.
 TOWERS = {
     "vit": ("vit", None, 3, 2, PATCHES, 40),
+    "siglip_vit": ("siglip_vit", None, 3, 3, 3 + 3 * 4, 36),
     "text": ("text", None, 2, 3, LENGTH, 36),
     "text_with_class_token": ("text_with_class_token", None, 2, 3, LENGTH + 1, 36),
     "vision_with_projection": ("vision_with_projection", None, 3, 2, PATCHES, 40),

@@ -8,7 +8,7 @@ from tiny_models import PAD, tiny_inputs, tiny_model
 # transformers 5.23 has a new name for it, and the old one still works.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_.* is deprecated:FutureWarning")
 
-NAMES = ["vit", "text", "text_with_class_token", "clip", "siglip", "coca", "image_classification"]
+NAMES = ["vit", "siglip_vit", "text", "text_with_class_token", "clip", "siglip", "coca", "image_classification"]
 every_model = pytest.mark.parametrize("name", NAMES)
 
 

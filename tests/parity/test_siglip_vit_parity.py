@@ -6,8 +6,8 @@ import copy
 import pytest
 import torch
 from model_pairs import BOUND, relative_difference
-from tiny_configs import TINY_SIGLIP_VIT, randomize_timm
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
+from tiny_configs import TINY_SIGLIP_VIT, randomize_timm
 
 from open_clip_transformers.configuration.configuration_siglip_vit import SiglipVitConfig
 from open_clip_transformers.convert_scripts.conversion_siglip_vit import TIMM_VIT
