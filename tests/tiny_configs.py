@@ -6,6 +6,8 @@ Every size is small, odd where it can be, and unlike the others, so that swapped
 
 import copy
 import json
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -74,6 +76,78 @@ def tiny_resnet_cfg(**changes) -> dict:
         "text_cfg": _CLIP["text_cfg"],
     }
     return _merged(resnet, changes)
+
+
+# Encoders of transformers, without dropouts, so that gradients can be compared. Their vocabulary is larger than that of
+# CoCa's decoder, as RoBERTa's is in open_clip's `coca_roberta-ViT-B-32`.
+_BERT = {
+    "vocab_size": VOCAB_SIZE + 4,
+    "hidden_size": 36,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 50,
+    "max_position_embeddings": 17,
+    "hidden_dropout_prob": 0,
+    "attention_probs_dropout_prob": 0,
+}
+_T5 = {
+    "vocab_size": VOCAB_SIZE + 4,
+    "d_model": 36,
+    "d_kv": 10,
+    "d_ff": 50,
+    "num_layers": 2,
+    "num_decoder_layers": 1,
+    "num_heads": 3,
+    "relative_attention_num_buckets": 6,
+    "relative_attention_max_distance": 9,
+    "dropout_rate": 0,
+}
+_M2M_100 = {
+    "vocab_size": VOCAB_SIZE + 4,
+    "d_model": 36,
+    **{f"{part}_attention_heads": 3 for part in ("encoder", "decoder")},
+    **{f"{part}_ffn_dim": 50 for part in ("encoder", "decoder")},
+    **{f"{part}_layerdrop": 0 for part in ("encoder", "decoder")},
+    "encoder_layers": 2,
+    "decoder_layers": 1,
+    "max_position_embeddings": 17,
+    "dropout": 0,
+    "attention_dropout": 0,
+}
+HF_ENCODERS = {
+    "roberta": {**_BERT, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
+    "xlm-roberta": {**_BERT, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
+    "bert": _BERT,
+    "mt5": _T5,
+    "t5": {**_T5, "feed_forward_proj": "relu"},
+    "m2m_100": _M2M_100,
+}
+
+
+@cache
+def _hf_encoders_folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="open_clip_transformers_hf_encoders_")
+
+
+def tiny_hf_encoder(model_type: str) -> str:
+    """A folder with the `config.json` of a tiny encoder, for `hf_model_name`."""
+    folder = Path(_hf_encoders_folder().name) / model_type
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type, **HF_ENCODERS[model_type]}))
+    return str(folder)
+
+
+def tiny_hf_text_cfg(model_type: str = "roberta", **changes) -> dict:
+    """open_clip `model_cfg` of a tiny CLIP with an encoder of transformers for its texts."""
+    text_cfg = {"context_length": 11, "hf_model_name": tiny_hf_encoder(model_type), "hf_model_pretrained": False}
+    return _merged({**_CLIP, "text_cfg": text_cfg, "custom_text": True}, changes)
+
+
+def tiny_hf_coca_cfg(model_type: str = "roberta", **changes) -> dict:
+    """open_clip `model_cfg` of a tiny CoCa like `coca_roberta-ViT-B-32`: its decoder attends to the raw patches."""
+    text_cfg = {**tiny_hf_text_cfg(model_type)["text_cfg"], "vocab_size": VOCAB_SIZE, "output_tokens": True}
+    vision_cfg = {**_CLIP["vision_cfg"], "width": 36, "head_width": 18, "output_tokens": True}
+    return _merged({**_COCA, "embed_dim": 28, "vision_cfg": vision_cfg, "text_cfg": text_cfg}, changes)
 
 
 def reduced_cfg(model_cfg: dict) -> dict:
