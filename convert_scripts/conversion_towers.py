@@ -7,10 +7,11 @@ from .conversion_hf_text import HF_TEXT
 from .conversion_modified_resnet import MODIFIED_RESNET
 from .conversion_siglip_vit import SIGLIP_VIT
 from .conversion_text import TEXT
+from .conversion_timm_vision import TIMM_VISION
 from .conversion_vit import VIT
 
 
-VISION_TOWERS = (MODIFIED_RESNET, SIGLIP_VIT, VIT)
+VISION_TOWERS = (MODIFIED_RESNET, SIGLIP_VIT, TIMM_VISION, VIT)
 TEXT_TOWERS = (HF_TEXT, TEXT)
 
 VISION_CONVERSIONS = {tower.model_type: tower for tower in VISION_TOWERS}

@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from dataclasses import dataclass
 from functools import cache, partial
 from types import ModuleType
@@ -53,9 +54,10 @@ def describe_architecture(architecture: str) -> TimmArchitecture:
     config = TimmVisionConfig(architecture=architecture, proj_type="none")
     with ghost_parameters():
         model = _create_model(config, num_classes=0)
+    patch_embed = getattr(model, "patch_embed", None)
     return TimmArchitecture(
         hidden_size=model.num_features,
-        input_size=tuple(model.default_cfg["input_size"][-2:]),
+        input_size=tuple(getattr(patch_embed, "img_size", None) or model.default_cfg["input_size"][-2:]),
         fixed_input_size=model.default_cfg.get("fixed_input_size", False) and hasattr(model, "set_input_size"),
     )
 
@@ -144,6 +146,30 @@ def _head_layers(config: TimmVisionConfig, timm_model: nn.Module) -> OrderedDict
             bias=(True, config.proj_bias),
         )
     return layers
+
+
+def resize_to_input(config: TimmVisionConfig, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of timm's model, for its own input size, that change when it is set to `config.input_size`.
+
+    Args:
+        config: with an `input_size`.
+        tensors: state dict of timm's model; tensors that fit already, or that do not fit either size, are left out.
+    """
+    as_built = copy(config)
+    as_built.input_size = None
+    with torch.device("meta"):
+        expected = build_modules(config)["timm_model"].state_dict()
+        timm_model = build_modules(as_built)["timm_model"]
+    shapes = {name: tensor.shape for name, tensor in timm_model.state_dict().items()}
+    resized = [
+        name
+        for name, tensor in tensors.items()
+        if name in expected and tensor.shape == shapes.get(name) != expected[name].shape
+    ]
+    if resized:
+        timm_model.load_state_dict({name: tensors[name] for name in resized}, strict=False, assign=True)
+        timm_model.set_input_size(height_and_width(config.input_size))
+    return {name: timm_model.state_dict()[name].detach() for name in resized}
 
 
 def reparameterize(timm_model: nn.Module):

@@ -34,7 +34,8 @@ class ReadFields(dict):
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES.keys())
 def test_every_open_clip_field_is_translated_or_said_to_be_without_effect(table):
-    given = {"quick_gelu": False, "embed_dim": 3, "hf_model_name": "roberta-base"}
+    towers = {"hf_model_name": "roberta-base", "timm_model_name": "vit_base_patch16_siglip_224"}
+    given = {"quick_gelu": False, "embed_dim": 3, **towers}
     cfg = ReadFields(table.defaults | given)
     for ours in table.fields.values():
         cfg[ours] if isinstance(ours, str) else ours(cfg)

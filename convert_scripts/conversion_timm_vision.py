@@ -1,0 +1,96 @@
+"""Towers that timm builds: fields, tensor names, resizing (open_clip: `CLIPVisionCfg`, `TimmModel`)."""
+
+from collections.abc import Collection
+
+from transformers.configuration_utils import PreTrainedConfig
+
+from ..configuration.configuration_common import height_and_width
+from ..configuration.configuration_timm_vision import TimmVisionConfig
+from ..modeling.modeling_timm_factory import TimmArchitecture, describe_architecture, resize_to_input
+from .config_table import Cfg, ConfigTable
+from .errors import ConversionError
+from .open_clip_cfg import TOKENS_RETURNED, VISION_DEFAULTS
+from .state_dict_ops import Rename, Table
+from .tower_conversion import Changes, Tensors, TowerConversion
+
+
+# open_clip's field -> the argument of timm's models that it becomes.
+_MODEL_ARGS = {"timm_drop_path": "drop_path_rate", "patch_dropout": "patch_drop_rate"}
+_READ = {"image_size", "patch_dropout", *(name for name in VISION_DEFAULTS if name.startswith("timm_"))}
+
+
+def _architecture(cfg: Cfg) -> TimmArchitecture:
+    try:
+        return describe_architecture(cfg["timm_model_name"])
+    except ImportError as error:
+        raise ConversionError(
+            f"The image tower {cfg['timm_model_name']} is a model of timm, which is not installed: `pip install timm`."
+        ) from error
+
+
+def _model_args(cfg: Cfg) -> dict:
+    # open_clip passes a rate of stochastic depth of 0 on, and not a patch dropout of 0.
+    args = {"drop_path_rate": cfg["timm_drop_path"], "patch_drop_rate": cfg["patch_dropout"] or None}
+    return {name: value for name, value in args.items() if value is not None}
+
+
+def _input_size(cfg: Cfg) -> int | list[int] | None:
+    """`image_size` where it is not what timm's model is made for, and the model has to be told.
+
+    open_clip does so for `force_image_size` alone, and otherwise has a model that fails on its own images.
+    """
+    architecture = _architecture(cfg)
+    is_own = height_and_width(cfg["image_size"]) == architecture.input_size
+    return None if is_own or not architecture.fixed_input_size else cfg["image_size"]
+
+
+_CONFIG = ConfigTable(
+    name="vision_cfg",
+    config_class=TimmVisionConfig,
+    selects=lambda cfg: cfg.get("timm_model_name"),
+    defaults=VISION_DEFAULTS,
+    fields={
+        "architecture": "timm_model_name",
+        "model_args": _model_args,
+        "hidden_size": lambda cfg: _architecture(cfg).hidden_size,
+        "image_size": "image_size",
+        "input_size": _input_size,
+        "projection_dim": "embed_dim",
+        "pool_type": "timm_pool",
+        "proj_type": lambda cfg: cfg["timm_proj"] or None,
+        "proj_bias": "timm_proj_bias",
+        "proj_dropout": "timm_drop",
+    },
+    without_effect={
+        **TOKENS_RETURNED,
+        "timm_model_pretrained": "the weights are the checkpoint's",
+        **dict.fromkeys(VISION_DEFAULTS.keys() - _READ, "read for open_clip's own towers only"),
+    },
+    inverse={
+        **{
+            theirs: lambda config, name=ours: (config.model_args or {}).get(name)
+            for theirs, ours in _MODEL_ARGS.items()
+        },
+        "timm_proj": lambda config: config.proj_type,
+    },
+)
+
+_TIMM: Table = (Rename("trunk.{rest}", "timm_model.{rest}"), Rename("head.{rest}", "head.{rest}"))
+
+
+def _adapt(config: PreTrainedConfig, keys: Collection[str]):
+    """A checkpoint whose branches were fused for inference is converted in that form."""
+    config.reparameterized = any(".reparam_conv." in key for key in keys)
+
+
+def _fit(tensors: Tensors, changes: Changes, prefix: str, config: PreTrainedConfig):
+    if config.input_size is None:
+        return
+    trunk = f"{prefix}trunk."
+    own = {key.removeprefix(trunk): tensor for key, tensor in tensors.items() if key.startswith(trunk)}
+    for name, tensor in resize_to_input(config, own).items():
+        tensors[trunk + name] = tensor
+        changes[trunk + name] = f"resized from {tuple(own[name].shape)} to {tuple(tensor.shape)}"
+
+
+TIMM_VISION = TowerConversion(_CONFIG, lambda config: _TIMM, _fit)
