@@ -43,9 +43,14 @@ class ConversionPlan:
     changed: Mapping[str, str]
 
     @property
+    def layout(self) -> dict[str, torch.Tensor]:
+        """Our keys and tensors on the meta device, in the order of the model."""
+        return self.model.state_dict()
+
+    @property
     def shapes(self) -> dict[str, torch.Size]:
         """Our keys and shapes, in the order of the model."""
-        return {key: tensor.shape for key, tensor in self.model.state_dict().items()}
+        return {key: tensor.shape for key, tensor in self.layout.items()}
 
     def converted(self, keys: Container[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
         """Our keys and tensors, in the order of the checkpoint; views of the source where possible.

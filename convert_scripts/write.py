@@ -97,7 +97,7 @@ def write_model(folder: Path, plan: ConversionPlan, dtype: torch.dtype, max_shar
         model.generation_config.save_pretrained(folder)
 
     layout = {
-        key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in model.state_dict().items()
+        key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in plan.layout.items()
     }
     try:
         split = split_state_dict_into_shards_factory(
