@@ -114,7 +114,7 @@ def _load_clip_tokenizer(text_cfg: Mapping[str, Any]) -> OpenClipTokenizer:
 def _load_hf_tokenizer(source: Source) -> OpenClipTokenizer:
     text_cfg = source.model_cfg["text_cfg"]
     kwargs = _tokenizer_kwargs(text_cfg, HF_TOKENIZER_KWARGS)
-    folder = _tokenizer_folder(source, text_cfg["hf_tokenizer_name"])
+    folder = tokenizer_folder(source, text_cfg["hf_tokenizer_name"])
     try:
         tokenizer = OpenClipTokenizer.from_hf_tokenizer(
             folder, context_length=text_cfg.get("context_length", 77), trust_remote_code=False, **kwargs
@@ -140,7 +140,12 @@ def _tokenizer_kwargs(text_cfg: Mapping[str, Any], allowed: tuple[str, ...]) -> 
     return kwargs
 
 
-def _tokenizer_folder(source: Source, hf_name: str) -> Path:
+def tokenizer_folder(source: Source, hf_name: str) -> Path:
+    """Where the files of the tokenizer `hf_name` are: beside the weights, else from the Hub.
+
+    Raises:
+        ConversionError: neither has them.
+    """
     beside = source.tokenizer_folder
     if beside is not None and (beside / "tokenizer.json").is_file():
         return beside
