@@ -4,10 +4,13 @@ Mirrors open_clip's `convert.py`. Each layout is recognised by its keys alone, a
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers.configuration_utils import PreTrainedConfig
+
+from .mobileclip import PREPROCESS_CFG, is_mobileclip, mobileclip_to_open_clip
 
 
 Tensors = Mapping[str, torch.Tensor]
@@ -22,15 +25,17 @@ class Layout:
         matches: whether the keys of a checkpoint are of this layout.
         to_open_clip: from such a checkpoint and our configuration of its model to open_clip's state dict, views of the
             source where possible. Raises `ConversionError` for what it cannot place.
+        preprocess_cfg: open_clip's image settings of these models, for sources that state none.
     """
 
     name: str
     matches: Callable[[Collection[str]], bool]
     to_open_clip: Callable[[Tensors, PreTrainedConfig], Tensors]
+    preprocess_cfg: Mapping[str, Any] = field(default_factory=dict)
 
 
 # The first whose `matches` is true is taken; open_clip's own layout matches none.
-LAYOUTS: tuple[Layout, ...] = ()
+LAYOUTS: tuple[Layout, ...] = (Layout("Apple's MobileCLIP", is_mobileclip, mobileclip_to_open_clip, PREPROCESS_CFG),)
 
 
 def find_layout(keys: Collection[str]) -> Layout | None:
