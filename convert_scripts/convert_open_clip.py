@@ -88,7 +88,7 @@ def convert_open_clip_checkpoint(
 
     # Hashing waits for the disk, and what it reads is then in memory for the conversion.
     with ThreadPoolExecutor(1) as hashing, new_folder(output) as folder:
-        sha256 = hashing.submit(_sha256, opened.weights)
+        sha256 = hashing.submit(file_sha256, opened.weights)
         write_model(folder, plan, dtype, max_shard_size)
         if processor is not None:
             processor.save_pretrained(folder)
@@ -110,7 +110,8 @@ def convert_open_clip_checkpoint(
     )
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
