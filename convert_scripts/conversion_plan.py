@@ -13,7 +13,7 @@ from .errors import ConversionError, listing
 from .fit_tensors import fit_tensors
 from .foreign_layouts import find_layout
 from .rename_table import DROPPED, rename_table
-from .state_dict_ops import Step, resolve
+from .state_dict_ops import Step, Table, resolve
 
 
 MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
@@ -84,9 +84,24 @@ def plan_conversion(config: PreTrainedConfig, tensors: Mapping[str, torch.Tensor
     dropped = {key: DROPPED[key] for key in tensors if key in DROPPED}
     source_tensors = {key: tensor for key, tensor in tensors.items() if key not in dropped}
     kept, changed = fit_tensors(source_tensors, config, text_prefix)
-    table = rename_table(config, text_prefix)
-    steps, unmatched = resolve(kept, table, "sources")
-    plan = ConversionPlan(model, source_tensors, kept, steps, dropped, changed)
+    return plan_tensors(model, source_tensors, kept, rename_table(config, text_prefix), dropped, changed)
+
+
+def plan_tensors(
+    model: PreTrainedModel,
+    source_tensors: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor],
+    table: Table,
+    dropped: Mapping[str, str],
+    changed: Mapping[str, str],
+) -> ConversionPlan:
+    """The plan of a rename table for a model; its other arguments are the plan's.
+
+    Raises:
+        ConversionError: keys without a place, parameters without a key, or wrong shapes; all of them are listed.
+    """
+    steps, unmatched = resolve(tensors, table, "sources")
+    plan = ConversionPlan(model, source_tensors, tensors, steps, dropped, changed)
 
     # The same table read backwards says which tensors of open_clip our model needs, and of which shape.
     needed: dict[str, torch.Tensor] = {}
@@ -96,21 +111,21 @@ def plan_conversion(config: PreTrainedConfig, tensors: Mapping[str, torch.Tensor
         needed |= zip(step.sources, step.operation.invert(tuple(ours[key] for key in step.targets)))
     problems = {
         "Keys of the checkpoint that this architecture has no place for": [
-            f"{key} {tuple(kept[key].shape)}" for key in kept if key in unmatched or key not in needed
+            f"{key} {tuple(tensors[key].shape)}" for key in tensors if key in unmatched or key not in needed
         ],
         "Keys that this architecture needs and the checkpoint lacks": [
-            f"{key} {tuple(tensor.shape)}" for key, tensor in needed.items() if key not in kept
+            f"{key} {tuple(tensor.shape)}" for key, tensor in needed.items() if key not in tensors
         ],
         "Keys with another shape than this architecture needs": [
-            f"{key}: got {tuple(kept[key].shape)}, expected {tuple(tensor.shape)}"
+            f"{key}: got {tuple(tensors[key].shape)}, expected {tuple(tensor.shape)}"
             for key, tensor in needed.items()
-            if key in kept and kept[key].shape != tensor.shape
+            if key in tensors and tensors[key].shape != tensor.shape
         ],
         "Parameters of our model that the rename table does not know": unreachable,
         "Keys of another kind of numbers than this architecture needs": [
-            f"{key}: got {kept[key].dtype}, expected {tensor.dtype if not tensor.is_floating_point() else 'floats'}"
+            f"{key}: got {tensors[key].dtype}, expected {tensor.dtype if not tensor.is_floating_point() else 'floats'}"
             for key, tensor in needed.items()
-            if key in kept and kept[key].is_floating_point() != tensor.is_floating_point()
+            if key in tensors and tensors[key].is_floating_point() != tensor.is_floating_point()
         ],
     }
     if any(problems.values()):
