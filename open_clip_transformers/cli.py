@@ -16,6 +16,7 @@ from ._command_caption import caption
 from ._command_classify import classify
 from ._command_convert import convert
 from ._command_embed import embed
+from ._command_models import models
 from ._command_to_open_clip import to_open_clip
 
 
@@ -45,7 +46,7 @@ def _global_options(
     pass
 
 
-for command in (bundle, convert, caption, classify, embed, to_open_clip):
+for command in (bundle, convert, caption, classify, embed, models, to_open_clip):
     app.command()(command)
 
 

@@ -11,11 +11,12 @@ import open_clip_transformers
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {
-    "convert": "--model --config --dtype --max-shard-size --verify --no-processor",
+    "convert": "--model --config --pretrained --revision --dtype --max-shard-size --verify --no-processor",
     "caption": "--num-beams --num-beam-groups --diversity-penalty --top-k --top-p --temperature --max-new-tokens "
     "--prompt --batch-size --device --dtype --seed --json",
     "classify": "--labels --labels-file --template --top --batch-size --device --dtype --json",
     "embed": "--output --text --texts-file --batch-size --device --dtype",
+    "models": "--tags --no-tags --json",
 }
 
 

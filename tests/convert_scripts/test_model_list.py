@@ -1,0 +1,56 @@
+"""The table of what can be converted: its tower kinds and sizes are those of open_clip's models and of ours."""
+
+import json
+
+import pytest
+import torch
+
+from open_clip_transformers.configuration.configuration_towers import TEXT_CONFIGS, VISION_CONFIGS
+from open_clip_transformers.convert_scripts.architectures import get_architecture, list_architectures
+from open_clip_transformers.convert_scripts.config_mapping import build_config
+from open_clip_transformers.convert_scripts.conversion_plan import MODEL_CLASSES
+from open_clip_transformers.convert_scripts.model_list import TIMM_TOWER, TOWERS_FILE, list_models
+from open_clip_transformers.convert_scripts.update_towers import collect_towers
+
+
+TOWERS = json.loads(TOWERS_FILE.read_text())
+# One of each kind of tower, none of them large.
+SAMPLE = ["RN50", "ViT-S-32", "ViT-B-16-SigLIP", "MobileCLIP2-S0", "roberta-ViT-B-32", "coca_base"]
+
+
+def test_towers_are_listed_for_every_architecture():
+    assert list(TOWERS) == list_architectures()
+    assert {towers["vision_tower"] for towers in TOWERS.values()} == VISION_CONFIGS.keys()
+    assert {towers["text_tower"] for towers in TOWERS.values()} == TEXT_CONFIGS.keys()
+    assert TIMM_TOWER in VISION_CONFIGS
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_towers_equal_open_clips(name):
+    assert TOWERS[name] == collect_towers(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in TOWERS if name not in SAMPLE])
+def test_towers_of_every_architecture_equal_open_clips(name):
+    assert TOWERS[name] == collect_towers(name)
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_our_models_have_the_parameters_listed(name):
+    config = build_config(get_architecture(name))
+    with torch.device("meta"):
+        model = MODEL_CLASSES[config.model_type](config)
+    assert config.vision_config.model_type == TOWERS[name]["vision_tower"]
+    assert model.num_parameters() == TOWERS[name]["parameters"]
+    assert model.vision_model.num_parameters() == TOWERS[name]["vision_parameters"]
+    assert model.text_model.num_parameters() == TOWERS[name]["text_parameters"]
+
+
+def test_list_models_says_what_a_model_takes_and_needs():
+    (model,) = list_models("ViT-B-32-plus-256")
+    assert (model.image_size, model.context_length, model.timm_model, model.tokenizer) == (256, 77, None, None)
+    (model,) = list_models("ViT-B-16-SigLIP2-512")
+    assert (model.image_size, model.context_length, model.timm_model) == (512, 64, None)
+    assert model.tokenizer == "timm/ViT-B-16-SigLIP2-512"
+    assert next(list_models("PE-Core-T*")).timm_model == "vit_pe_core_tiny_patch16_384"
