@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 
 from .compare_outputs import (
+    BOUND,
     Outputs,
     load_converted,
     open_clip_outputs,
@@ -25,8 +26,6 @@ from .open_clip_reference import load_open_clip_model
 from .write_safetensors import same_bytes
 
 
-# Largest accepted max|ours - reference| / max|reference| in fp32.
-BOUND = 2e-5
 MODES = ("auto", "full", "structure", "none")
 
 
@@ -65,28 +64,50 @@ def verify_conversion(folder: Path, plan: ConversionPlan, model_cfg: Mapping[str
     """
     if mode == "none":
         return Verification("none", "not asked for")
-    dtype = _check_tensors(folder, plan)
+    dtype = check_tensors(folder, plan)
     if mode == "structure":
         return Verification("structure", "every tensor equals the checkpoint's")
+    reference, detail = reference_outputs(model_cfg, plan, dtype, required=mode == "full")
+    if reference is None:
+        return Verification("structure", f"every tensor equals the checkpoint's; {detail}")
+    return compare_with(reference, detail, _our_outputs(folder, plan))
+
+
+def reference_outputs(
+    model_cfg: Mapping[str, Any], plan: ConversionPlan, dtype: torch.dtype, required: bool
+) -> tuple[Outputs | None, str]:
+    """open_clip's outputs with the checkpoint's tensors rounded to `dtype`, and its name; or `None`, and why not.
+
+    Raises:
+        ConversionError: they are `required`, and open_clip cannot run the model.
+    """
     try:
-        reference = _open_clip_outputs(model_cfg, plan, dtype)
-        detail = f"open_clip {version('open_clip_torch')}"
+        return _open_clip_outputs(model_cfg, plan, dtype), f"open_clip {version('open_clip_torch')}"
     except Exception as error:  # whatever keeps open_clip from running this model
         installed = find_spec("open_clip") is not None
         reason = f"open_clip cannot run this model ({error})" if installed else "open_clip is not installed"
-        if mode == "full":
+        if required:
             raise ConversionError(
                 f"Not verified, because {reason}: verify='structure' checks the tensors alone."
             ) from error
-        return Verification("structure", f"every tensor equals the checkpoint's; {reason}")
-    ours = _our_outputs(folder, plan)
+        return None, reason
+
+
+def compare_with(reference: Outputs, detail: str, ours: Outputs) -> Verification:
+    """Holds `ours` to [`BOUND`]. Raises `ConversionError` where they differ more, or the reference is not finite.
+
+    Args:
+        reference: outputs of the reference, all of which are compared.
+        detail: its name.
+        ours: outputs of the converted model.
+    """
     differences = {name: relative_difference(ours[name], output) for name, output in reference.items()}
     # Written this way round, NaN is a failure.
     wrong = [f"{name}: {value:.2e}" for name, value in differences.items() if not value <= BOUND]
     infinite = [name for name, output in reference.items() if not output.isfinite().all()]
     if infinite:
         raise ConversionError(
-            f"The checkpoint is damaged: with it, open_clip's own outputs are not finite:{listing(infinite)}"
+            f"The checkpoint is damaged: with it, the outputs of {detail} itself are not finite:{listing(infinite)}"
         )
     if wrong:
         raise ConversionError(
@@ -107,7 +128,7 @@ def _our_outputs(folder: Path, plan: ConversionPlan) -> Outputs:
     return our_outputs(model, verification_inputs(model.config))
 
 
-def _check_tensors(folder: Path, plan: ConversionPlan) -> torch.dtype:
+def check_tensors(folder: Path, plan: ConversionPlan) -> torch.dtype:
     """The dtype of the folder's floating point weights, all of which are found to be the plan's."""
     dtypes = set()
     with ExitStack() as stack:
