@@ -100,6 +100,8 @@ class NativeTarget:
         model: what is around them.
         vision_class: class of the vision tower alone, projection included.
         text_class: class of the text tower alone, projection included.
+        processor_class: its processor in transformers.
+        image_processor_class: its image processor.
     """
 
     name: str
@@ -109,6 +111,8 @@ class NativeTarget:
     model: NativePart
     vision_class: str
     text_class: str
+    processor_class: str = "CLIPProcessor"
+    image_processor_class: str = "CLIPImageProcessor"
 
 
 def _defaults(config_class: type[PreTrainedConfig], names: tuple[str, ...]) -> Cfg:
@@ -459,6 +463,8 @@ SIGLIP = NativeTarget(
     ),
     vision_class="SiglipVisionModel",
     text_class="SiglipTextModel",
+    processor_class="SiglipProcessor",
+    image_processor_class="SiglipImageProcessor",
 )
 
 # The first that fits is written.
