@@ -24,7 +24,9 @@ def pad_array(rows: Sequence[list[int]], length: int, fill: int, side: str) -> n
             f"A text of {longest} tokens does not fit the length of {length} tokens that was asked for: pass "
             "truncation=True, or padding='longest'."
         )
-    array = np.full((len(rows), length), fill, dtype=np.int64)
+    array = np.zeros((len(rows), length), dtype=np.int64)
+    if fill:
+        array.fill(fill)
     for row, ids in zip(array, rows):
         if side == "left":
             row[length - len(ids) :] = ids

@@ -183,7 +183,17 @@ class OpenClipTokenizer(TokenizersBackend):
             `input_ids` and `attention_mask` (1 for tokens, 0 for padding), lists of ints, or int64 of shape (texts,
             length) with `return_tensors="pt"`.
         """
-        return super().__call__(text, text_pair, *args, padding=padding, **kwargs)
+        is_default = text_pair is None and not args and padding in ("max_length", True) and self._has_max_length
+        if text is None or not is_default or kwargs.keys() - {"return_tensors"} or self.pad_token_id is None:
+            return super().__call__(text, text_pair, *args, padding=padding, **kwargs)
+        # What that would come to, without looking at each of twenty arguments first.
+        return self._encode_plus(
+            text,
+            padding_strategy=PaddingStrategy.MAX_LENGTH,
+            truncation_strategy=TruncationStrategy.LONGEST_FIRST,
+            max_length=self.model_max_length,
+            **kwargs,
+        )
 
     def _get_padding_truncation_strategies(self, padding=False, truncation=None, max_length=None, **kwargs):
         if padding is True and self._has_max_length:
@@ -268,6 +278,7 @@ class OpenClipTokenizer(TokenizersBackend):
             data = {key: values[0] for key, values in data.items()}
         elif return_tensors == TensorType.PYTORCH and pads:
             data = {key: torch.from_numpy(array) for key, array in data.items()}
+            return_tensors = None
         return BatchEncoding(data, encodings, tensor_type=return_tensors)
 
     def _strip_sep_token(self, data: dict):
