@@ -11,6 +11,9 @@ from ..configuration.configuration_common import height_and_width
 from .errors import ConversionError
 
 
+# Largest accepted difference in fp32, relative to the largest value of the reference.
+BOUND = 2e-5
+
 Outputs = dict[str, torch.Tensor]
 # `pixel_values` and `input_ids` of the same number of images and texts.
 Inputs = tuple[torch.Tensor, torch.Tensor]
@@ -97,11 +100,14 @@ def is_comparable(outputs: Outputs) -> bool:
     return outputs["image features"].ndim == outputs["text features"].ndim == 2
 
 
-def relative_difference(ours: torch.Tensor, reference: torch.Tensor) -> float:
-    """max|ours - reference| / max|reference|; infinite where the shapes differ."""
+def relative_difference(ours: torch.Tensor, reference: torch.Tensor, smallest: float = 0.0) -> float:
+    """max|ours - reference| / max|reference|; infinite where the shapes differ, or values are not finite.
+
+    `smallest` is taken where all of the reference is smaller.
+    """
     if ours.shape != reference.shape:
         return float("inf")
     if ours.numel() == 0:
         return 0.0
     difference, largest = (ours.float() - reference.float()).abs().max(), reference.float().abs().max()
-    return (difference / largest).item() if difference else 0.0
+    return (difference / largest.clamp(min=smallest)).nan_to_num(float("inf")).item() if difference else 0.0

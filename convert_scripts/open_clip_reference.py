@@ -15,7 +15,9 @@ import torch
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.initialization import no_init_weights
 
+from ..modeling.modeling_timm_factory import reparameterize
 from .conversion_plan import ConversionPlan
+from .conversion_timm_vision import is_fused
 from .errors import ConversionError
 
 
@@ -65,6 +67,11 @@ def build_open_clip_model(model_cfg: Mapping[str, Any], config: PreTrainedConfig
             return model_class(**kwargs).eval()
 
 
+def text_prefix(model: torch.nn.Module) -> str:
+    """Where open_clip's model keeps its text tower: at top level in its `CLIP`, else under `text`."""
+    return "text." if hasattr(model, "text") else ""
+
+
 @contextmanager
 def _hf_config_folder(config: PreTrainedConfig | None) -> Iterator[str | None]:
     """A temporary folder with the `config.json` of a Hugging Face text tower; `None` where it is not known."""
@@ -97,7 +104,13 @@ def load_open_clip_model(
     state_dict = {
         key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in plan.source_tensors.items()
     }
+    config = plan.model.config.vision_config
+    if getattr(config, "reparameterized", False) and is_fused(state_dict):
+        reparameterize(model.visual.trunk)
     _load_state_dict(model, state_dict)
+    if getattr(config, "reparameterized", False) and dtype != torch.float32:
+        # What is rounded are the fused weights.
+        reparameterize(model.visual.trunk)
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
             tensor.copy_(tensor.to(dtype))
