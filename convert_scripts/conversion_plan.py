@@ -9,6 +9,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from ..modeling.modeling_coca import CoCaForConditionalGeneration
 from ..modeling.modeling_open_clip import OpenClipModel, OpenClipSiglipModel
+from .conversion_towers import VISION_CONVERSIONS
 from .errors import ConversionError, listing
 from .fit_tensors import fit_tensors
 from .foreign_layouts import find_layout
@@ -75,11 +76,12 @@ def plan_conversion(config: PreTrainedConfig, tensors: Mapping[str, torch.Tensor
     Raises:
         ConversionError: keys without a place, parameters without a key, or wrong shapes; all of them are listed.
     """
-    with torch.device("meta"):
-        model = MODEL_CLASSES[config.model_type](config)
     layout = find_layout(tensors.keys())
     if layout is not None:
         tensors = layout.to_open_clip(tensors, config)
+    VISION_CONVERSIONS[config.vision_config.model_type].adapt(config.vision_config, tensors.keys())
+    with torch.device("meta"):
+        model = MODEL_CLASSES[config.model_type](config)
     text_prefix = "text." if any(key.startswith("text.") for key in tensors) else ""
     dropped = {key: DROPPED[key] for key in tensors if key in DROPPED}
     source_tensors = {key: tensor for key, tensor in tensors.items() if key not in dropped}

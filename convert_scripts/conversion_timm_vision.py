@@ -6,7 +6,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from ..configuration.configuration_common import height_and_width
 from ..configuration.configuration_timm_vision import TimmVisionConfig
-from ..modeling.modeling_timm_factory import TimmArchitecture, describe_architecture, resize_to_input
+from ..modeling.modeling_timm_factory import TimmArchitecture, describe_architecture, fuse_tensors, resize_to_input
 from .config_table import Cfg, ConfigTable
 from .errors import ConversionError
 from .open_clip_cfg import TOKENS_RETURNED, VISION_DEFAULTS
@@ -78,19 +78,41 @@ _CONFIG = ConfigTable(
 _TIMM: Table = (Rename("trunk.{rest}", "timm_model.{rest}"), Rename("head.{rest}", "head.{rest}"))
 
 
+def is_fused(keys: Collection[str]) -> bool:
+    """Whether the branches of a checkpoint were fused for inference."""
+    return any(".reparam_conv." in key for key in keys)
+
+
+def set_reparameterized(config: PreTrainedConfig):
+    """Asks for the fused form of the image tower of a dual model. Raises `ConversionError` where it is not timm's."""
+    if config.vision_config.model_type != TimmVisionConfig.model_type:
+        raise ConversionError(
+            "reparameterize fuses the branches of image towers of timm, such as MobileCLIP's; this image tower is a "
+            f"{config.vision_config.model_type}, which has none. Leave it out."
+        )
+    config.vision_config.reparameterized = True
+
+
 def _adapt(config: PreTrainedConfig, keys: Collection[str]):
-    """A checkpoint whose branches were fused for inference is converted in that form."""
-    config.reparameterized = any(".reparam_conv." in key for key in keys)
+    config.reparameterized = config.reparameterized or is_fused(keys)
 
 
 def _fit(tensors: Tensors, changes: Changes, prefix: str, config: PreTrainedConfig):
-    if config.input_size is None:
-        return
     trunk = f"{prefix}trunk."
     own = {key.removeprefix(trunk): tensor for key, tensor in tensors.items() if key.startswith(trunk)}
-    for name, tensor in resize_to_input(config, own).items():
-        tensors[trunk + name] = tensor
-        changes[trunk + name] = f"resized from {tuple(own[name].shape)} to {tuple(tensor.shape)}"
+    if config.input_size is not None:
+        for name, tensor in resize_to_input(config, own).items():
+            changes[trunk + name] = f"resized from {tuple(own[name].shape)} to {tuple(tensor.shape)}"
+            own[name] = tensors[trunk + name] = tensor
+    if config.reparameterized and not is_fused(tensors):
+        try:
+            fused = fuse_tensors(config, own)
+        except ValueError as error:
+            raise ConversionError(str(error)) from error
+        for name in own.keys() - fused.keys():
+            del tensors[trunk + name]
+        tensors |= {trunk + name: tensor for name, tensor in fused.items()}
+        changes[f"{trunk}*"] = f"{len(own)} tensors fused to {len(fused)} for inference"
 
 
-TIMM_VISION = TowerConversion(_CONFIG, lambda config: _TIMM, _fit)
+TIMM_VISION = TowerConversion(_CONFIG, lambda config: _TIMM, _fit, adapt=_adapt)

@@ -1,6 +1,6 @@
 """What the conversion of a tower consists of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +17,10 @@ Changes = dict[str, str]
 
 def _leave(tensors: Tensors, changes: Changes, prefix: str, config: PreTrainedConfig):
     """For towers whose tensors open_clip loads as they are."""
+
+
+def _keep(config: PreTrainedConfig, keys: Collection[str]):
+    """For towers whose tensors have one form."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class TowerConversion:
             is asked only where one of our tensors has two forms in open_clip, so that the table can be read backwards.
         fit: what open_clip does to the tower's tensors when it loads them (`load_checkpoint` in `factory.py`): changes
             `tensors` in place, whose keys begin with `prefix`, and says in `changes` what and how.
+        adapt: sets in our configuration which form of the tower a checkpoint holds, from its keys, where it may hold
+            several.
         intermediates: values inside the tower by which a wrong layer is found; they come to no more than a report.
     """
 
@@ -58,6 +64,7 @@ class TowerConversion:
     rename_table: Callable[[PreTrainedConfig], Table]
     fit: Callable[[Tensors, Changes, str, PreTrainedConfig], None] = _leave
     intermediates: tuple[Intermediate, ...] = ()
+    adapt: Callable[[PreTrainedConfig, Collection[str]], None] = _keep
 
     @property
     def model_type(self) -> str:

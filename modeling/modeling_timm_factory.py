@@ -172,9 +172,38 @@ def resize_to_input(config: TimmVisionConfig, tensors: dict[str, torch.Tensor]) 
     return {name: timm_model.state_dict()[name].detach() for name in resized}
 
 
+def fuse_tensors(config: TimmVisionConfig, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """State dict of the reparameterised form of timm's model, in fp32.
+
+    Args:
+        config: its configuration.
+        tensors: state dict of timm's model as it is trained.
+
+    Raises:
+        ValueError: the tensors are not those of the model.
+    """
+    as_trained = copy(config)
+    as_trained.reparameterized = False
+    with torch.device("meta"):
+        timm_model = build_modules(as_trained)["timm_model"]
+    tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    try:
+        timm_model.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"The branches of {config.architecture} cannot be fused: {error}") from error
+    reparameterize(timm_model)
+    return timm_model.state_dict()
+
+
+@torch.no_grad()
 def reparameterize(timm_model: nn.Module):
-    """Fuses the branches of a model in place, such as those of MobileCLIP's image encoders, for inference alone."""
-    import_timm().utils.reparameterize_model(timm_model, inplace=True)
+    """Fuses the branches of a model in place, such as those of MobileCLIP's image encoders, for inference alone.
+
+    Computed in fp32 and cast back: in half precision the sums of branches would lose much.
+    """
+    dtype = next(timm_model.parameters()).dtype
+    import_timm().utils.reparameterize_model(timm_model.float(), inplace=True)
+    timm_model.to(dtype)
 
 
 # What changes its first argument in place, beside the functions whose names end in an underscore.

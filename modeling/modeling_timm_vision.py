@@ -95,7 +95,6 @@ class TimmVisionModel(OpenClipPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module):
         setattr(self.timm_model, self._input_embed_layer, value)
 
-    @torch.no_grad()
     def reparameterize(self):
         """Fuses the branches that some architectures, such as MobileCLIP's, have in training.
 

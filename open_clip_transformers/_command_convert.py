@@ -55,6 +55,12 @@ def convert(
     processor: Annotated[
         bool, typer.Option("--processor/--no-processor", help="Also write the image processor and the tokenizer.")
     ] = True,
+    reparameterize: Annotated[
+        bool,
+        typer.Option(
+            "--reparameterize", help="Fuse the training branches of a MobileCLIP image tower, for inference."
+        ),
+    ] = False,
     traceback: Traceback = False,
 ):
     """Convert an open_clip checkpoint to a folder that transformers loads.
@@ -76,5 +82,6 @@ def convert(
             dtype=None if dtype == Dtype.auto else dtype.value,
             max_shard_size=max_shard_size,
             verify=verify.value,
+            reparameterize=reparameterize,
         )
         typer.echo(str(report))
