@@ -5,16 +5,19 @@ Texts are cleaned in Python, then cut into ids by the tokenizers library.
 
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, BatchEncoding
 from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
-from transformers.utils import PaddingStrategy, TensorType
+from transformers.utils import PaddingStrategy, TensorType, is_protobuf_available, is_sentencepiece_available
 
 from .clip_bpe import BOS_TOKEN, EOS_TOKEN, build_clip_bpe, is_clip_bpe, mark_literal_tokens
+from .language_tokens import get_language, set_language
 from .text_cleaning import get_text_cleaner
 from .token_padding import pad_array, pad_lists
 
@@ -46,6 +49,7 @@ class OpenClipTokenizer(TokenizersBackend):
       mask) the padding is part of the input. `padding="longest"` pads to the longest text of the batch, which leaves
       the features of causal text towers that pool the end-of-text token unchanged.
     - Texts are truncated unless `truncation=False`, and to `model_max_length` even where `max_length` is larger.
+    - With `fixed_length`, any padding is to `model_max_length`.
     - The padding token of CLIP's vocabulary is id 0, which is also the token `"!"` within a word. It is therefore not
       a special token: texts with exclamation marks keep them, and `all_special_ids` does not list it.
     - `decode(..., skip_special_tokens=True)` returns a clean caption: what lies between the begin- and the end-of-text
@@ -61,13 +65,21 @@ class OpenClipTokenizer(TokenizersBackend):
         pad_token: token that fills texts up; by default `"!"` (id 0) with CLIP's vocabulary, none with others.
         strip_sep_token: replace the separator token by id 0 after padding, as CLIPA's models need; its attention mask
             is 0 then, as that of padding. open_clip: the same name.
+        class_token_last: texts are the begin-of-text token, their ids, the end-of-text token, padding, and the class
+            token (`cls_token`) as the last of all, as CLIPS' models need; open_clip: `tokenizer_mode="clips"`.
+        fixed_length: whether texts that are padded always get `model_max_length` tokens, whatever `padding` and
+            `max_length` say, for models whose features depend on how much padding there is. transformers' zero-shot
+            pipeline asks for 64 tokens whenever a model is called siglip.
+        src_lang: language code that goes with texts, for tokenizers that have such codes (NLLB's); by default that of
+            the tokenizer's files. It can be set later, too. open_clip: `language`.
         clean_up_tokenization_spaces: whether captions read "a cat." instead of "a cat ."; only applies where special
             tokens are skipped. By default true with CLIP's vocabulary, whose ids do not tell the two apart, and false
             with others.
         kwargs: further arguments of `PreTrainedTokenizerFast`, such as `padding_side` and the other special tokens.
 
     Raises:
-        ValueError: unknown `clean`, or `strip_sep_token` without a separator token.
+        ValueError: unknown `clean` or `src_lang`, or `strip_sep_token` or `class_token_last` without the tokens that
+            they need.
     """
 
     vocab_files_names = {"tokenizer_file": "tokenizer.json"}
@@ -81,6 +93,9 @@ class OpenClipTokenizer(TokenizersBackend):
         model_max_length: int | None = None,
         pad_token=None,
         strip_sep_token: bool = False,
+        class_token_last: bool = False,
+        fixed_length: bool = False,
+        src_lang: str | None = None,
         clean_up_tokenization_spaces: bool | None = None,
         **kwargs,
     ):
@@ -104,12 +119,19 @@ class OpenClipTokenizer(TokenizersBackend):
         self.strip_sep_token = strip_sep_token
         if strip_sep_token and kwargs.get("sep_token") is None:
             raise ValueError("strip_sep_token=True replaces the separator token, but no sep_token is set.")
+        self.class_token_last = class_token_last
+        missing = [name for name in ("bos_token", "eos_token", "cls_token") if kwargs.get(name) is None]
+        if class_token_last and missing:
+            raise ValueError(f"class_token_last=True puts special tokens around texts, but {missing} are not set.")
+        self.fixed_length = fixed_length
 
         # The base class adds every special token that it is given to the vocabulary, as a token to look for in texts.
         plain_pad_token = self._is_plain_token(pad_token)
         super().__init__(
             clean=self.clean,
             strip_sep_token=strip_sep_token,
+            class_token_last=class_token_last,
+            fixed_length=fixed_length,
             model_max_length=model_max_length,
             clean_up_tokenization_spaces=(
                 self._is_clip_bpe if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
@@ -119,6 +141,13 @@ class OpenClipTokenizer(TokenizersBackend):
         )
         if plain_pad_token:
             self.pad_token = str(pad_token)
+        if class_token_last:
+            self._tokenizer.post_processor = TemplateProcessing(
+                single=[self.bos_token, "$A", self.eos_token],
+                special_tokens=[(self.bos_token, self.bos_token_id), (self.eos_token, self.eos_token_id)],
+            )
+        if src_lang is not None:
+            self.src_lang = src_lang
 
     @classmethod
     def convert_to_native_format(cls, trust_remote_code=False, **kwargs):
@@ -138,6 +167,9 @@ class OpenClipTokenizer(TokenizersBackend):
         context_length: int = 77,
         clean: str = "whitespace",
         strip_sep_token: bool = False,
+        language: str | None = None,
+        tokenizer_mode: str | None = None,
+        fixed_length: bool = False,
         **kwargs,
     ) -> "OpenClipTokenizer":
         """The tokenizer of another transformers checkpoint, used as open_clip's `HFTokenizer` uses it.
@@ -147,12 +179,18 @@ class OpenClipTokenizer(TokenizersBackend):
             context_length: length in tokens to which texts are truncated and padded.
             clean: how texts are cleaned, see the class.
             strip_sep_token: see the class.
+            language: see `src_lang` of the class.
+            tokenizer_mode: `"clips"` for `class_token_last`, see the class; as in open_clip, there is no other.
+            fixed_length: see the class.
             kwargs: arguments for `AutoTokenizer.from_pretrained`.
 
         Raises:
-            ValueError: the tokenizer is not built on the tokenizers library, or has no padding token.
+            ValueError: the tokenizer is not built on the tokenizers library, has no padding token, or lacks what the
+                other arguments ask for.
+            ImportError: the tokenizer is a sentencepiece model, and packages that read it are not installed.
         """
-        source = AutoTokenizer.from_pretrained(folder, **kwargs)
+        _check_sentencepiece(folder)
+        source = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **kwargs)
         if not isinstance(source, TokenizersBackend):
             raise ValueError(
                 f"{folder}: {type(source).__name__} is not built on the tokenizers library, which is needed."
@@ -161,11 +199,15 @@ class OpenClipTokenizer(TokenizersBackend):
             raise ValueError(
                 f"{folder}: the tokenizer has no padding token; set pad_token in its tokenizer_config.json."
             )
+        is_clips = tokenizer_mode == "clips"
         return cls(
             tokenizer_object=source.backend_tokenizer,
             clean=clean,
             model_max_length=context_length,
-            strip_sep_token=strip_sep_token,
+            strip_sep_token=strip_sep_token and not is_clips,
+            class_token_last=is_clips,
+            fixed_length=fixed_length,
+            src_lang=language,
             padding_side=source.padding_side,
             truncation_side=source.truncation_side,
             clean_up_tokenization_spaces=source.clean_up_tokenization_spaces,
@@ -196,12 +238,13 @@ class OpenClipTokenizer(TokenizersBackend):
         )
 
     def _get_padding_truncation_strategies(self, padding=False, truncation=None, max_length=None, **kwargs):
+        if self.fixed_length and self._has_max_length and padding not in (False, PaddingStrategy.DO_NOT_PAD):
+            padding, max_length = "max_length", self.model_max_length
         if padding is True and self._has_max_length:
             padding = "max_length"
         if truncation is None:
             truncation = self._has_max_length or max_length is not None
         if max_length is not None and truncation is not False:
-            # The zero-shot pipeline asks for 64 tokens whenever a model is called siglip.
             max_length = min(max_length, self.model_max_length)
         return super()._get_padding_truncation_strategies(
             padding=padding, truncation=truncation, max_length=max_length, **kwargs
@@ -218,7 +261,12 @@ class OpenClipTokenizer(TokenizersBackend):
         text, text_pair = self._prepare_text(text), self._prepare_text(text_pair)
         texts = [text] if isinstance(text, str) else text
         is_plain = text_pair is None and isinstance(texts, list) and all(isinstance(part, str) for part in texts)
-        if is_plain and not any(kwargs.get(option) for option in _EXTRA_OUTPUTS):
+        is_plain = is_plain and not any(kwargs.get(option) for option in _EXTRA_OUTPUTS)
+        if self.class_token_last and kwargs.get("add_special_tokens", True):
+            if not is_plain:
+                raise ValueError("With class_token_last there are ids and masks of single texts only.")
+            return self._encode_with_class_token(texts, text is not texts, return_tensors, **kwargs)
+        if is_plain:
             return self._encode_texts(texts, text is not texts, return_tensors, **kwargs)
         encoding = super()._encode_plus(text, text_pair, **kwargs)
         self._strip_sep_token(encoding.data)
@@ -281,6 +329,17 @@ class OpenClipTokenizer(TokenizersBackend):
             return_tensors = None
         return BatchEncoding(data, encodings, tensor_type=return_tensors)
 
+    def _encode_with_class_token(
+        self, texts: list[str], is_single: bool, return_tensors, max_length: int | None = None, **kwargs
+    ) -> BatchEncoding:
+        shorter = None if max_length is None else max_length - 1
+        encoding = self._encode_texts(texts, False, None, max_length=shorter, **kwargs)
+        for key, last in (("input_ids", self.cls_token_id), ("attention_mask", 1)):
+            if key in encoding:
+                rows = [[*row, last] for row in encoding[key]]
+                encoding[key] = rows[0] if is_single else rows
+        return encoding.convert_to_tensors(return_tensors, prepend_batch_axis=is_single)
+
     def _strip_sep_token(self, data: dict):
         """Puts id 0, which is not attended to, in place of the separator in `data`, lists or arrays."""
 
@@ -340,6 +399,19 @@ class OpenClipTokenizer(TokenizersBackend):
         tokens = super().all_special_tokens
         return [token for token in tokens if token != pad_token] if self._is_plain_token(pad_token) else tokens
 
+    @property
+    def src_lang(self) -> str | None:
+        """Language code that goes with texts, `None` with tokenizers that have no such codes."""
+        return get_language(self._tokenizer, self.extra_special_tokens)
+
+    @src_lang.setter
+    def src_lang(self, language: str):
+        set_language(self._tokenizer, language, self.extra_special_tokens)
+
+    def set_src_lang_special_tokens(self, src_lang: str):
+        """Sets `src_lang`, by the name that open_clip's `HFTokenizer.set_language` calls."""
+        self.src_lang = src_lang
+
     def _is_plain_token(self, token) -> bool:
         """Whether `token` is an entry of the vocabulary that texts are cut into, not one looked for in them."""
         if token is None or self._tokenizer.token_to_id(str(token)) is None:
@@ -351,6 +423,18 @@ class OpenClipTokenizer(TokenizersBackend):
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         return super()._save_pretrained(save_directory, file_names, **kwargs)
+
+
+def _check_sentencepiece(folder: str | os.PathLike):
+    """Raises ImportError where transformers would: with a tokenizer that only packages not installed can read."""
+    path = Path(folder)
+    if (path / "tokenizer.json").is_file() or not any(path.glob("*.model")):
+        return
+    if not (is_sentencepiece_available() and is_protobuf_available()):
+        raise ImportError(
+            f"{path} holds a sentencepiece model and no tokenizer.json. To read it, install two packages: pip install "
+            "sentencepiece protobuf. Saved by transformers, the tokenizer has a tokenizer.json and needs them no more."
+        )
 
 
 __all__ = ["OpenClipTokenizer"]
