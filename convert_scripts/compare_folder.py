@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from .compare_captions import captions_check, open_clip_captions, our_captions
+from .compare_captions import CaptionIds, captions_check, open_clip_captions, our_captions
 from .compare_intermediates import intermediates_table
 from .compare_models import (
     INFINITE,
@@ -108,7 +108,7 @@ class FolderComparison:
             model = self._open_clip(torch.float32)
             self._run_open_clip(model)(keep)
             if "captions" in self.groups and hasattr(model, "text_decoder"):
-                captions = open_clip_captions(model, self.inputs[0], self.config)
+                captions = open_clip_captions(model, self.inputs[0], CaptionIds.of(self.config, self.converted.config))
         except Exception as error:  # whatever keeps open_clip from running this model
             raise ConversionError(
                 f"There is nothing to compare with: open_clip cannot run this model ({error})"

@@ -26,8 +26,8 @@ from .verification_report import Check
 # rounding, such as those of keys' biases, as a shift of all keys changes no softmax.
 GRADIENT_BOUND = 1e-4
 SMALLEST_GRADIENT = 1e-2
-# In half precision, our error is at most that many times open_clip's; below a quarter of epsilon, which is the error of
-# a number that is only rounded, it is never too large.
+# In half precision, our error is at most that many times open_clip's. Below a quarter of epsilon, about the error of a
+# number that is rounded once, it is never too large.
 RATIO = 2.0
 FLOOR = 0.25
 

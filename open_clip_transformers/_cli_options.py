@@ -1,6 +1,7 @@
 """Options that several commands have."""
 
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,3 +25,24 @@ Device = Annotated[str, typer.Option(help="Such as cpu or cuda:1; auto is this m
 ModelDtype = Annotated[Dtype, typer.Option(help="What to compute in; auto is what the model was saved in.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error was raised.")]
+
+# Where an open_clip checkpoint does not say by itself what it is.
+SOURCE_HELP = (
+    "A folder with open_clip_config.json, a Hub id (org/name or org/name@revision), a weights file, or with "
+    "--pretrained an architecture."
+)
+ModelName = Annotated[
+    str | None, typer.Option(metavar="NAME", help="open_clip's name of the architecture, such as coca_ViT-L-14.")
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="The architecture as a file like open_clip_config.json.")
+]
+PretrainedTag = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TAG",
+        help="open_clip's tag of the weights, as the command models lists them: downloads them for the architecture "
+        "SOURCE, or, with --model, says what the weights in SOURCE are.",
+    ),
+]
+Revision = Annotated[str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of the Hub repository.")]

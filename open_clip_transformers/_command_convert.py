@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ._cli_messages import errors_as_messages, hide_progress_bars_in_logs
-from ._cli_options import Dtype, Traceback
+from ._cli_options import SOURCE_HELP, ConfigFile, Dtype, ModelName, PretrainedTag, Revision, Traceback
 
 
 class Verify(str, Enum):
@@ -18,31 +18,12 @@ class Verify(str, Enum):
 
 
 def convert(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="A folder with open_clip_config.json, a Hub id (org/name or org/name@revision), a weights file, or "
-            "with --pretrained an architecture."
-        ),
-    ],
+    source: Annotated[str, typer.Argument(help=SOURCE_HELP)],
     output: Annotated[Path, typer.Argument(help="The folder to write, new or empty.")],
-    model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="open_clip's name of the architecture, such as coca_ViT-L-14.")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The architecture as a file like open_clip_config.json.")
-    ] = None,
-    pretrained: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TAG",
-            help="open_clip's tag of the weights, as the command models lists them: downloads them for the "
-            "architecture SOURCE, or, with --model, says what the weights in SOURCE are.",
-        ),
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of the Hub repository.")
-    ] = None,
+    model: ModelName = None,
+    config: ConfigFile = None,
+    pretrained: PretrainedTag = None,
+    revision: Revision = None,
     dtype: Annotated[Dtype, typer.Option(help="What to write; auto is the checkpoint's.")] = Dtype.auto,
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest weights file.")] = "5GB",
     verify: Annotated[

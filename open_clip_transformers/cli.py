@@ -18,6 +18,7 @@ from ._command_convert import convert
 from ._command_embed import embed
 from ._command_models import models
 from ._command_to_open_clip import to_open_clip
+from ._command_verify import verify
 
 
 app = typer.Typer(
@@ -46,7 +47,7 @@ def _global_options(
     pass
 
 
-for command in (bundle, convert, caption, classify, embed, models, to_open_clip):
+for command in (bundle, convert, caption, classify, embed, models, to_open_clip, verify):
     app.command()(command)
 
 

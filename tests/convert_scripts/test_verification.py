@@ -102,7 +102,7 @@ def test_verify_finds_settings_that_no_shape_gives_away(tmp_path, changes, outpu
 def test_verify_does_not_take_nan_for_agreement(converted, monkeypatch):
     monkeypatch.setattr(verification, "our_outputs", lambda *args: {"logits": torch.full((2, 2), float("nan"))})
     monkeypatch.setattr(verification, "open_clip_outputs", lambda *args: {"logits": torch.ones(2, 2)})
-    with pytest.raises(ConversionError, match="logits: nan"):
+    with pytest.raises(ConversionError, match="logits: inf"):
         verify_conversion(*converted, MODEL_CFG, "full")
 
 
