@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .architectures import QUICK_GELU_SUFFIX
 from .errors import ConversionError
+from .infer_openai_architecture import OPENAI_KEYS, is_openai
 from .sources import Source
 from .weights import Checkpoint
 
@@ -15,8 +16,6 @@ QUICK_GELU_NAMES = re.compile(r"openai|dfn(?!dr)|metaclip|quick_?gelu", re.IGNOR
 GELU_NAMES = re.compile(r"39b|altogether", re.IGNORECASE)
 # and these models, all of whose tags were.
 GELU_MODELS = {"ViT-H-14-worldwide-378", "ViT-bigG-14-worldwide", "ViT-bigG-14-worldwide-378"}
-# Only OpenAI's archives, whose models all use QuickGELU, hold these.
-OPENAI_KEYS = {"input_resolution", "context_length", "vocab_size"}
 
 
 def check_activation(source: Source, checkpoint: Checkpoint):
@@ -34,7 +33,7 @@ def check_activation(source: Source, checkpoint: Checkpoint):
         normalized = name.replace("-", "_")
         if QUICK_GELU_NAMES.search(normalized) and not GELU_NAMES.search(normalized):
             reason = f"the name {name!r} says so"
-    if checkpoint.tensors.keys() >= OPENAI_KEYS:
+    if is_openai(checkpoint.tensors.keys()):
         reason = f"it has the keys of OpenAI's archives, {', '.join(sorted(OPENAI_KEYS))}"
     if reason is not None:
         raise ConversionError(

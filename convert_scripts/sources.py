@@ -17,8 +17,9 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 
 from .architectures import get_architecture
 from .errors import ConversionError, listing
+from .infer_openai_architecture import infer_openai_architecture, is_openai
 from .pretrained import PretrainedTag, get_pretrained, list_pretrained
-from .weights import WEIGHTS_SUFFIXES
+from .weights import INDEX_SUFFIX, WEIGHTS_SUFFIXES, read_checkpoint
 
 
 CONFIG_FILE = "open_clip_config.json"
@@ -98,19 +99,21 @@ def open_source(
             f"{name} has its own {CONFIG_FILE}: leave out model_name and config, or give the weights file instead of "
             "the folder."
         )
-    if given is None and not own_config.is_file():
-        raise ConversionError(
-            f"The architecture of {name} is not known: there is no {CONFIG_FILE} beside the weights. Say which it is "
-            'with model_name, such as "ViT-B-32" or "coca_ViT-L-14", or with config.'
-        )
-    own = _read_config(own_config) if given is None else given
+    weights, notes = find_weights(path) if path.is_dir() else path, ()
+    if given is not None:
+        own = given
+    elif own_config.is_file():
+        own = _read_config(own_config)
+    else:
+        own, notes = _inferred_config(name, weights), ("architecture from the shapes of OpenAI's tensors",)
     return Source(
         name=name,
-        weights=find_weights(path) if path.is_dir() else path,
+        weights=weights,
         model_cfg=own["model_cfg"],
         preprocess_cfg=own["preprocess_cfg"],
         tokenizer_folder=folder,
         model_name=model_name,
+        notes=notes,
     )
 
 
@@ -190,6 +193,17 @@ def _given_config(model_name: str | None, config) -> dict[str, Any] | None:
     return given
 
 
+def _inferred_config(name: str, weights: Path) -> dict[str, Any]:
+    """The architecture of OpenAI's archives, the only ones whose tensors say all of it."""
+    tensors = read_checkpoint(weights).tensors
+    if not is_openai(tensors.keys()):
+        raise ConversionError(
+            f"The architecture of {name} is not known: there is no {CONFIG_FILE} beside the weights. Say which it is "
+            'with model_name, such as "ViT-B-32" or "coca_ViT-L-14", or with config.'
+        )
+    return {"model_cfg": infer_openai_architecture(tensors), "preprocess_cfg": {}}
+
+
 def _read_config(config: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any]:
     content = config if isinstance(config, Mapping) else _read_json(Path(config))
     model_cfg = content.get("model_cfg", content)
@@ -219,9 +233,15 @@ def find_weights(folder: Path) -> Path:
         ConversionError: there is none, or several and none of open_clip's usual names.
     """
     found = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS_SUFFIXES and path.is_file())
-    preferred = [folder / name for name in WEIGHTS_FILES if folder / name in found]
+    names = (*WEIGHTS_FILES, *(name + INDEX_SUFFIX for name in WEIGHTS_FILES))
+    preferred = [folder / name for name in names if (folder / name).is_file()]
     if preferred:
         return preferred[0]
+    if list(folder.glob("*.distcp")):
+        raise ConversionError(
+            f"{folder} is a distributed checkpoint, whose index is a pickle. Where you trust it, make it one file "
+            f"with `python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} FILE`, and convert that."
+        )
     if len(found) == 1:
         return found[0]
     if found:
