@@ -2,9 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from .conversion_plan import plan_conversion
 from .conversion_timm_vision import set_reparameterized
 from .errors import ConversionError
 from .foreign_layouts import find_layout
-from .processors import build_processor, load_tokenizer, token_ids_of
+from .output_forms import check_form, output_form, processor_parts
+from .prepared import Prepared
+from .processors import build_image_processor, load_tokenizer, token_ids_of
 from .report import ConversionReport
-from .sources import open_source
-from .verification import MODES, verify_conversion
+from .sources import Source, open_source
+from .verification import MODES, reference_outputs
 from .weights import read_checkpoint
 from .write import check_output, new_folder, output_dtype, write_model
 
@@ -37,6 +40,8 @@ def convert_open_clip_checkpoint(
     max_shard_size: int | str = "5GB",
     verify: str = "auto",
     reparameterize: bool = False,
+    target: str = "ours",
+    tower: str | None = None,
 ) -> ConversionReport:
     """Converts an open_clip checkpoint.
 
@@ -64,6 +69,9 @@ def convert_open_clip_checkpoint(
             `"structure"` compares the tensors alone; `"none"` compares nothing.
         reparameterize: fuse the branches that timm's image towers such as MobileCLIP's have in training. The converted
             model gives the same outputs in less time, and is for inference alone.
+        target: `"ours"`, or `"native"` for transformers' own `CLIPModel`, `SiglipModel` or `MetaClip2Model` where the
+            architecture is the same, for libraries that know these alone.
+        tower: `"vision"` or `"text"` for that tower alone, with its projection, and its part of the processor.
 
     Returns:
         A report of what was read, decided, written and verified.
@@ -76,12 +84,44 @@ def convert_open_clip_checkpoint(
     """
     if verify not in MODES:
         raise ConversionError(f"verify must be one of {', '.join(MODES)}, got {verify!r}.")
+    check_form(target, tower)
     output = Path(output_dir).expanduser()
     check_output(output)
     opened = open_source(source, model_name, config, pretrained, revision)
+    needed = processor_parts(tower) if with_processor else ()
+    prepared = _prepare(opened, needed, reparameterize)
+    form = output_form(prepared.plan, target, tower)
+    dtype = output_dtype(prepared.plan, dtype)
+    notes = prepared.notes + form.notes + (form.processor_notes if with_processor else ())
+
+    # Hashing waits for the disk, and what it reads is then in memory for the conversion.
+    with ThreadPoolExecutor(1) as hashing, new_folder(output) as folder:
+        sha256 = hashing.submit(file_sha256, prepared.weights)
+        write_model(folder, form.plan, dtype, max_shard_size)
+        if with_processor:
+            form.save_processor(prepared.image_processor, prepared.tokenizer, folder)
+        verification = form.verify(folder, prepared.reference, verify)
+    return ConversionReport(
+        source=prepared.name,
+        weights_file=prepared.weights,
+        sha256=sha256.result(),
+        output_dir=output,
+        model_type=form.plan.model.config.model_type,
+        architecture=type(form.plan.model).__name__,
+        dtype=str(dtype).removeprefix("torch."),
+        num_tensors=len(form.plan.shapes),
+        num_parameters=form.plan.model.num_parameters(),
+        verification=verification,
+        dropped=prepared.plan.dropped,
+        changed=prepared.plan.changed,
+        notes=notes,
+    )
+
+
+def _prepare(opened: Source, processor_parts: Collection[str], reparameterize: bool) -> Prepared:
     checkpoint = read_checkpoint(opened.weights)
     check_activation(opened, checkpoint)
-    tokenizer = load_tokenizer(opened, required=with_processor)
+    tokenizer = load_tokenizer(opened, required="tokenizer" in processor_parts)
     model_config = build_config(opened.model_cfg, None if tokenizer is None else token_ids_of(tokenizer))
     if reparameterize:
         set_reparameterized(model_config)
@@ -92,32 +132,13 @@ def convert_open_clip_checkpoint(
         opened = replace(opened, preprocess_cfg={**layout.preprocess_cfg, **opened.preprocess_cfg})
     if model_config.model_type == "open_clip_coca" and model_config.bos_token_id is None:
         notes.append("the tokenizer is not known: set bos_token_id and eos_token_id in generation_config.json")
-    plan = plan_conversion(model_config, checkpoint.tensors)
-    dtype = output_dtype(plan, dtype)
-    processor = None
-    if with_processor and tokenizer is not None:
-        processor = build_processor(opened, model_config, tokenizer)
-
-    # Hashing waits for the disk, and what it reads is then in memory for the conversion.
-    with ThreadPoolExecutor(1) as hashing, new_folder(output) as folder:
-        sha256 = hashing.submit(file_sha256, opened.weights)
-        write_model(folder, plan, dtype, max_shard_size)
-        if processor is not None:
-            processor.save_pretrained(folder)
-        verification = verify_conversion(folder, plan, opened.model_cfg, verify)
-    return ConversionReport(
-        source=opened.name,
-        weights_file=opened.weights,
-        sha256=sha256.result(),
-        output_dir=output,
-        model_type=model_config.model_type,
-        architecture=type(plan.model).__name__,
-        dtype=str(dtype).removeprefix("torch."),
-        num_tensors=len(plan.shapes),
-        num_parameters=plan.model.num_parameters(),
-        verification=verification,
-        dropped=plan.dropped,
-        changed=plan.changed,
+    return Prepared(
+        name=opened.name,
+        weights=opened.weights,
+        plan=plan_conversion(model_config, checkpoint.tensors),
+        image_processor=build_image_processor(opened, model_config) if "image_processor" in processor_parts else None,
+        tokenizer=tokenizer,
+        reference=partial(reference_outputs, opened.model_cfg),
         notes=tuple(notes),
     )
 

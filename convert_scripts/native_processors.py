@@ -38,7 +38,7 @@ CLEANING = {
         *_SINGLE_SPACES,
     ),
 }
-NOTES = (
+PROCESSOR_NOTES = (
     "images: transformers resizes after the conversion to RGB, and its centre crop lies up to one pixel beside "
     "open_clip's",
     "texts: transformers does not repair mis-decoded characters and HTML entities as open_clip does",
@@ -108,8 +108,8 @@ def save_tokenizer(tokenizer: OpenClipTokenizer, target: NativeTarget, folder: P
         return
     if len(tokenizer) != CLIP_VOCAB_SIZE or tokenizer.clean != "lower":
         raise ConversionError(
-            f"The tokenizer has {len(tokenizer)} tokens and clean={tokenizer.clean!r}: transformers' CLIPTokenizer has "
-            f"{CLIP_VOCAB_SIZE} and makes texts lower case. Convert with with_processor=False."
+            f"The tokenizer has {len(tokenizer)} tokens and clean={tokenizer.clean!r}; transformers' CLIPTokenizer "
+            f"has {CLIP_VOCAB_SIZE} and makes texts lower case. Convert with with_processor=False."
         )
     _save_clip_tokenizer(tokenizer, target, folder)
 

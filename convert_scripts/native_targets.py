@@ -92,7 +92,6 @@ def _native_model(target: NativeTarget, config: PreTrainedConfig, tower: str | N
 def native_config(target: NativeTarget, config: PreTrainedConfig, tower: str | None = None) -> PreTrainedConfig:
     """transformers' configuration of the model, or of one of its towers, that our `config` describes."""
     fields = {name: part.config_table.invert(part_config) for name, part, part_config in _parts(target, config, tower)}
-    whole = target.config_class(
-        vision_config=fields.get("vision_config.", {}), text_config=fields.get("text_config.", {}), **fields.get("", {})
-    )
+    vision, text = fields.get("vision_config.", {}), fields.get("text_config.", {})
+    whole = target.config_class(vision_config=vision, text_config=text, **fields.get("", {}))
     return getattr(whole, f"{tower}_config") if tower else whole

@@ -166,12 +166,15 @@ def token_ids_of(tokenizer: OpenClipTokenizer) -> TokenIds:
     return TokenIds(bos=start, eos=end, pad=tokenizer.pad_token_id)
 
 
-def build_processor(source: Source, config: PreTrainedConfig, tokenizer: OpenClipTokenizer) -> ProcessorMixin:
-    """The processor of a converted checkpoint.
+def build_image_processor(source: Source, config: PreTrainedConfig) -> OpenClipImageProcessorPil:
+    """The image processor of a converted checkpoint.
 
     Raises:
         ConversionError: image settings that open_clip has no meaning for.
     """
-    image_processor = OpenClipImageProcessorPil(**image_processor_settings(source.preprocess_cfg, config))
-    processor_class = CoCaProcessor if "multimodal_config" in config.sub_configs else OpenClipProcessor
-    return processor_class(image_processor=image_processor, tokenizer=tokenizer)
+    return OpenClipImageProcessorPil(**image_processor_settings(source.preprocess_cfg, config))
+
+
+def processor_class(config: PreTrainedConfig) -> type[ProcessorMixin]:
+    """Class of the processor of a model."""
+    return CoCaProcessor if "multimodal_config" in config.sub_configs else OpenClipProcessor

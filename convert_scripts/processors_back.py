@@ -75,8 +75,8 @@ def tokenizer_cfg_of(tokenizer: OpenClipTokenizer, hf_tokenizer_name: str) -> di
         return {"hf_tokenizer_name": hf_tokenizer_name, **({"tokenizer_kwargs": changed} if changed else {})}
     if len(tokenizer) != CLIP_VOCAB_SIZE:
         raise ConversionError(
-            f"The tokenizer has CLIP's vocabulary and {len(tokenizer) - CLIP_VOCAB_SIZE} more tokens, which no file of "
-            "open_clip can hold: convert with with_processor=False, and give open_clip the tokenizer in code."
+            f"The tokenizer has CLIP's vocabulary and {len(tokenizer) - CLIP_VOCAB_SIZE} more tokens, which no file "
+            "of open_clip can hold: convert with with_processor=False, and give open_clip the tokenizer in code."
         )
     return {} if tokenizer.clean == "lower" else {"tokenizer_kwargs": {"clean": tokenizer.clean}}
 

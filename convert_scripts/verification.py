@@ -1,8 +1,9 @@
 """Proof that a conversion is right: tensor by tensor, and by its outputs where open_clip is installed."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +28,9 @@ from .write_safetensors import same_bytes
 
 
 MODES = ("auto", "full", "structure", "none")
+# From a plan, the dtype that its tensors are rounded to, and whether outputs are required, to the outputs of the
+# reference and its name; or `None`, and why there are none.
+Reference = Callable[[ConversionPlan, torch.dtype, bool], tuple[Outputs | None, str]]
 
 
 @dataclass(frozen=True)
@@ -62,15 +66,20 @@ def verify_conversion(folder: Path, plan: ConversionPlan, model_cfg: Mapping[str
     Raises:
         ConversionError: the folder is not what it should be, or `"full"` and open_clip cannot run the model.
     """
+    return verify_against(folder, plan, partial(reference_outputs, model_cfg), mode)
+
+
+def verify_against(folder: Path, plan: ConversionPlan, reference: Reference, mode: str) -> Verification:
+    """Verifies a converted folder as `verify_conversion` does, against any reference."""
     if mode == "none":
         return Verification("none", "not asked for")
     dtype = check_tensors(folder, plan)
     if mode == "structure":
         return Verification("structure", "every tensor equals the checkpoint's")
-    reference, detail = reference_outputs(model_cfg, plan, dtype, required=mode == "full")
-    if reference is None:
+    outputs, detail = reference(plan, dtype, mode == "full")
+    if outputs is None:
         return Verification("structure", f"every tensor equals the checkpoint's; {detail}")
-    return compare_with(reference, detail, _our_outputs(folder, plan))
+    return compare_with(outputs, detail, _our_outputs(folder, plan))
 
 
 def reference_outputs(

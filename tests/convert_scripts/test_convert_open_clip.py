@@ -235,7 +235,7 @@ def test_convert_leaves_nothing_behind_when_it_is_interrupted(tmp_path, monkeypa
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("open_clip_transformers.convert_scripts.convert_open_clip.verify_conversion", interrupt)
+    monkeypatch.setattr("open_clip_transformers.convert_scripts.output_forms.verify_against", interrupt)
     with pytest.raises(KeyboardInterrupt):
         convert(coca, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["coca"]
