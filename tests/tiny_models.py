@@ -13,8 +13,9 @@ from tiny_configs import (
 )
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from open_clip_transformers.configuration.configuration_open_clip import OpenClipSiglipConfig
+from open_clip_transformers.configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
 from open_clip_transformers.configuration.configuration_siglip_vit import SiglipVitConfig
+from open_clip_transformers.configuration.configuration_timm_vision import TimmVisionConfig
 from open_clip_transformers.convert_scripts.config_mapping import TokenIds, build_config
 from open_clip_transformers.modeling.modeling_coca import (
     CoCaForConditionalGeneration,
@@ -31,6 +32,7 @@ from open_clip_transformers.modeling.modeling_open_clip import (
 )
 from open_clip_transformers.modeling.modeling_siglip_vit import SiglipVitModel
 from open_clip_transformers.modeling.modeling_text import OpenClipTextModel
+from open_clip_transformers.modeling.modeling_timm_vision import TimmVisionModel
 from open_clip_transformers.modeling.modeling_vit import OpenClipVitModel
 
 
@@ -83,15 +85,37 @@ def tiny_siglip_vit_dual_config() -> OpenClipSiglipConfig:
     return OpenClipSiglipConfig(vision_config=vision_config, text_config=text_config, projection_dim=28)
 
 
+def tiny_timm_config() -> TimmVisionConfig:
+    """A tower of timm whose rotary positions no checkpoint holds."""
+    model_args = {"img_size": 24, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2}
+    return TimmVisionConfig(
+        architecture="eva02_base_patch16_clip_224",
+        model_args=model_args,
+        hidden_size=24,
+        image_size=24,
+        projection_dim=28,
+        pool_type="token",
+        proj_type=None,
+    )
+
+
+def tiny_timm_dual_config() -> OpenClipConfig:
+    """A CLIP with a tower of timm."""
+    text_config = tiny_config(CLIP).text_config
+    return OpenClipConfig(vision_config=tiny_timm_config(), text_config=text_config, projection_dim=28)
+
+
 # Name -> class and a function that makes its configuration.
 MODELS = {
     "vit": (OpenClipVitModel, lambda: tiny_config(CLIP).vision_config),
     "siglip_vit": (SiglipVitModel, tiny_siglip_vit_config),
     "resnet": (ModifiedResNetModel, lambda: tiny_config(RESNET).vision_config),
+    "timm_vision": (TimmVisionModel, tiny_timm_config),
     "text": (OpenClipTextModel, lambda: tiny_config(CLIP).text_config),
     "text_with_class_token": (OpenClipTextModel, lambda: tiny_config(COCA).text_config),
     "clip": (OpenClipModel, lambda: tiny_config(CLIP)),
     "clip_resnet": (OpenClipModel, lambda: tiny_config(RESNET)),
+    "clip_timm_vision": (OpenClipModel, tiny_timm_dual_config),
     "siglip": (OpenClipSiglipModel, lambda: tiny_config(SIGLIP)),
     "siglip_with_siglip_vit": (OpenClipSiglipModel, tiny_siglip_vit_dual_config),
     "coca": (CoCaModel, lambda: tiny_config(COCA)),

@@ -45,6 +45,8 @@ def test_random_parameters_follow_the_seed(name):
     is_constant = ("bias", "norm", "layer_scale", "logit_scale", "logit_bias", "head_scale")
     sin_cos = "sin_cos" in getattr(getattr(first.config, "vision_config", first.config), "position_embedding_type", "")
     for key in first.state_dict():
+        if "timm_model." in key:  # initialised by timm, which has its own choice of constants
+            continue
         fixed = any(part in key for part in is_constant) or (sin_cos and key.endswith("s.position_embedding"))
         assert (key in constant) == fixed, key
 
