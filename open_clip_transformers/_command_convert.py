@@ -17,6 +17,17 @@ class Verify(str, Enum):
     none = "none"
 
 
+class Target(str, Enum):
+    ours = "ours"
+    native = "native"
+
+
+class Tower(str, Enum):
+    both = "both"
+    vision = "vision"
+    text = "text"
+
+
 def convert(
     source: Annotated[str, typer.Argument(help=SOURCE_HELP)],
     output: Annotated[Path, typer.Argument(help="The folder to write, new or empty.")],
@@ -42,6 +53,14 @@ def convert(
             "--reparameterize", help="Fuse the training branches of a MobileCLIP image tower, for inference."
         ),
     ] = False,
+    target: Annotated[
+        Target,
+        typer.Option(
+            help="native writes transformers' own CLIPModel, SiglipModel or MetaClip2Model, where the architecture is "
+            "the same, for libraries that know these alone."
+        ),
+    ] = Target.ours,
+    tower: Annotated[Tower, typer.Option(help="Write one tower alone, with its projection.")] = Tower.both,
     traceback: Traceback = False,
 ):
     """Convert an open_clip checkpoint to a folder that transformers loads.
@@ -64,5 +83,7 @@ def convert(
             max_shard_size=max_shard_size,
             verify=verify.value,
             reparameterize=reparameterize,
+            target=target.value,
+            tower=None if tower == Tower.both else tower.value,
         )
         typer.echo(str(report))
