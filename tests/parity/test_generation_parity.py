@@ -33,6 +33,8 @@ def load_model():
         if folder not in models:
             expected = json.loads((folder / "expected.json").read_text())
             model_cfg = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+            if "hf_model_name" in model_cfg["text_cfg"]:
+                model_cfg["text_cfg"]["hf_model_name"] = str(folder / model_cfg["text_cfg"]["hf_model_name"])
             ids = TokenIds(bos=expected["sot_token_id"], eos=expected["eos_token_id"], pad=expected["pad_token_id"])
             config = build_config(model_cfg, ids)
             tensors = load_file(folder / "open_clip_model.safetensors")

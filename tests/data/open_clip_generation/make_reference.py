@@ -22,6 +22,9 @@ from safetensors.torch import save_file
 
 FOLDER = Path(__file__).parent
 SMALLEST_GAP = 1e-3
+# Within a model's folder, and in its `hf_model_name` instead of the path from the root, which open_clip needs.
+ENCODER_FOLDER = "encoder"
+POSITIONS = ("text.positional", "text.transformer.embeddings.position")
 
 GREEDY = {"generation_type": "top_k", "top_k": 1}
 # name of the call -> (arguments of `CoCa.generate`, length of the prompts or None)
@@ -77,6 +80,7 @@ class Recipe:
     eos_scale: float  # how much more than others the logits of the end and of the padding vary: how often they win
     pad_scale: float
     image_seeds: list[int]  # of captions without near-ties, some of which end early
+    encoder: dict | None = None  # `config.json` of a Hugging Face text tower
 
 
 MODELS = {
@@ -171,6 +175,47 @@ MODELS = {
         pad_scale=2.5,
         image_seeds=[1, 6, 7, 8, 10, 16],
     ),
+    "roberta_text": Recipe(
+        {
+            "embed_dim": 18,
+            "vision_cfg": {
+                "width": 20,
+                "head_width": 5,
+                "layers": 2,
+                "image_size": 24,
+                "patch_size": 8,
+                "output_tokens": True,
+            },
+            "text_cfg": {
+                "context_length": 33,
+                "vocab_size": 113,
+                "hf_model_name": ENCODER_FOLDER,
+                "hf_model_pretrained": False,
+                "hf_proj_type": "linear",
+                "output_tokens": True,
+            },
+            "multimodal_cfg": {"context_length": 32, "width": 20, "heads": 4, "layers": 1},
+            "custom_text": True,
+        },
+        sot_token_id=0,
+        eos_token_id=2,
+        pad_token_id=1,
+        seed=13,
+        eos_scale=1.8,
+        pad_scale=2.0,
+        image_seeds=[1, 4, 9, 11, 14, 18],
+        encoder={
+            "model_type": "roberta",
+            "vocab_size": 115,
+            "hidden_size": 20,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 5,
+            "intermediate_size": 30,
+            "max_position_embeddings": 40,
+            "type_vocab_size": 1,
+            "layer_norm_eps": 1e-5,
+        },
+    ),
 }
 
 
@@ -179,6 +224,8 @@ def make_model(name: str) -> open_clip.coca_model.CoCa:
     recipe = MODELS[name]
     kwargs = copy.deepcopy(recipe.model_cfg)
     del kwargs["custom_text"]
+    if recipe.encoder is not None:
+        kwargs["text_cfg"]["hf_model_name"] = str(FOLDER / name / ENCODER_FOLDER)
     model = open_clip.coca_model.CoCa(**kwargs).eval()
     generator = torch.Generator().manual_seed(recipe.seed)
     with torch.no_grad():
@@ -186,9 +233,9 @@ def make_model(name: str) -> open_clip.coca_model.CoCa:
             noise = torch.randn(parameter.shape, generator=generator)
             is_scale = parameter.ndim == 1 and (key.endswith(".weight") or key.endswith(".gamma"))
             if is_scale:
-                parameter.copy_(1 + 0.3 * noise)
+                parameter.copy_((8 if "LayerNorm" in key else 1) * (1 + 0.3 * noise))
             elif "embedding" in key or key.endswith("cls_emb"):
-                parameter.copy_(2 * noise if key.startswith("text.positional") else noise)
+                parameter.copy_(2 * noise if key.startswith(POSITIONS) else noise)
             elif "cross_attn" in key or "attn_pool" in key:
                 parameter.copy_(0.6 * noise)
             elif key != "logit_scale":
@@ -276,6 +323,9 @@ def write_model(name: str) -> None:
     folder = FOLDER / name
     folder.mkdir(exist_ok=True)
     recipe = MODELS[name]
+    if recipe.encoder is not None:
+        (folder / ENCODER_FOLDER).mkdir(exist_ok=True)
+        (folder / ENCODER_FOLDER / "config.json").write_text(json.dumps(recipe.encoder, indent=2) + "\n")
     model, images = make_model(name), make_images(name)
     save_file(
         {key: value.contiguous() for key, value in model.state_dict().items()}, folder / "open_clip_model.safetensors"
