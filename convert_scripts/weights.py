@@ -68,6 +68,7 @@ def read_checkpoint(path: Path, *, ema: bool = False) -> Checkpoint:
         run_name = content.get("name") if isinstance(content.get("name"), str) else None
         others = [key for key in EMA_ENTRIES if not ema and key in content]
         notes = tuple(f"{key} holds averaged weights, which were left: ema=True takes them" for key in others)
+        notes += (f"averaged weights, from {entry}",) if ema else ()
         content = content[entry]
     if not isinstance(content, dict) or not content or not all(isinstance(key, str) for key in content):
         kind = f"a {type(content).__name__}" if not isinstance(content, dict) else f"keys {list(content)[:10]}"

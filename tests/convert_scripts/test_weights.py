@@ -91,7 +91,7 @@ def test_read_checkpoint_takes_averaged_weights_on_demand(tmp_path, entry):
     assert checkpoint.notes == (f"{entry} holds averaged weights, which were left: ema=True takes them",)
     averaged = read_checkpoint(tmp_path / "epoch_3.pt", ema=True)
     assert all(torch.equal(averaged.tensors[key], AVERAGED[key]) for key in TENSORS)
-    assert not averaged.notes
+    assert averaged.notes == (f"averaged weights, from {entry}",)
 
 
 @pytest.mark.parametrize(
