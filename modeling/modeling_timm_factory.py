@@ -52,7 +52,7 @@ class TimmArchitecture:
 def describe_architecture(architecture: str) -> TimmArchitecture:
     """Looks a model of timm up, without weights. Raises `ImportError` without timm, `ValueError` for unknown names."""
     config = TimmVisionConfig(architecture=architecture, proj_type="none")
-    with ghost_parameters():
+    with ghost_parameters(), _errors_of_timm(config):
         model = _create_model(config, num_classes=0)
     patch_embed = getattr(model, "patch_embed", None)
     return TimmArchitecture(
@@ -60,6 +60,21 @@ def describe_architecture(architecture: str) -> TimmArchitecture:
         input_size=tuple(getattr(patch_embed, "img_size", None) or model.default_cfg["input_size"][-2:]),
         fixed_input_size=model.default_cfg.get("fixed_input_size", False) and hasattr(model, "set_input_size"),
     )
+
+
+@contextmanager
+def _errors_of_timm(config: TimmVisionConfig) -> Iterator[None]:
+    """Says what could not be built: timm raises errors of many kinds, without naming the model."""
+    timm = import_timm()
+    try:
+        yield
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        fields = ("architecture", "model_args", "pool_type", "proj_type", "input_size")
+        values = ", ".join(f"{name}={getattr(config, name)!r}" for name in fields)
+        raise ValueError(
+            f"timm {timm.__version__} cannot build an image tower with {values}: {error or type(error).__name__}. "
+            "Correct the configuration, or upgrade timm where the model is newer."
+        ) from error
 
 
 def build_modules(config: TimmVisionConfig) -> nn.ModuleDict:
@@ -75,47 +90,38 @@ def build_modules(config: TimmVisionConfig) -> nn.ModuleDict:
     dtype = torch.get_default_dtype()
     on_meta = torch.get_default_device().type == "meta"
     with local_torch_dtype(torch.float32), ghost_parameters() if on_meta else nullcontext():
-        modules = _build_modules(config)
+        with _errors_of_timm(config):
+            modules = _build_modules(config)
         if on_meta:
             _move_to_meta(modules)
         return modules.to(dtype)
 
 
 def _build_modules(config: TimmVisionConfig) -> nn.ModuleDict:
-    # The classifier of timm's model is the projection where open_clip adds none.
-    has_own_projection = config.proj_type is None and config.pool_type not in POOLERS
-    if has_own_projection or (config.proj_type == "none" and config.pool_type not in POOLERS):
-        num_classes = config.projection_dim if has_own_projection else 0
-        timm_model = _create_model(config, num_classes=num_classes, global_pool=config.pool_type)
-    else:
-        timm_model = _create_model(config)
-        if config.pool_type in POOLERS:
-            timm_model.reset_classifier(0, global_pool="")
-        else:
-            timm_model.reset_classifier(0, **({"global_pool": config.pool_type} if config.pool_type else {}))
+    timm_model = _build_timm_model(config)
     head = nn.Sequential(_head_layers(config, timm_model))
     if config.input_size is not None:
-        if not hasattr(timm_model, "set_input_size"):
-            raise ValueError(
-                f"input_size={config.input_size}: timm's {config.architecture!r} cannot be set to another size; leave "
-                "it out."
-            )
         timm_model.set_input_size(height_and_width(config.input_size))
     if config.reparameterized:
         reparameterize(timm_model)
     return nn.ModuleDict({"timm_model": timm_model, "head": head})
 
 
+def _build_timm_model(config: TimmVisionConfig) -> nn.Module:
+    has_pooler = config.pool_type in POOLERS
+    if has_pooler or config.proj_type in ("linear", "mlp"):
+        timm_model = _create_model(config)
+        # Without a pooling of the configuration, that of the model stays.
+        pool = {"global_pool": "" if has_pooler else config.pool_type} if config.pool_type else {}
+        timm_model.reset_classifier(0, **pool)
+        return timm_model
+    # The model's own classifier is the projection, or there is none.
+    num_classes = config.projection_dim if config.proj_type is None else 0
+    return _create_model(config, num_classes=num_classes, global_pool=config.pool_type)
+
+
 def _create_model(config: TimmVisionConfig, **kwargs) -> nn.Module:
-    timm = import_timm()
-    try:
-        return timm.create_model(config.architecture, pretrained=False, **(config.model_args or {}), **kwargs)
-    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"timm {timm.__version__} cannot build {config.architecture!r} with model_args={config.model_args} and "
-            f"pool_type={config.pool_type!r}: {error}. Correct the configuration, or upgrade timm where the model is "
-            "newer."
-        ) from error
+    return import_timm().create_model(config.architecture, pretrained=False, **(config.model_args or {}), **kwargs)
 
 
 def _head_layers(config: TimmVisionConfig, timm_model: nn.Module) -> OrderedDict[str, nn.Module]:
@@ -125,9 +131,7 @@ def _head_layers(config: TimmVisionConfig, timm_model: nn.Module) -> OrderedDict
     if config.pool_type in POOLERS:
         feat_size = timm_model.default_cfg.get("pool_size")
         if not feat_size:
-            raise ValueError(
-                f"pool_type={config.pool_type!r} pools feature maps, {config.architecture!r} has none: choose another."
-            )
+            raise ValueError("its features are no maps, which attention pooling needs")
         pooler = {
             "abs_attn": partial(timm_layers.AttentionPool2d, feat_size=feat_size),
             "rot_attn": timm_layers.RotAttentionPool2d,
