@@ -15,8 +15,8 @@ from transformers.configuration_utils import PreTrainedConfig
 from ..configuration.configuration_common import height_and_width
 from .compare_outputs import BOUND, relative_difference
 from .errors import ConversionError
-from .processors import load_tokenizer, tokenizer_folder
 from .sources import Source
+from .tokenizers import load_tokenizer, tokenizer_folder
 from .verification_report import Check
 
 

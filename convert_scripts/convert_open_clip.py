@@ -19,9 +19,10 @@ from .errors import ConversionError
 from .foreign_layouts import find_layout
 from .output_forms import check_form, output_form, processor_parts
 from .prepared import Prepared
-from .processors import build_image_processor, load_tokenizer, token_ids_of
+from .processors import build_image_processor
 from .report import ConversionReport
 from .sources import Source, open_source
+from .tokenizers import load_tokenizer, token_ids_of
 from .verification import MODES, reference_outputs
 from .weights import read_checkpoint
 from .write import check_output, new_folder, output_dtype, write_model

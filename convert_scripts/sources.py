@@ -35,7 +35,6 @@ WEIGHTS_FILES = (
     "model.pth",
 )
 UNREACHABLE = (LocalEntryNotFoundError, ConnectionError)
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -285,7 +284,7 @@ def _without_network(tag: PretrainedTag, revision: str | None) -> str:
     downloads = [f"hf download {tag.hub_id}{at} --local-dir FOLDER"]
     tokenizer = get_architecture(tag.model)["text_cfg"].get("hf_tokenizer_name")
     if tokenizer not in (None, tag.hub_id):
-        downloads.append(f"hf download {tokenizer} {' '.join(TOKENIZER_FILES)} --local-dir FOLDER")
+        downloads.append(save_tokenizer_command(tokenizer))
     conversion = f"open-clip-transformers convert FOLDER OUTPUT --model {tag.model} --pretrained {tag.tag}"
     return (
         f"The weights of {tag.model} {tag.tag}, {tag.hub_id}, are not in the local cache and the Hugging Face Hub "
@@ -293,6 +292,12 @@ def _without_network(tag: PretrainedTag, revision: str | None) -> str:
         f"{listing([conversion])}\n"
         f"or in Python give the folder as the source, with model_name={tag.model!r} and pretrained={tag.tag!r}."
     )
+
+
+def save_tokenizer_command(hf_name: str) -> str:
+    """What writes a tokenizer's files to FOLDER in one form, whichever they have on the Hub."""
+    call = f"AutoTokenizer.from_pretrained('{hf_name}').save_pretrained('FOLDER')"
+    return f'python -c "from transformers import AutoTokenizer; {call}"'
 
 
 def _download_first(repo_id: str, names: Sequence[str], revision: str | None, offline: bool = False) -> Path:

@@ -1,4 +1,4 @@
-"""Tiny tokenizers with the structure of those that open_clip's models come with, saved as their repositories have them.
+"""Tiny tokenizers with the structure of those that open_clip's models come with, and saved as those are.
 
 Each is of transformers' own class, with a vocabulary learnt from a few lines.
 """
@@ -66,7 +66,7 @@ def siglip() -> PreTrainedTokenizerBase:
 
 
 def siglip2() -> PreTrainedTokenizerBase:
-    """Gemma's, with bytes for characters that it does not know, and an end-of-text token but no begin-of-text token."""
+    """Gemma's, with bytes for characters that it does not know; an end-of-text token and no begin-of-text token."""
     special_tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256))]
     vocab, merges = _bpe(
         special_tokens,

@@ -171,7 +171,7 @@ def test_open_source_says_what_to_do_without_a_network(hub):
     commands = [line.strip() for line in str(error.value).splitlines() if line.startswith("  ")]
     assert commands == [
         "hf download laion/CLIP-ViT-B-32-roberta-base-laion2B-s12B-b32k --revision abc --local-dir FOLDER",
-        "hf download roberta-base tokenizer.json tokenizer_config.json --local-dir FOLDER",
+        sources.save_tokenizer_command("roberta-base"),
         "open-clip-transformers convert FOLDER OUTPUT --model roberta-ViT-B-32 --pretrained laion2b_s12b_b32k",
     ]
 

@@ -18,7 +18,6 @@ from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTr
 from transformers.image_utils import OPENAI_CLIP_STD
 
 import open_clip_transformers
-from open_clip_transformers.convert_scripts import sources
 from open_clip_transformers.convert_scripts.config_mapping import build_config
 from open_clip_transformers.convert_scripts.errors import ConversionError
 from open_clip_transformers.convert_scripts.processors import image_processor_settings
@@ -144,32 +143,6 @@ def test_converted_folder_captions_an_image(tmp_path, worded):
     assert isinstance(processor.post_process_image_text_to_text(ids)[0], str)
 
 
-def test_tokenizer_files_come_from_the_hub_where_they_do_not_lie_beside_the_weights(tmp_path, monkeypatch, worded):
-    (tmp_path / "hub").mkdir()
-    for name in sources.TOKENIZER_FILES:
-        (worded / name).rename(tmp_path / "hub" / name)
-    asked = []
-
-    def hf_hub_download(repo_id, filename, local_files_only=False):
-        asked.append(repo_id)
-        return str(tmp_path / "hub" / filename)
-
-    monkeypatch.setattr(sources.huggingface_hub, "hf_hub_download", hf_hub_download)
-    convert(worded, tmp_path / "out")
-    assert set(asked) == {"org/name"}
-    assert AutoTokenizer.from_pretrained(tmp_path / "out").bos_token_id == 2
-
-
-def test_convert_says_how_to_go_on_without_tokenizer_files(tmp_path, worded):
-    (worded / "tokenizer.json").unlink()
-    message = (
-        "tokenizer org/name is needed.*beside the weights, or convert with with_processor=False.*cannot be reached"
-    )
-    with pytest.raises(ConversionError, match=message):
-        convert(worded, tmp_path / "out")
-    convert(worded, tmp_path / "out", with_processor=False)
-
-
 def test_convert_without_a_processor_does_not_mind_a_broken_tokenizer(tmp_path, worded):
     (worded / "tokenizer.json").write_text("{}")
     with pytest.raises(ConversionError, match="cannot be used"):
@@ -185,30 +158,3 @@ def test_convert_runs_no_code_of_a_tokenizer(tmp_path, worded):
     (worded / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(ConversionError, match="cannot be used"):
         convert(worded, tmp_path / "out")
-
-
-def test_convert_refuses_a_tokenizer_larger_than_the_model(tmp_path, worded):
-    write_tokenizer(worded, WORDS + [f"word{i}" for i in range(90)])
-    with pytest.raises(ConversionError, match="has 102 ids, the text tower 97"):
-        convert(worded, tmp_path / "out")
-
-
-REFUSED_TEXT = {
-    "small-vocabulary": ({}, "vocab_size is 97, but open_clip's own tokenizer.*has 49408 ids"),
-    "mode": ({"vocab_size": 49408, "tokenizer_mode": "clips"}, "tokenizer_mode 'clips' is not supported yet"),
-    "clip-arguments": (
-        {"vocab_size": 49408, "tokenizer_kwargs": {"reduction_mask": "shuffle"}},
-        "tokenizer_kwargs may hold clean for this tokenizer, got reduction_mask",
-    ),
-    "other-arguments": (
-        {"hf_tokenizer_name": "org/name", "tokenizer_kwargs": {"trust_remote_code": True}},
-        "tokenizer_kwargs may hold clean, strip_sep_token for this tokenizer, got trust_remote_code",
-    ),
-}
-
-
-@pytest.mark.parametrize(("text_cfg", "message"), REFUSED_TEXT.values(), ids=REFUSED_TEXT.keys())
-def test_convert_refuses_tokenizers_in_doubt(tmp_path, text_cfg, message):
-    save_open_clip_folder(tmp_path / "source", tiny_clip_cfg(text_cfg=text_cfg))
-    with pytest.raises(ConversionError, match=message):
-        convert(tmp_path / "source", tmp_path / "out")
