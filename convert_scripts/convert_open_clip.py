@@ -1,6 +1,5 @@
 """Conversion of an open_clip checkpoint to a folder that transformers loads: the whole of it, in reading order."""
 
-import hashlib
 import os
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ from .report import ConversionReport
 from .sources import Source, open_source
 from .tokenizers import load_tokenizer, token_ids_of
 from .verification import MODES, reference_outputs
-from .weights import read_checkpoint
+from .weights import file_sha256, read_checkpoint
 from .write import check_output, new_folder, output_dtype, write_model
 
 
@@ -40,6 +39,7 @@ def convert_open_clip_checkpoint(
     dtype: str | torch.dtype | None = None,
     max_shard_size: int | str = "5GB",
     verify: str = "auto",
+    ema: bool = False,
     reparameterize: bool = False,
     target: str = "ours",
     tower: str | None = None,
@@ -52,11 +52,12 @@ def convert_open_clip_checkpoint(
 
     Args:
         source: a folder with `open_clip_config.json` and weights; a Hub id `"org/name"` or `"org/name@revision"`; a
-            weights file (`.pt`, `.pth`, `.bin`, `.safetensors`), training checkpoints included; or, with `pretrained`,
-            the name of an architecture such as `"ViT-B-32"`. Nothing in it is executed.
+            weights file (`.pt`, `.pth`, `.bin`, `.safetensors`, `.npz`), training checkpoints and OpenAI's archives
+            included, or the index of several (`model.safetensors.index.json`); or, with `pretrained`, the name of an
+            architecture such as `"ViT-B-32"`. Nothing in it is executed.
         output_dir: the folder to write, which must not exist or be empty.
         model_name: open_clip's name of the architecture, such as `"coca_ViT-L-14"` or `"ViT-B-32-quickgelu"`, where
-            the source does not hold its configuration.
+            the source does not hold its configuration. OpenAI's archives need none.
         config: instead of `model_name`, the contents or the path of a file like `open_clip_config.json` or like those
             in open_clip's `model_configs/`; beside `model_name`, `{"preprocess_cfg": ...}`.
         pretrained: open_clip's tag of the weights, such as `"laion2b_s34b_b79k"`, whose activation and image settings
@@ -68,6 +69,7 @@ def convert_open_clip_checkpoint(
         max_shard_size: largest weights file, in bytes or as in `"5GB"`.
         verify: `"auto"` compares the outputs with open_clip's where that is installed; `"full"` demands it;
             `"structure"` compares the tensors alone; `"none"` compares nothing.
+        ema: take the exponential moving average of the weights that a training checkpoint keeps beside them.
         reparameterize: fuse the branches that timm's image towers such as MobileCLIP's have in training. The converted
             model gives the same outputs in less time, and is for inference alone.
         target: `"ours"`, or `"native"` for transformers' own `CLIPModel`, `SiglipModel` or `MetaClip2Model` where the
@@ -90,7 +92,7 @@ def convert_open_clip_checkpoint(
     check_output(output)
     opened = open_source(source, model_name, config, pretrained, revision)
     needed = processor_parts(tower) if with_processor else ()
-    prepared = _prepare(opened, needed, reparameterize)
+    prepared = _prepare(opened, needed, ema, reparameterize)
     form = output_form(prepared.plan, target, tower)
     dtype = output_dtype(prepared.plan, dtype)
     notes = prepared.notes + form.notes + (form.processor_notes if with_processor else ())
@@ -119,14 +121,14 @@ def convert_open_clip_checkpoint(
     )
 
 
-def _prepare(opened: Source, processor_parts: Collection[str], reparameterize: bool) -> Prepared:
-    checkpoint = read_checkpoint(opened.weights)
+def _prepare(opened: Source, processor_parts: Collection[str], ema: bool, reparameterize: bool) -> Prepared:
+    checkpoint = read_checkpoint(opened.weights, ema=ema)
     check_activation(opened, checkpoint)
     tokenizer = load_tokenizer(opened, required="tokenizer" in processor_parts)
     model_config = build_config(opened.model_cfg, None if tokenizer is None else token_ids_of(tokenizer))
     if reparameterize:
         set_reparameterized(model_config)
-    notes = list(opened.notes)
+    notes = [*opened.notes, *checkpoint.notes]
     layout = find_layout(checkpoint.tensors)
     if layout is not None:
         notes.append(f"the checkpoint has the layout of {layout.name}")
@@ -142,12 +144,3 @@ def _prepare(opened: Source, processor_parts: Collection[str], reparameterize: b
         reference=partial(reference_outputs, opened.model_cfg),
         notes=tuple(notes),
     )
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

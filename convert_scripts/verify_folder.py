@@ -13,14 +13,13 @@ from .activation import check_activation
 from .compare_folder import FolderComparison
 from .config_mapping import build_config
 from .conversion_plan import plan_conversion
-from .convert_open_clip import file_sha256
 from .converted_folder import read_converted_folder
 from .errors import ConversionError
 from .open_clip_reference import require_open_clip
 from .sources import open_source
 from .tokenizers import load_tokenizer, token_ids_of
 from .verification_report import GROUPS, VerificationReport
-from .weights import read_checkpoint
+from .weights import file_sha256, read_checkpoint
 from .write import DTYPES
 
 

@@ -47,6 +47,10 @@ def convert(
     processor: Annotated[
         bool, typer.Option("--processor/--no-processor", help="Also write the image processor and the tokenizer.")
     ] = True,
+    ema: Annotated[
+        bool,
+        typer.Option("--ema", help="Take the averaged weights that a training checkpoint keeps beside the others."),
+    ] = False,
     reparameterize: Annotated[
         bool,
         typer.Option(
@@ -82,6 +86,7 @@ def convert(
             dtype=None if dtype == Dtype.auto else dtype.value,
             max_shard_size=max_shard_size,
             verify=verify.value,
+            ema=ema,
             reparameterize=reparameterize,
             target=target.value,
             tower=None if tower == Tower.both else tower.value,
