@@ -192,24 +192,23 @@ def _fit(tensors: Tensors, changes: Changes, prefix: str, config: PreTrainedConf
         if classifier in tensors:
             tensors[projection] = tensors.pop(classifier)
             changes[projection] = f"was {classifier}, timm's classifier as the projection"
-    fit_positions(tensors, changes, f"{prefix}trunk.pos_embed", config)
-
-
-def fit_positions(tensors: Tensors, changes: Changes, key: str, config: PreTrainedConfig):
-    """Resizes timm's table of positions under `key` to the image size of `config` (timm: `set_input_size`, which
-    open_clip calls with `force_image_size`); says in `changes` how."""
-    table, new_grid = tensors.get(key), config.grid_size
-    prefix = 0 if config.no_embed_class else config.num_prefix_tokens
-    if table is None or table.ndim != 3 or table.shape[1] == prefix + math.prod(new_grid):
+    key, new_grid = f"{prefix}trunk.pos_embed", config.grid_size
+    table = tensors.get(key)
+    if table is None or table.ndim != 3:
         return
-    side = math.isqrt(max(table.shape[1] - prefix, 0))
-    if side**2 != table.shape[1] - prefix:
+    positions = table.shape[1]
+    # All of timm's SigLIP models have square grids. `set_input_size`, which open_clip calls with `force_image_size`,
+    # resizes to another grid of as many patches too.
+    old_grid = (math.isqrt(positions),) * 2
+    if old_grid == new_grid or (math.prod(old_grid) != positions and math.prod(new_grid) == positions):
+        return
+    if math.prod(old_grid) != positions:
         raise ConversionError(
-            f"{key} has {table.shape[1] - prefix} patch positions, the model has {new_grid[0]} x {new_grid[1]}, and "
-            "only square grids can be resized: correct image_size in the configuration."
+            f"{key} has {positions} positions, the model has {new_grid[0]} x {new_grid[1]}, and only square grids can "
+            "be resized: correct image_size in the configuration."
         )
-    tensors[key] = resize_position_embedding(table.float(), (side, side), new_grid, prefix)
-    changes[key] = f"resized from a grid of {side} x {side} patches to {new_grid[0]} x {new_grid[1]}"
+    tensors[key] = resize_position_embedding(table.float(), old_grid, new_grid, num_prefix_tokens=0)
+    changes[key] = f"resized from a grid of {old_grid[0]} x {old_grid[1]} patches to {new_grid[0]} x {new_grid[1]}"
 
 
 _LAYER_PARTS = {

@@ -113,19 +113,23 @@ class SiglipVitEmbeddings(nn.Module):
             ValueError: the shape is not one that the model takes.
         """
         self._check_shape(tuple(pixel_values.shape), interpolate_pos_encoding)
-        if self.config.dynamic_image_padding:
-            height, width = height_and_width(self.config.patch_size)
-            pixel_values = F.pad(pixel_values, (0, -pixel_values.shape[3] % width, 0, -pixel_values.shape[2] % height))
+        height, width = height_and_width(self.config.patch_size)
+        padding = (0, -pixel_values.shape[3] % width, 0, -pixel_values.shape[2] % height)
+        if self.config.dynamic_image_padding and any(padding):
+            pixel_values = F.pad(pixel_values, padding)
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
         positions = resize_position_embedding(
             self.position_embedding, self.config.grid_size, tuple(patches.shape[-2:]), self.num_embedded_prefix_tokens
         )
-        patches = patches.flatten(2).transpose(1, 2)
+        tokens = patches.flatten(2).transpose(1, 2)
         prefix = [token for token in (self.class_embedding, self.register_embedding) if token is not None]
-        prefix = [token.expand(patches.shape[0], -1, -1) for token in prefix]
         if self.config.no_embed_class:
-            return self.dropout(torch.cat([*prefix, patches + positions], dim=1))
-        return self.dropout(torch.cat([*prefix, patches], dim=1) + positions)
+            tokens = tokens + positions
+        if prefix:
+            tokens = torch.cat([*(token.expand(tokens.shape[0], -1, -1) for token in prefix), tokens], dim=1)
+        if not self.config.no_embed_class:
+            tokens = tokens + positions
+        return self.dropout(tokens)
 
 
 class SiglipVitMLP(MLP):
