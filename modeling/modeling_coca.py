@@ -117,7 +117,8 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             past_key_values: cache of the tokens before `input_ids`.
             text_attention_mask: the mask of the text tower's layers where it differs from the decoder's; only read
                 with `past_key_values`, and made by `generate`.
-            use_cache: make a cache where none is given, and skip the text embeddings.
+            use_cache: make a cache where none is given, and skip the text embeddings; without effect where the text
+                tower is bidirectional.
             logits_to_keep: compute the logits of that many last tokens, or of those indices; 0 for all.
             interpolate_pos_encoding: accept other image sizes than the model's.
 
@@ -125,8 +126,8 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             [`CoCaOutput`].
 
         Raises:
-            ValueError: no image where one is needed, a text that is too long, images of another size, or
-                `return_loss` with unequal counts.
+            ValueError: no image where one is needed, a text that is too long, images of another size,
+                `return_loss` with unequal counts, or `past_key_values` where the text tower is bidirectional.
         """
         vision_outputs = image_embeds = None
         if image_hidden_states is None and pixel_values is not None:
@@ -135,10 +136,10 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             )
             image_hidden_states = vision_outputs.last_hidden_state
             image_embeds = F.normalize(vision_outputs.pooler_output, dim=-1)
-        is_new_cache = past_key_values is None and use_cache
+        is_new_cache = past_key_values is None
         past_key_values = self._prepare_cache(past_key_values, use_cache)
         input_ids = self._check_inputs(input_ids, image_hidden_states, past_key_values)
-        if is_new_cache:
+        if is_new_cache and past_key_values is not None:
             text_attention_mask = self._text_attention_mask(
                 input_ids, attention_mask, past_key_values, input_ids.shape[1]
             )
@@ -174,6 +175,13 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         )
 
     def _prepare_cache(self, past_key_values: Cache | None, use_cache: bool | None) -> CoCaCache | None:
+        if not self.config.text_config.is_causal:
+            if past_key_values is not None:
+                raise ValueError(
+                    "The text tower of this CoCa is bidirectional: a new token changes the states of all others, and "
+                    "none can be kept. Pass all tokens at once, without past_key_values."
+                )
+            return None
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config)
         return None if past_key_values is None else CoCaCache.wrap(past_key_values)

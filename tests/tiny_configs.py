@@ -78,8 +78,8 @@ def tiny_resnet_cfg(**changes) -> dict:
     return _merged(resnet, changes)
 
 
-# Encoders of transformers, without dropouts, so that gradients can be compared. Their vocabulary is larger than that of
-# CoCa's decoder, as RoBERTa's is in open_clip's `coca_roberta-ViT-B-32`.
+# Encoders of transformers, without dropouts, so that gradients can be compared. Their vocabulary is larger than that
+# of CoCa's decoder, as RoBERTa's is in open_clip's `coca_roberta-ViT-B-32`.
 _BERT = {
     "vocab_size": VOCAB_SIZE + 4,
     "hidden_size": 36,

@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from open_clip_transformers.configuration.configuration_coca import CoCaConfig, CoCaDecoderConfig
 from open_clip_transformers.configuration.configuration_common import height_and_width
+from open_clip_transformers.configuration.configuration_hf_text import HfTextConfig
 from open_clip_transformers.configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
 from open_clip_transformers.configuration.configuration_text import OpenClipTextConfig
 from open_clip_transformers.configuration.configuration_vit import OpenClipVitConfig
@@ -20,8 +21,10 @@ from open_clip_transformers.configuration.configuration_vit import OpenClipVitCo
 CONFIGS = {
     "vit": lambda: OpenClipVitConfig(image_size=[48, 64], patch_size=16, hidden_act="quick_gelu", qk_norm=True),
     "text": lambda: OpenClipTextConfig(is_causal=False, pool_type="last", layer_norm_eps=1e-6),
+    "hf_text": lambda: HfTextConfig(hf_config={"model_type": "mt5", "d_model": 96}, proj_type="mlp"),
     "decoder": lambda: CoCaDecoderConfig(num_hidden_layers=5, layer_scale_init_value=0.1),
     "clip": lambda: OpenClipConfig(vision_config={"num_hidden_layers": 3}, text_config={"hidden_size": 256}),
+    "clip_hf_text": lambda: OpenClipConfig(text_config=HfTextConfig(hf_model_name="roberta-base")),
     "siglip": lambda: OpenClipSiglipConfig(logit_bias_init_value=-3.0, nonscalar_logit_scale=True),
     "coca": lambda: CoCaConfig(text_config={"embed_cls": True, "correct_cls_mask": True}, caption_loss_weight=3.0),
 }
@@ -82,6 +85,22 @@ def test_saved_configuration_names_the_towers(tmp_path):
     assert saved["vision_config"]["model_type"] == "open_clip_vit"
     assert saved["text_config"]["model_type"] == "open_clip_text"
     assert saved["multimodal_config"]["model_type"] == "open_clip_coca_decoder"
+
+
+def test_hf_text_configuration_knows_what_its_encoder_knows():
+    config = HfTextConfig(hf_config={"model_type": "m2m_100", "d_model": 96, "encoder_layers": 5, "vocab_size": 70})
+    assert (config.token_dim, config.num_hidden_layers, config.vocab_size) == (96, 5, 70)
+    assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (1, 0, 2)
+    config.vocab_size = 77
+    assert config.hf_config.vocab_size == 77
+
+
+def test_hf_text_configuration_does_not_read_code_from_elsewhere(tmp_path):
+    fields = {"model_type": "bert", "auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}}
+    config = HfTextConfig(hf_config=fields)
+    assert type(config.hf_config).__module__.startswith("transformers.models.bert.")
+    config.save_pretrained(tmp_path)
+    assert type(HfTextConfig.from_pretrained(tmp_path).hf_config) is type(config.hf_config)
 
 
 def test_towers_know_their_token_width():
@@ -164,7 +183,18 @@ ERRORS = {
     ),
     "embedding_widths": (OpenClipConfig, {"vision_config": {"projection_dim": 64}}, "got 64, 64, 512"),
     "model_width": (OpenClipConfig, {"projection_dim": 64}, "got 64, 512, 512"),
-    "tower": (OpenClipConfig, {"text_config": {"model_type": "bert"}}, r"text_config.*open_clip_text, got 'bert'"),
+    "tower": (OpenClipConfig, {"text_config": {"model_type": "bert"}}, r"text_config.*open_clip_text, .*got 'bert'"),
+    "encoder": (HfTextConfig, {"hf_config": {"model_type": "gpt2"}}, "roberta, xlm-roberta, bert.* got 'gpt2'"),
+    "no_encoder": (HfTextConfig, {"hf_config": {"hidden_size": 64}}, "model_type must be one of.* got None"),
+    "hf_text_pooler": (HfTextConfig, {"pool_type": "mean"}, "'mean_pooler', 'max_pooler'.*got 'mean'"),
+    "hf_text_projection": (HfTextConfig, {"proj_type": None}, "proj_type"),
+    "hf_text_no_projection": (HfTextConfig, {"proj_type": "none"}, r"projection_dim \(512\).*hidden_size \(768\)"),
+    "hf_text_padding": (HfTextConfig, {"pad_token_id": 0}, "pad_token_id = 0 and hf_config.pad_token_id = 1"),
+    "coca_without_first_token": (
+        CoCaConfig,
+        {"text_config": {"model_type": "open_clip_hf_text", "pool_type": "cls_pooler"}},
+        "leaves the first one out.*'mean_pooler'",
+    ),
     "coca_widths": (
         CoCaConfig,
         {"multimodal_config": {"hidden_size": 64}},
