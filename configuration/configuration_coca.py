@@ -99,8 +99,8 @@ class CoCaConfig(OpenClipDualConfig):
         if getattr(self.text_config, "pool_type", None) == "cls_pooler":
             raise ValueError(
                 "CoCaConfig: the decoder predicts a token from each token of a text, and a text tower with "
-                "pool_type='cls_pooler' leaves the first one out; open_clip can neither train nor caption with it. Take "
-                "'cls_last_hidden_state_pooler' or 'mean_pooler'."
+                "pool_type='cls_pooler' leaves the first one out; open_clip can neither train nor caption with it. "
+                "Take 'cls_last_hidden_state_pooler' or 'mean_pooler'."
             )
         widths = {
             "vision_config.token_dim": self.vision_config.token_dim,
