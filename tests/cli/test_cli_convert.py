@@ -43,8 +43,26 @@ def test_convert_hands_on_its_options(run, source, tmp_path):
     assert "verified     structure only" in result.stdout
 
 
+def test_convert_takes_averaged_weights_on_demand(run, source, tmp_path):
+    weights, config = source / "open_clip_model.safetensors", source / "open_clip_config.json"
+    tensors = load_file(weights)
+    checkpoint = {"state_dict": tensors, "state_dict_ema": {key: tensor + 1 for key, tensor in tensors.items()}}
+    torch.save(checkpoint, tmp_path / "epoch_3.pt")
+    options = ["--config", config, "--no-processor", "--verify", "structure"]
+    result = run("convert", tmp_path / "epoch_3.pt", tmp_path / "plain", *options)
+    assert "state_dict_ema holds averaged weights" in result.stdout
+    result = run("convert", tmp_path / "epoch_3.pt", tmp_path / "ema", *options, "--ema")
+    assert "averaged weights, from state_dict_ema" in result.stdout
+    plain, averaged = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "ema"))
+    assert torch.equal(averaged["text_model.final_layer_norm.bias"], plain["text_model.final_layer_norm.bias"] + 1)
+
+
 def unknown_model(source):
     return ["--model", "ViT-B-33"], "ViT-B-33"
+
+
+def unknown_tag(source):
+    return ["--model", "ViT-B-32", "--pretrained", "laion"], "  laion2b_s34b_b79k\n"
 
 
 def missing_tensor(source):
@@ -72,9 +90,21 @@ def unknown_field(source):
     return [], "wings"
 
 
+def test_convert_takes_weights_that_are_here_for_those_of_a_tag(run, source, tmp_path):
+    options = ["--model", "ViT-B-32", "--pretrained", "openai", "--no-processor"]
+    assert "does not fit the architecture" in run("convert", source, tmp_path / "out", *options, exit_code=1).stderr
+
+
+def test_convert_says_how_to_go_on_without_a_network(run, tmp_path):
+    result = run("convert", "RN50", tmp_path / "out", "--pretrained", "openai", "--revision", "v1", exit_code=1)
+    assert "\n  hf download timm/resnet50_clip.openai --revision v1 --local-dir FOLDER\n" in result.stderr
+    assert "\n  open-clip-transformers convert FOLDER OUTPUT --model RN50 --pretrained openai\n" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     "spoil",
-    [unknown_model, missing_tensor, damaged_weights, damaged_config, unknown_field],
+    [unknown_model, unknown_tag, missing_tensor, damaged_weights, damaged_config, unknown_field],
     ids=lambda spoil: spoil.__name__,
 )
 def test_convert_fails_with_a_message_and_no_output(run, source, tmp_path, spoil):
