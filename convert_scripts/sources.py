@@ -34,6 +34,7 @@ WEIGHTS_FILES = (
     "pytorch_model.pth",
     "model.pth",
 )
+INDEX_FILES = tuple(name + INDEX_SUFFIX for name in WEIGHTS_FILES)
 UNREACHABLE = (LocalEntryNotFoundError, ConnectionError)
 
 
@@ -232,8 +233,7 @@ def find_weights(folder: Path) -> Path:
         ConversionError: there is none, or several and none of open_clip's usual names.
     """
     found = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS_SUFFIXES and path.is_file())
-    names = (*WEIGHTS_FILES, *(name + INDEX_SUFFIX for name in WEIGHTS_FILES))
-    preferred = [folder / name for name in names if (folder / name).is_file()]
+    preferred = [folder / name for name in WEIGHTS_FILES + INDEX_FILES if (folder / name).is_file()]
     if preferred:
         return preferred[0]
     if list(folder.glob("*.distcp")):
@@ -263,7 +263,13 @@ def _download(repo_id: str, revision: str | None, needs_config: bool) -> Path:
         if needs_config:
             raise
         offline = isinstance(error.__cause__, UNREACHABLE)
-    return _download_first(repo_id, WEIGHTS_FILES, revision, offline).parent
+    weights = _download_first(repo_id, WEIGHTS_FILES + INDEX_FILES, revision, offline)
+    if weights.name.endswith(INDEX_SUFFIX):
+        weight_map = _read_json(weights).get("weight_map")
+        # What is wrong with an index, reading its files will say.
+        for name in sorted(set(weight_map.values())) if isinstance(weight_map, dict) else ():
+            download_file(repo_id, name, revision)
+    return weights.parent
 
 
 def _download_pretrained(tag: PretrainedTag, revision: str | None) -> Path:

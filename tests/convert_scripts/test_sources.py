@@ -117,6 +117,19 @@ def test_open_source_downloads_a_hub_repository(monkeypatch, folder, source):
     assert [filename for _, filename, _, _ in asked[1:]] == list(WEIGHTS_FILES[:3])
 
 
+def test_open_source_downloads_a_repository_of_several_weights_files(monkeypatch, folder):
+    (folder / "open_clip_model.safetensors").unlink()
+    shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    for name in shards:
+        (folder / name).touch()
+    index = {"weight_map": {"a": shards[1], "b": shards[0], "c": shards[1]}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    asked = []
+    fake_hub(monkeypatch, folder, asked)
+    assert open_source("org/name@v1").weights == folder / "model.safetensors.index.json"
+    assert asked[-2:] == [("org/name", name, "v1", False) for name in shards]
+
+
 @pytest.mark.parametrize(
     ("source", "revision", "name"),
     [
@@ -173,7 +186,7 @@ def test_open_source_waits_for_the_network_only_once(monkeypatch):
     fake_hub(monkeypatch, None, asked)
     with pytest.raises(ConversionError, match=r"open_clip_model.safetensors of org/name.*cannot be reached"):
         open_source("org/name", model_name="ViT-B-32")
-    assert [local_files_only for *_, local_files_only in asked] == [False] + [True] * len(WEIGHTS_FILES)
+    assert [local_files_only for *_, local_files_only in asked] == [False] + [True] * (len(asked) - 1)
 
 
 def test_open_source_refuses_a_repository_without_open_clip_files(monkeypatch, tmp_path):
