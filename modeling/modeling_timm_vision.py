@@ -137,22 +137,32 @@ class TimmVisionModel(OpenClipPreTrainedModel):
             ValueError: the shape is not the model's, or timm's model cannot give hidden states.
         """
         self._check_shape(tuple(pixel_values.shape), interpolate_pos_encoding)
-        pixel_values = pixel_values.to(self.dtype)
-        hidden_states = None
-        if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
-            if not hasattr(self.timm_model, "forward_intermediates"):
-                raise ValueError(
-                    f"timm's {self.config.architecture} gives no hidden states: leave out output_hidden_states."
-                )
-            features, hidden_states = self.timm_model.forward_intermediates(pixel_values)
-        else:
-            features = self.timm_model.forward_features(pixel_values)
-        pooled = self.head(self.timm_model.forward_head(features))
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        # timm's model is not called as a whole, which is when accelerate would bring its tensors to their device.
+        hook = getattr(self.timm_model, "_hf_hook", None)
+        if hook is not None:
+            (pixel_values,), _ = hook.pre_forward(self.timm_model, pixel_values)
+        features, pooled, hidden_states = self._encode(pixel_values.to(self.dtype), output_hidden_states)
+        if hook is not None:
+            features, pooled, hidden_states = hook.post_forward(self.timm_model, (features, pooled, hidden_states))
         return BaseModelOutputWithPooling(
             last_hidden_state=self._as_tokens(features),
-            pooler_output=pooled,
-            hidden_states=None if hidden_states is None else tuple(hidden_states),
+            pooler_output=self.head(pooled),
+            hidden_states=hidden_states,
         )
+
+    def _encode(self, pixel_values: torch.Tensor, output_hidden_states: bool):
+        """timm's features, what it makes of them before open_clip's head, and the feature maps on the way."""
+        if not output_hidden_states:
+            features = self.timm_model.forward_features(pixel_values)
+            return features, self.timm_model.forward_head(features), None
+        if not hasattr(self.timm_model, "forward_intermediates"):
+            raise ValueError(
+                f"timm's {self.config.architecture} gives no hidden states: leave out output_hidden_states."
+            )
+        features, hidden_states = self.timm_model.forward_intermediates(pixel_values)
+        return features, self.timm_model.forward_head(features), tuple(hidden_states)
 
     def _check_shape(self, shape: tuple[int, ...], interpolate_pos_encoding: bool):
         image_size = height_and_width(self.config.image_size)
