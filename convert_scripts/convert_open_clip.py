@@ -16,6 +16,7 @@ from .conversion_plan import plan_conversion
 from .conversion_timm_vision import set_reparameterized
 from .errors import ConversionError
 from .foreign_layouts import find_layout
+from .native_sources import find_native_folder, prepare_native
 from .output_forms import check_form, output_form, processor_parts
 from .prepared import Prepared
 from .processors import build_image_processor
@@ -54,7 +55,8 @@ def convert_open_clip_checkpoint(
         source: a folder with `open_clip_config.json` and weights; a Hub id `"org/name"` or `"org/name@revision"`; a
             weights file (`.pt`, `.pth`, `.bin`, `.safetensors`, `.npz`), training checkpoints and OpenAI's archives
             included, or the index of several (`model.safetensors.index.json`); or, with `pretrained`, the name of an
-            architecture such as `"ViT-B-32"`. Nothing in it is executed.
+            architecture such as `"ViT-B-32"`. Also a folder of transformers' own `CLIPModel`, `SiglipModel` or
+            `MetaClip2Model`. Nothing in it is executed.
         output_dir: the folder to write, which must not exist or be empty.
         model_name: open_clip's name of the architecture, such as `"coca_ViT-L-14"` or `"ViT-B-32-quickgelu"`, where
             the source does not hold its configuration. OpenAI's archives need none.
@@ -90,9 +92,13 @@ def convert_open_clip_checkpoint(
     check_form(target, tower)
     output = Path(output_dir).expanduser()
     check_output(output)
-    opened = open_source(source, model_name, config, pretrained, revision)
     needed = processor_parts(tower) if with_processor else ()
-    prepared = _prepare(opened, needed, ema, reparameterize)
+    native = find_native_folder(source) if model_name is config is pretrained is None else None
+    if native is not None:
+        prepared = prepare_native(native, needed)
+    else:
+        opened = open_source(source, model_name, config, pretrained, revision)
+        prepared = _prepare(opened, needed, ema, reparameterize)
     form = output_form(prepared.plan, target, tower)
     dtype = output_dtype(prepared.plan, dtype)
     notes = prepared.notes + form.notes + (form.processor_notes if with_processor else ())

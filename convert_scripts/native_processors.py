@@ -23,7 +23,7 @@ from .processors_back import save_plain_tokenizer
 
 
 # CLIP's special tokens as transformers spells them.
-_NATIVE_TOKENS = {BOS_TOKEN: "<|startoftext|>", EOS_TOKEN: "<|endoftext|>"}
+NATIVE_TOKENS = {BOS_TOKEN: "<|startoftext|>", EOS_TOKEN: "<|endoftext|>"}
 
 _SINGLE_SPACES = (normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip())
 _NO_PUNCTUATION = normalizers.Replace(Regex("[" + "".join(f"\\{char}" for char in string.punctuation) + "]"), "")
@@ -116,7 +116,7 @@ def save_tokenizer(tokenizer: OpenClipTokenizer, target: NativeTarget, folder: P
 
 def _save_clip_tokenizer(tokenizer: OpenClipTokenizer, target: NativeTarget, folder: Path):
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    vocabulary = {_NATIVE_TOKENS.get(token, token): token_id for token, token_id in model["vocab"].items()}
+    vocabulary = {NATIVE_TOKENS.get(token, token): token_id for token, token_id in model["vocab"].items()}
     merges = [tuple(merge) for merge in model["merges"]]
     native = CLIPTokenizer(
         vocab=vocabulary,

@@ -288,7 +288,10 @@ def _clip_text(native: type[PreTrainedConfig], pooling: tuple[Requirement, ...],
 
 
 _NO_DECODER = Requirement(
-    "multimodal_config", (None,), "it has no decoder; with tower=... one of the towers can be written alone"
+    "multimodal_config",
+    lambda config: "multimodal_config" not in config.sub_configs,
+    "it has no decoder; with tower=... one of the towers can be written alone",
+    "None",
 )
 _NO_LOGIT_BIAS = Requirement("logit_bias_init_value", (None,), "it has no logit bias")
 
