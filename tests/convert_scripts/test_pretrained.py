@@ -19,7 +19,7 @@ from open_clip_transformers.convert_scripts.convert_open_clip import convert_ope
 from open_clip_transformers.convert_scripts.errors import ConversionError
 from open_clip_transformers.convert_scripts.pretrained import PRETRAINED_FILE, get_pretrained, list_pretrained
 from open_clip_transformers.convert_scripts.processors import PREPROCESS_DEFAULTS, RESAMPLE, RESIZE_MODES
-from open_clip_transformers.convert_scripts.sources import open_source
+from open_clip_transformers.convert_scripts.sources import Source, open_source
 from open_clip_transformers.convert_scripts.update_pretrained import collect_pretrained
 from open_clip_transformers.convert_scripts.weights import Checkpoint
 
@@ -144,7 +144,26 @@ def test_open_source_uses_the_activation_of_a_tag(hub):
     assert open_source("ViT-B-32-quickgelu", pretrained="openai").notes == ()
 
 
-def test_check_activation_takes_every_tag_at_its_word(hub):
+def looks_like_quick_gelu(entry, name: str) -> bool:
+    """Whether the weights of a tag, under a name of theirs, are refused for their architecture by name alone."""
+    source = Source(name, Path(f"{name}.bin"), get_architecture(entry.model), {}, model_name=entry.model)
+    try:
+        check_activation(source, Checkpoint({}))
+    except ConversionError:
+        return True
+    return False
+
+
+def test_check_activation_guesses_the_activation_of_the_tags():
+    unmarked = {"laion400m_e31", "laion400m_e32", "yfcc15m", "cc12m"}  # names that do not say it
+    for entry in list_pretrained():
+        expected = entry.quick_gelu and not get_architecture(entry.model).get("quick_gelu")
+        expected = expected and entry.tag not in unmarked
+        for name in (entry.tag, entry.hub_id.split("/")[1]):
+            assert looks_like_quick_gelu(entry, name) == expected, (entry.model, name)
+
+
+def test_open_source_applies_the_activation_of_every_tag(hub):
     for entry in list_pretrained():
         hub.add(f"{entry.hub_id}/{entry.filename or 'open_clip_model.safetensors'}")
         source = open_source(entry.model, pretrained=entry.tag)
