@@ -8,6 +8,8 @@ from tiny_configs import (
     VOCAB_SIZE,
     tiny_clip_cfg,
     tiny_coca_cfg,
+    tiny_hf_coca_cfg,
+    tiny_hf_text_cfg,
     tiny_resnet_cfg,
     tiny_siglip_cfg,
 )
@@ -22,6 +24,7 @@ from open_clip_transformers.modeling.modeling_coca import (
     CoCaForZeroShotImageClassification,
     CoCaModel,
 )
+from open_clip_transformers.modeling.modeling_hf_text import HfTextModel
 from open_clip_transformers.modeling.modeling_modified_resnet import ModifiedResNetModel
 from open_clip_transformers.modeling.modeling_open_clip import (
     OpenClipForImageClassification,
@@ -46,6 +49,10 @@ CLIP = tiny_clip_cfg(
 )
 SIGLIP = tiny_siglip_cfg()
 RESNET = tiny_resnet_cfg()
+# Of the encoders, BERT has our padding id, M2M-100 a table of positions that no file holds.
+HF_TEXT = tiny_hf_text_cfg("bert")
+HF_TEXT_WITH_TABLE = tiny_hf_text_cfg("m2m_100")
+COCA_HF_TEXT = tiny_hf_coca_cfg("bert")
 COCA = tiny_coca_cfg(
     vision_cfg={"attentional_pool": "cascade", "width": 36, "head_width": 18},
     text_cfg={"ls_init_value": 0.2},
@@ -113,12 +120,15 @@ MODELS = {
     "timm_vision": (TimmVisionModel, tiny_timm_config),
     "text": (OpenClipTextModel, lambda: tiny_config(CLIP).text_config),
     "text_with_class_token": (OpenClipTextModel, lambda: tiny_config(COCA).text_config),
+    "hf_text": (HfTextModel, lambda: tiny_config(HF_TEXT).text_config),
     "clip": (OpenClipModel, lambda: tiny_config(CLIP)),
     "clip_resnet": (OpenClipModel, lambda: tiny_config(RESNET)),
     "clip_timm_vision": (OpenClipModel, tiny_timm_dual_config),
     "siglip": (OpenClipSiglipModel, lambda: tiny_config(SIGLIP)),
     "siglip_with_siglip_vit": (OpenClipSiglipModel, tiny_siglip_vit_dual_config),
+    "clip_hf_text": (OpenClipModel, lambda: tiny_config(HF_TEXT_WITH_TABLE)),
     "coca": (CoCaModel, lambda: tiny_config(COCA)),
+    "coca_hf_text": (CoCaModel, lambda: tiny_config(COCA_HF_TEXT)),
     "coca_for_generation": (CoCaForConditionalGeneration, lambda: tiny_config(COCA)),
     "coca_for_zero_shot": (CoCaForZeroShotImageClassification, lambda: tiny_config(COCA)),
     "vision_with_projection": (OpenClipVisionModelWithProjection, lambda: tiny_config(CLIP)),

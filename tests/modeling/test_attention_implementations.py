@@ -19,6 +19,7 @@ def fake_flash_attention(
     `None` or (batch, key length), 0 on padding; queries at padding are dropped, their results are zeros.
     """
     batch, heads, length, head_dim = query.shape
+    is_causal = module.is_causal if is_causal is None else is_causal
     assert key.shape == value.shape == (batch, heads, key.shape[2], head_dim)
     assert isinstance(scaling, float) and isinstance(is_causal, bool)
     assert attention_mask is None or (attention_mask.ndim == 2 and attention_mask.shape == (batch, key.shape[2]))
@@ -96,7 +97,8 @@ def assert_same_as_eager(implementation: str, name: str, padding: str):
         assert torch.allclose(ours, reference, rtol=1e-4, atol=1e-5)
 
 
-every_model = pytest.mark.parametrize("name", ["vit", "siglip_vit", "clip", "siglip", "text_with_class_token", "coca"])
+NAMES = ["vit", "siglip_vit", "clip", "clip_hf_text", "siglip", "text_with_class_token", "coca"]
+every_model = pytest.mark.parametrize("name", NAMES)
 every_padding = pytest.mark.parametrize("padding", PADDINGS)
 
 

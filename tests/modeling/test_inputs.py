@@ -6,7 +6,7 @@ from tiny_models import PAD, main_outputs, tiny_inputs, tiny_model
 
 
 @pytest.mark.floor
-@pytest.mark.parametrize("name", ["text", "clip", "coca"])
+@pytest.mark.parametrize("name", ["text", "hf_text", "clip", "clip_hf_text", "coca"])
 def test_int32_ids_are_taken(name):
     model = tiny_model(name)
     inputs = tiny_inputs(model)
@@ -47,7 +47,9 @@ def test_images_of_another_size_are_taken_with_interpolation(name):
 
 
 @pytest.mark.floor
-@pytest.mark.parametrize(("name", "limit"), [("text", 11), ("text_with_class_token", 10), ("clip", 11), ("coca", 10)])
+@pytest.mark.parametrize(
+    ("name", "limit"), [("text", 11), ("text_with_class_token", 10), ("hf_text", 11), ("clip", 11), ("coca", 10)]
+)
 def test_texts_beyond_the_last_position_are_refused(name, limit):
     model = tiny_model(name)
     assert model(**tiny_inputs(model, length=limit))
@@ -123,7 +125,7 @@ def test_coca_says_when_it_cannot_compare(extra):
 
 
 @pytest.mark.floor
-@pytest.mark.parametrize("name", ["text_with_class_token", "coca"])
+@pytest.mark.parametrize("name", ["text_with_class_token", "hf_text", "coca", "coca_hf_text"])
 def test_attention_mask_of_right_padding_changes_nothing(name):
     # Padding behind a text follows open_clip's rule, from the padding id, with or without a mask.
     model = tiny_model(name)
@@ -135,7 +137,7 @@ def test_attention_mask_of_right_padding_changes_nothing(name):
 
 
 @pytest.mark.floor
-@pytest.mark.parametrize("name", ["text", "text_with_class_token", "coca"])
+@pytest.mark.parametrize("name", ["text", "text_with_class_token", "hf_text", "coca", "coca_hf_text"])
 def test_left_padded_texts_give_what_the_texts_alone_give(name):
     model = tiny_model(name)
     alone = tiny_inputs(model, length=7)
@@ -146,8 +148,9 @@ def test_left_padded_texts_give_what_the_texts_alone_give(name):
     with torch.no_grad():
         expected = model(**alone)
         outputs = model(**{**alone, "input_ids": padded}, attention_mask=attention_mask, position_ids=position_ids)
-    embedding = "text_embeds" if name == "coca" else "pooler_output"
-    tokens = "logits" if name == "coca" else "last_hidden_state"
+    is_coca = name.startswith("coca")
+    embedding = "text_embeds" if is_coca else "pooler_output"
+    tokens = "logits" if is_coca else "last_hidden_state"
     assert torch.allclose(outputs[embedding], expected[embedding], atol=1e-5)
     assert torch.allclose(outputs[tokens][:, 3:], expected[tokens], atol=1e-5)
 

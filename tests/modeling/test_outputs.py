@@ -15,6 +15,7 @@ TOWERS = {
     "siglip_vit": ("siglip_vit", None, 3, 3, 3 + 3 * 4, 36),
     "text": ("text", None, 2, 3, LENGTH, 36),
     "text_with_class_token": ("text_with_class_token", None, 2, 3, LENGTH + 1, 36),
+    "hf_text": ("hf_text", None, 2, 3, LENGTH, 36),
     "vision_with_projection": ("vision_with_projection", None, 3, 2, PATCHES, 40),
     "text_with_projection": ("text_with_projection", None, 2, 3, LENGTH, 36),
     "image_classification": ("image_classification", None, 3, 2, PATCHES, 40),
@@ -23,6 +24,7 @@ TOWERS = {
     "coca_vision": ("coca", "vision_model_output", 3, 2, PATCHES, 36),
     "coca_text": ("coca", "text_model_output", 2, 3, LENGTH + 1, 36),
     "coca_decoder": ("coca", None, 2, 4, LENGTH, 36),
+    "coca_hf_text_decoder": ("coca_hf_text", None, 2, 4, LENGTH, 36),
 }
 
 

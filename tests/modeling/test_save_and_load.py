@@ -54,8 +54,9 @@ def test_model_round_trip_is_exact_and_silent(name, tmp_path, warnings_of_transf
             assert torch.allclose(ours, expected, rtol=1e-5, atol=1e-6)
 
 
+# Encoders of transformers hold tables that no file has; `from_pretrained` makes them.
 @pytest.mark.floor
-@every_model
+@pytest.mark.parametrize("name", [name for name in MODELS if "hf_text" not in name])
 def test_model_built_on_the_meta_device_loads_whole(name, tmp_path):
     model = tiny_model(name)
     model.save_pretrained(tmp_path)
