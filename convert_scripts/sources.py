@@ -99,7 +99,8 @@ def open_source(
             f"{name} has its own {CONFIG_FILE}: leave out model_name and config, or give the weights file instead of "
             "the folder."
         )
-    weights, notes = find_weights(path) if path.is_dir() else path, ()
+    weights = find_weights(path) if path.is_dir() else path
+    notes: tuple[str, ...] = ()
     if given is not None:
         own = given
     elif own_config.is_file():
@@ -274,7 +275,7 @@ def _download(repo_id: str, revision: str | None, needs_config: bool) -> Path:
 
 def _download_pretrained(tag: PretrainedTag, revision: str | None) -> Path:
     """Local file with the weights of a tag. Like open_clip, prefers a safetensors file to another."""
-    names = WEIGHTS_FILES
+    names: tuple[str, ...] = WEIGHTS_FILES
     if tag.filename is not None:
         names = (f"{Path(tag.filename).stem}.safetensors", tag.filename)
     try:

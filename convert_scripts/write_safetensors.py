@@ -9,6 +9,7 @@ import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,8 @@ def write_safetensors(path: Path, layout: Mapping[str, torch.Tensor], tensors: I
     Raises:
         ConversionError: names are missing, or a value has another shape than in `layout`.
     """
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+    offset = 0
     for name, tensor in sorted(layout.items(), key=lambda item: (_ORDER.index(item[1].dtype), item[0])):
         end = offset + tensor.numel() * tensor.dtype.itemsize
         header[name] = {
@@ -67,7 +69,7 @@ def write_safetensors(path: Path, layout: Mapping[str, torch.Tensor], tensors: I
                 raise ConversionError(f"{name} has shape {tuple(tensor.shape)}, not {tuple(layout[name].shape)}.")
             file.seek(8 + len(text) + header[name]["data_offsets"][0])
             for block in byte_blocks(tensor, layout[name].dtype):
-                file.write(block)
+                file.write(block.data)
             missing.discard(name)
     if missing:
         raise ConversionError(f"These tensors have no values:{listing(sorted(missing))}")
