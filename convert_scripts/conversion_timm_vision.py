@@ -14,8 +14,6 @@ from .state_dict_ops import Rename, Table
 from .tower_conversion import Changes, Tensors, TowerConversion
 
 
-# open_clip's field -> the argument of timm's models that it becomes.
-_MODEL_ARGS = {"timm_drop_path": "drop_path_rate", "patch_dropout": "patch_drop_rate"}
 _READ = {"image_size", "patch_dropout", *(name for name in VISION_DEFAULTS if name.startswith("timm_"))}
 
 
@@ -67,10 +65,8 @@ _CONFIG = ConfigTable(
         **dict.fromkeys(VISION_DEFAULTS.keys() - _READ, "read for open_clip's own towers only"),
     },
     inverse={
-        **{
-            theirs: lambda config, name=ours: (config.model_args or {}).get(name)
-            for theirs, ours in _MODEL_ARGS.items()
-        },
+        "timm_drop_path": lambda config: (config.model_args or {}).get("drop_path_rate"),
+        "patch_dropout": lambda config: (config.model_args or {}).get("patch_drop_rate", 0.0),
         "timm_proj": lambda config: config.proj_type,
     },
 )
