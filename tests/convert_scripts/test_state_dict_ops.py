@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from open_clip_transformers.convert_scripts.errors import ConversionError
-from open_clip_transformers.convert_scripts.state_dict_ops import Rename, SplitQKV, Transpose, resolve
+from open_clip_transformers.convert_scripts.state_dict_ops import Rename, SplitKV, SplitQKV, Transpose, resolve
 
 
 TABLE = (
@@ -22,8 +22,9 @@ KEYS = ["blocks.10.norm.bias", "blocks.3.in_proj_weight", "proj"]
         (Transpose("a", "b"), (3, 5), [(5, 3)]),
         (SplitQKV("a", "{qkv}"), (9, 5), [(3, 5)] * 3),
         (SplitQKV("a", "{qkv}"), (9,), [(3,)] * 3),
+        (SplitKV("a", "{kv}"), (6, 5), [(3, 5)] * 2),
     ],
-    ids=["rename", "transpose", "split-weight", "split-bias"],
+    ids=["rename", "transpose", "split-weight", "split-bias", "split-keys-values"],
 )
 def test_operation_invert_undoes_apply(operation, shape, targets):
     tensor = torch.randn(shape)
@@ -40,9 +41,16 @@ def test_split_qkv_orders_queries_keys_values():
     assert (queries.tolist(), keys.tolist(), values.tolist()) == ([0, 1], [2, 3], [4, 5])
 
 
+def test_split_kv_orders_keys_values():
+    operation = SplitKV("kv", "{kv}.weight")
+    assert operation.targets == ("k.weight", "v.weight")
+    keys, values = operation.apply((torch.arange(4),))
+    assert (keys.tolist(), values.tolist()) == ([0, 1], [2, 3])
+
+
 def test_operation_apply_copies_nothing():
     tensor = torch.randn(6, 2)
-    for operation in (Rename("a", "b"), Transpose("a", "b"), SplitQKV("a", "{qkv}")):
+    for operation in (Rename("a", "b"), Transpose("a", "b"), SplitQKV("a", "{qkv}"), SplitKV("a", "{kv}")):
         storages = {t.untyped_storage().data_ptr() for t in operation.apply((tensor,))}
         assert storages == {tensor.untyped_storage().data_ptr()}
 
