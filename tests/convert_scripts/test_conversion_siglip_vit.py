@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import timm
 import torch
-from model_pairs import BOUND, relative_difference
+from model_pairs import BOUND, model_pair, relative_difference
 from open_clip.timm_model import TimmModel
 from safetensors.torch import load_file
 from tiny_configs import open_clip_model, randomize_timm, save_open_clip_folder, tiny_siglip_cfg
@@ -16,6 +16,7 @@ from transformers.initialization import no_init_weights
 from open_clip_transformers.configuration.configuration_siglip_vit import SiglipVitConfig
 from open_clip_transformers.convert_scripts import conversion_siglip_vit
 from open_clip_transformers.convert_scripts.architectures import get_architecture, list_architectures
+from open_clip_transformers.convert_scripts.compare_intermediates import intermediates_table, recorded
 from open_clip_transformers.convert_scripts.config_mapping import build_config
 from open_clip_transformers.convert_scripts.config_mapping_back import build_model_cfg
 from open_clip_transformers.convert_scripts.conversion_plan import plan_conversion, plan_tensors
@@ -261,3 +262,25 @@ def test_misfits_are_listed(tiny_timm):
         plan_conversion(build_config(siglip_cfg()), source)
     assert "has no place for:\n  visual.trunk.blocks.2.norm1.weight (36,)" in str(error.value)
     assert "lacks:\n  visual.trunk.attn_pool.kv.bias (72,)" in str(error.value)
+
+
+@pytest.mark.parametrize("timm_pool", ["map", "avg"])
+def test_values_inside_agree_with_open_clip(timm_pool, tiny_timm):
+    reference, model = model_pair(siglip_cfg(timm_pool=timm_pool))
+    table = intermediates_table(model.config, "text.")
+    values = {"ours": {}, "theirs": {}}
+    images = torch.randn(2, 3, 24, 24)
+    with (
+        torch.no_grad(),
+        recorded(model, table, "ours", values["ours"].__setitem__),
+        recorded(reference, table, "theirs", values["theirs"].__setitem__),
+    ):
+        model.get_image_features(images)
+        reference.encode_image(images)
+    assert list(values["ours"]) == list(values["theirs"])
+    pooler = {"map": "vision attention pooler", "avg": "vision norm behind the mean"}[timm_pool]
+    assert {"vision patches", "vision embeddings", "vision layer 1 attention", "vision layer 1", pooler} <= values[
+        "ours"
+    ].keys()
+    for name, value in values["ours"].items():
+        assert relative_difference(value, values["theirs"][name]) < BOUND, name
