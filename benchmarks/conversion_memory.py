@@ -41,12 +41,14 @@ SAMPLE_SECONDS = 0.005
 CHILD = """
 import json, sys, time
 sys.path.insert(0, {root!r})
+from transformers.utils import logging
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
+logging.disable_progress_bar()
 print("ready", flush=True)
 settings = json.loads(input())
-start = time.perf_counter()
+start = time.perf_counter(), time.process_time()
 convert_open_clip_checkpoint(**settings, verify="structure")
-print(time.perf_counter() - start, flush=True)
+print(time.perf_counter() - start[0], time.process_time() - start[1], flush=True)
 input()
 """
 
@@ -112,13 +114,12 @@ def copy_seconds(source: Path, folder: Path) -> float:
     return time.perf_counter() - start
 
 
-def convert(settings: dict) -> tuple[float, int, int]:
-    """Seconds until a conversion is on the disk, and private bytes: before it begins, and at most."""
+def convert(settings: dict) -> dict:
+    """One conversion: seconds until it is on the disk, those of processors, and private bytes, before and more."""
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD.format(root=str(Path(__file__).resolve().parents[1]))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
         text=True,
     )
     with child:
@@ -135,9 +136,10 @@ def convert(settings: dict) -> tuple[float, int, int]:
             time.sleep(SAMPLE_SECONDS)
         start = time.perf_counter()
         flush(Path(settings["output_dir"]))
-        seconds = float(line) + time.perf_counter() - start
+        seconds, cpu_seconds = map(float, line.split())
+        seconds += time.perf_counter() - start
         child.communicate("\n")
-    return seconds, before, peak
+    return {"libraries": before, "conversion": peak - before, "seconds": seconds, "cpu_seconds": cpu_seconds}
 
 
 def measure(model_name: str, source: Path, folder: Path, dtype: str | None) -> dict:
@@ -148,7 +150,7 @@ def measure(model_name: str, source: Path, folder: Path, dtype: str | None) -> d
         forget(source)
         output = str(Path(target) / "converted")
         settings = {"source": str(source), "output_dir": output, "model_name": model_name, "dtype": dtype}
-        seconds, before, peak = convert(settings)
+        measured = convert(settings)
     size = source.stat().st_size
     allowed = ALLOWED_SHARE * size + ALLOWED_BASE
     return {
@@ -157,11 +159,10 @@ def measure(model_name: str, source: Path, folder: Path, dtype: str | None) -> d
         "dtype": dtype or "float32",
         "size": size,
         "allowed": allowed,
-        "libraries": before,
-        "conversion": peak - before,
-        "within": peak - before <= allowed,
-        "seconds": seconds,
+        "within": measured["conversion"] <= allowed,
+        **measured,
         "copy_seconds": copying,
+        "load": os.getloadavg()[0],
     }
 
 
@@ -174,16 +175,17 @@ def markdown(results: list[dict], machine: str) -> str:
         "cache; every tensor that was written is compared with the checkpoint's, and the checkpoint is hashed. "
         "*Memory* is the most private memory that the conversion takes beside that of the imported libraries, "
         "*allowed* 15 % of the checkpoint and 200 MB. *Copy* is the time to copy the file; both times end when the "
-        "output is on the disk.",
+        "output is on the disk. *CPU* is the processors' part of the time, *load* how many processes, ours included, "
+        "wanted the machine.",
         "",
-        "| Model | Source | Written as | Checkpoint | Memory | Allowed | Libraries | Time | Copy | Time / copy |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| Model | Source | Written as | Checkpoint | Memory | Allowed | Libraries | Time | CPU | Copy | Load |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in results:
         cells = [row["model"], f"`.{row['format']}`", row["dtype"], f"{row['size'] / 1e9:.2f} GB"]
         cells += [f"{row[name] / 1e6:.0f} MB" for name in ("conversion", "allowed", "libraries")]
-        cells += [f"{row[name]:.1f} s" for name in ("seconds", "copy_seconds")]
-        lines.append("| " + " | ".join([*cells, f"{row['seconds'] / row['copy_seconds']:.1f}"]) + " |")
+        cells += [f"{row[name]:.1f} s" for name in ("seconds", "cpu_seconds", "copy_seconds")]
+        lines.append("| " + " | ".join([*cells, f"{row['load']:.1f}"]) + " |")
     return "\n".join(lines) + "\n"
 
 
