@@ -42,9 +42,10 @@ class SiglipVitConfig(OpenClipTransformerConfig):
         no_embed_class: class and register tokens have no position embedding; timm: the same name.
         use_pre_layer_norm: layer norm between embeddings and encoder, and no bias in the patch embedding; timm:
             `pre_norm`.
-        block_type: `"pre_norm"` normalises the input of each residual branch, `"post_norm"` its output; timm:
-            `block_fn`, `Block` or `ResPostBlock`. With `"post_norm"` the norms take the part of LayerScale and start
-            from `layer_scale_init_value`.
+        block_type: what the layer norms are applied to: `"pre_norm"` the input of each residual branch, `"post_norm"`
+            the sum of input and branch (https://arxiv.org/abs/1706.03762), `"res_post_norm"` the branch's output
+            (https://arxiv.org/abs/2111.09883), which has no LayerScale but norms that start from
+            `layer_scale_init_value`. timm: `block_fn`, `Block` or for the last `ResPostBlock`.
         qkv_bias: bias of the queries, keys and values; timm: the same name.
         qk_norm: layer norm on queries and keys, per head (https://arxiv.org/abs/2302.05442); timm: the same name.
         pool_type: `"map"` (attention pooling by a learned query, https://arxiv.org/abs/2106.04560), `"avg"` (mean of
@@ -157,7 +158,7 @@ class SiglipVitConfig(OpenClipTransformerConfig):
     def validate_architecture(self):
         super().validate_architecture()
         check_choice(self, "proj_type", ("none", "linear", "mlp"))
-        check_choice(self, "block_type", ("pre_norm", "post_norm"))
+        check_choice(self, "block_type", ("pre_norm", "post_norm", "res_post_norm"))
         check_choice(self, "pool_type", ("map", "avg", "token", "none"))
         for name in ("embedding_dropout", "hidden_dropout", "projection_dropout", "patch_dropout"):
             if not 0 <= getattr(self, name) < 1:

@@ -170,7 +170,18 @@ class SiglipVitBlock(ResidualAttentionBlock):
 
 
 class SiglipVitPostNormBlock(SiglipVitBlock):
-    """Layer that normalises the output of each residual branch (timm: `ResPostBlock`)."""
+    """Layer that normalises behind each residual sum (https://arxiv.org/abs/1706.03762)."""
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        """(batch, length, hidden_size) -> the same."""
+        attn_output, _ = self.self_attn(hidden_states, **kwargs)
+        hidden_states = self.layer_norm1(hidden_states + self.drop_path1(self.layer_scale1(attn_output)))
+        return self.layer_norm2(hidden_states + self.drop_path2(self.layer_scale2(self.mlp(hidden_states))))
+
+
+class SiglipVitResPostNormBlock(SiglipVitBlock):
+    """Layer that normalises the output of each residual branch (https://arxiv.org/abs/2111.09883; timm:
+    `ResPostBlock`)."""
 
     def __init__(self, config: SiglipVitConfig, layer_idx: int):
         super().__init__(config, layer_idx)
@@ -185,7 +196,11 @@ class SiglipVitPostNormBlock(SiglipVitBlock):
         return hidden_states + self.drop_path2(self.layer_norm2(self.mlp(hidden_states)))
 
 
-BLOCKS = {"pre_norm": SiglipVitBlock, "post_norm": SiglipVitPostNormBlock}
+BLOCKS = {
+    "pre_norm": SiglipVitBlock,
+    "post_norm": SiglipVitPostNormBlock,
+    "res_post_norm": SiglipVitResPostNormBlock,
+}
 
 
 class SiglipVitEncoder(nn.Module):

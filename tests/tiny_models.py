@@ -87,7 +87,7 @@ def tiny_siglip_vit_config(**fields) -> SiglipVitConfig:
 
 def tiny_siglip_vit_dual_config() -> OpenClipSiglipConfig:
     """Configuration of a dual model with a SigLIP tower."""
-    vision_config = tiny_siglip_vit_config(proj_type="mlp", block_type="post_norm", use_fc_norm=True)
+    vision_config = tiny_siglip_vit_config(proj_type="mlp", block_type="res_post_norm", use_fc_norm=True)
     text_config = tiny_config(SIGLIP).text_config
     return OpenClipSiglipConfig(vision_config=vision_config, text_config=text_config, projection_dim=28)
 

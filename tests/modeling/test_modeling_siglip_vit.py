@@ -277,8 +277,8 @@ def test_new_weights_have_their_kinds_of_values(dtype):
 
 
 @pytest.mark.parametrize("init_value", [None, 0.25], ids=["one", "layer_scale"])
-def test_post_norm_starts_from_the_layer_scale(init_value):
-    config = tiny_siglip_vit_config(block_type="post_norm", layer_scale_init_value=init_value)
+def test_res_post_norm_starts_from_the_layer_scale(init_value):
+    config = tiny_siglip_vit_config(block_type="res_post_norm", layer_scale_init_value=init_value)
     weights = SiglipVitModel(config).state_dict()
     expected = 1.0 if init_value is None else init_value
     assert not any("layer_scale" in name for name in weights)

@@ -6,13 +6,21 @@ import copy
 import pytest
 import torch
 from model_pairs import BOUND, relative_difference
-from timm.models.vision_transformer import ResPostBlock, VisionTransformer
+from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from tiny_configs import TINY_SIGLIP_VIT, randomize_timm
 
 from open_clip_transformers.configuration.configuration_siglip_vit import SiglipVitConfig
 from open_clip_transformers.convert_scripts.conversion_siglip_vit import TIMM_VIT
 from open_clip_transformers.convert_scripts.state_dict_ops import resolve
 from open_clip_transformers.modeling.modeling_siglip_vit import SiglipVitModel
+
+
+class PostNormBlock(Block):
+    """timm's layer with its norms behind the sums, as in the first transformer; timm itself has none such."""
+
+    def forward(self, x, attn_mask=None, is_causal=False):
+        x = self.norm1(x + self.drop_path1(self.ls1(self.attn(x))))
+        return self.norm2(x + self.drop_path2(self.ls2(self.mlp(x))))
 
 
 CLASS_TOKEN = ({"class_token": True}, {"use_class_token": True})
@@ -34,7 +42,8 @@ NO_EMBED_CLASS = ({"no_embed_class": True}, {"no_embed_class": True})
 QK_NORM = ({"qk_norm": True}, {"qk_norm": True})
 PRE_NORM = ({"pre_norm": True}, {"use_pre_layer_norm": True})
 LAYER_SCALE = ({"init_values": 0.3}, {"layer_scale_init_value": 0.3})
-POST_NORM = ({"block_fn": ResPostBlock}, {"block_type": "post_norm"})
+POST_NORM = ({"block_fn": PostNormBlock}, {"block_type": "post_norm"})
+RES_POST_NORM = ({"block_fn": ResPostBlock}, {"block_type": "res_post_norm"})
 TANH = ({"act_layer": "gelu_tanh"}, {"hidden_act": "gelu_pytorch_tanh"})
 DYNAMIC = ({"dynamic_img_size": True}, {"dynamic_image_size": True})
 PADDING = both(DYNAMIC, ({"dynamic_img_pad": True}, {"dynamic_image_padding": True}))
@@ -62,6 +71,8 @@ OPTIONS = {
     "layer_scale": LAYER_SCALE,
     "post_norm": POST_NORM,
     "post_norm_layer_scale": both(POST_NORM, LAYER_SCALE, QK_NORM),
+    "res_post_norm": RES_POST_NORM,
+    "res_post_norm_layer_scale": both(RES_POST_NORM, LAYER_SCALE, QK_NORM),
     "gelu_tanh": TANH,
     "one_head": ({"num_heads": 1}, {"num_attention_heads": 1}),
     "one_layer": ({"depth": 1}, {"num_hidden_layers": 1}),
@@ -208,7 +219,7 @@ def test_siglip_vit_ignore_head_gives_the_features_of_timm():
 
 
 @pytest.mark.floor
-@pytest.mark.parametrize("block", [both(), POST_NORM], ids=["pre_norm", "post_norm"])
+@pytest.mark.parametrize("block", [both(), POST_NORM, RES_POST_NORM], ids=["pre_norm", "post_norm", "res_post_norm"])
 def test_siglip_vit_training_draws_the_same_numbers_as_timm(block):
     # Every dropout but those of patches and attention weights, which timm draws in other orders.
     timm_args = {"drop_rate": 0.1, "pos_drop_rate": 0.2, "proj_drop_rate": 0.3, "drop_path_rate": 0.4}
@@ -237,7 +248,7 @@ def test_siglip_vit_patch_dropout_keeps_as_many_tokens_as_timm(options):
 
 @pytest.mark.floor
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-@pytest.mark.parametrize("name", ["siglip", "everything", "average", "post_norm"])
+@pytest.mark.parametrize("name", ["siglip", "everything", "average", "post_norm", "res_post_norm"])
 def test_siglip_vit_is_no_further_from_fp32_than_timm(name, dtype):
     reference, model = tower_pair(*OPTIONS[name])
     images = images_for(model, batch=8)
