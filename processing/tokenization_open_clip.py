@@ -71,7 +71,8 @@ class OpenClipTokenizer(TokenizersBackend):
             `max_length` say, for models whose features depend on how much padding there is. transformers' zero-shot
             pipeline asks for 64 tokens whenever a model is called siglip.
         src_lang: language code that goes with texts, for tokenizers that have such codes (NLLB's); by default that of
-            the tokenizer's files. It can be set later, too. open_clip: `language`.
+            the tokenizer's files. It can be set later, too. open_clip: `language`, which has no effect in 3.3.0, as
+            each call of transformers' tokenizer undoes it.
         clean_up_tokenization_spaces: whether captions read "a cat." instead of "a cat ."; only applies where special
             tokens are skipped. By default true with CLIP's vocabulary, whose ids do not tell the two apart, and false
             with others.
