@@ -67,8 +67,8 @@ _RESNET: Table = (
     *under("", "embeddings.", (*_conv_layer(1), *_conv_layer(2), *_conv_layer(3))),
     *sum(_STAGES, ()),
     Rename("attnpool.positional_embedding", "attn_pool.position_embedding"),
-    *(Rename(f"attnpool.{x}_proj.{{p}}", f"attn_pool.{x}_proj.{{p}}") for x in "qkv"),
-    Rename("attnpool.c_proj.{p}", "attn_pool.out_proj.{p}"),
+    *(Rename(f"attnpool.{x}_proj.{{p}}", f"attn_pool.attention.{x}_proj.{{p}}") for x in "qkv"),
+    Rename("attnpool.c_proj.{p}", "attn_pool.attention.out_proj.{p}"),
 )
 
 

@@ -62,7 +62,8 @@ def read_checkpoint(path: Path, *, ema: bool = False) -> Checkpoint:
         content = _read_shards(path)
     else:
         content = _read_file(path)
-    run_name, notes = None, ()
+    run_name: str | None = None
+    notes: tuple[str, ...] = ()
     entry = _entry(path, content, ema)
     if entry is not None:
         run_name = content.get("name") if isinstance(content.get("name"), str) else None

@@ -269,7 +269,14 @@ class SiglipVitAttention(Attention):
 class CrossAttention(nn.Module):
     """Multi-head attention from queries to the tokens of an image, which several rows of queries may share."""
 
-    def __init__(self, config: PreTrainedConfig, hidden_size: int, key_value_size: int, num_attention_heads: int):
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        hidden_size: int,
+        key_value_size: int,
+        num_attention_heads: int,
+        output_size: int | None = None,
+    ):
         super().__init__()
         self.config = config
         self.is_causal = False
@@ -278,7 +285,7 @@ class CrossAttention(nn.Module):
         self.q_proj = nn.Linear(hidden_size, hidden_size)
         self.k_proj = nn.Linear(key_value_size, hidden_size)
         self.v_proj = nn.Linear(key_value_size, hidden_size)
-        self.out_proj = nn.Linear(hidden_size, hidden_size)
+        self.out_proj = nn.Linear(hidden_size, output_size or hidden_size)
 
     def project_key_value(self, image_hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(images, tokens, key_value_size) -> keys and values, both (images, heads, tokens, head_dim)."""
@@ -297,7 +304,7 @@ class CrossAttention(nn.Module):
                 asked of every image.
 
         Returns:
-            (rows, length, hidden_size), with rows = images where there was a single one, and the attention weights
+            (rows, length, output_size), with rows = images where there was a single one, and the attention weights
             (rows, heads, length, tokens) where the function gives them.
         """
         images, num_heads = key.shape[:2]

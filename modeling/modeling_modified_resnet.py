@@ -182,41 +182,33 @@ class ModifiedResNetEncoder(nn.Module):
         return hidden_states
 
 
-class AttentionPool2d(CrossAttention):
-    """Pools and projects a feature map; its mean is the query, and a key too (open_clip: the same name)."""
+class FeatureMapPooler(nn.Module):
+    """Pools and projects a feature map; its mean is the query, and a key too (open_clip: `AttentionPool2d`)."""
 
     def __init__(self, config: ModifiedResNetConfig):
-        super().__init__(config, config.token_dim, config.token_dim, config.num_attention_heads)
-        self.out_proj = nn.Linear(config.token_dim, config.projection_dim)
+        super().__init__()
+        self.config = config
         height, width = config.grid_size
         self.position_embedding = nn.Parameter(torch.empty(1 + height * width, config.token_dim))
+        self.attention = CrossAttention(
+            config, config.token_dim, config.token_dim, config.num_attention_heads, config.projection_dim
+        )
 
     def initialize(self, std: float):
-        std = self.config.token_dim**-0.5
+        attention, std = self.attention, self.config.token_dim**-0.5
         init.normal_(self.position_embedding, std=std)
-        for projection in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj):
             init.normal_(projection.weight, std=std)
 
-    def forward(
-        self, hidden_states: torch.Tensor, grid_size: tuple[int, int], **kwargs
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(batch, height * width, token_dim) -> (batch, 1, projection_dim).
-
-        Args:
-            hidden_states: the feature map, row by row.
-            grid_size: its height and width.
-
-        Returns:
-            The pooled map, and the attention weights (batch, heads, 1, 1 + height * width) where the function gives
-            them.
-        """
+    def forward(self, hidden_states: torch.Tensor, grid_size: tuple[int, int], **kwargs) -> torch.Tensor:
+        """(batch, height * width, token_dim), a map of `grid_size` row by row -> (batch, projection_dim)."""
         position_embedding = self.position_embedding
         if grid_size != self.config.grid_size:
             position_embedding = resize_position_embedding(position_embedding, self.config.grid_size, grid_size)
         hidden_states = torch.cat([hidden_states.mean(dim=1, keepdim=True), hidden_states], dim=1)
         hidden_states = hidden_states + position_embedding
-        key, value = self.project_key_value(hidden_states)
-        return super().forward(hidden_states[:, :1], key, value, **kwargs)
+        key, value = self.attention.project_key_value(hidden_states)
+        return self.attention(hidden_states[:, :1], key, value, **kwargs)[0].squeeze(1)
 
 
 class ModifiedResNetModel(OpenClipPreTrainedModel):
@@ -231,15 +223,15 @@ class ModifiedResNetModel(OpenClipPreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _input_embed_layer = "conv1"
-    _no_split_modules = [ModifiedResNetBottleneck.__name__, AttentionPool2d.__name__]
+    _no_split_modules = [ModifiedResNetBottleneck.__name__, FeatureMapPooler.__name__]
     _keys_to_ignore_on_load_unexpected = [r"^text_model\.", *COMPOSITE_KEYS]
-    _can_record_outputs = {"hidden_states": ModifiedResNetStage, "attentions": AttentionPool2d}
+    _can_record_outputs = {"hidden_states": ModifiedResNetStage, "attentions": CrossAttention}
 
     def __init__(self, config: ModifiedResNetConfig):
         super().__init__(config)
         self.embeddings = ModifiedResNetEmbeddings(config)
         self.encoder = ModifiedResNetEncoder(config)
-        self.attn_pool = AttentionPool2d(config)
+        self.attn_pool = FeatureMapPooler(config)
         self.post_init()
 
     @merge_with_config_defaults
@@ -269,8 +261,8 @@ class ModifiedResNetModel(OpenClipPreTrainedModel):
         """
         feature_map = self.encoder(self.embeddings(pixel_values, interpolate_pos_encoding))
         tokens = feature_map.flatten(2).transpose(1, 2)
-        pooled, _ = self.attn_pool(tokens, tuple(feature_map.shape[-2:]), **kwargs)
-        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=pooled[:, 0])
+        pooled = self.attn_pool(tokens, tuple(feature_map.shape[-2:]), **kwargs)
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=pooled)
 
 
 __all__ = ["ModifiedResNetModel"]

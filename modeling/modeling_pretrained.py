@@ -1,5 +1,7 @@
 """What every model here shares: which back ends it supports and how new weights are initialised."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
@@ -29,7 +31,7 @@ class OpenClipPreTrainedModel(PreTrainedModel):
         CustomResidualAttentionBlock.__name__,
         ResidualCrossAttentionBlock.__name__,
     ]
-    _can_record_outputs = {"hidden_states": ResidualAttentionBlock, "attentions": Attention}
+    _can_record_outputs: dict[str, Any] = {"hidden_states": ResidualAttentionBlock, "attentions": Attention}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

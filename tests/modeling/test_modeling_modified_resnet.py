@@ -148,7 +148,7 @@ def test_weights_that_a_file_lacks_start_as_new_ones(tmp_path, memory_of_nans):
     model.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
     tensors = {name: tensor for name, tensor in saved.items() if "stages.3" not in name}
-    del tensors["attn_pool.q_proj.weight"], tensors["attn_pool.position_embedding"]
+    del tensors["attn_pool.attention.q_proj.weight"], tensors["attn_pool.position_embedding"]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     loaded, info = ModifiedResNetModel.from_pretrained(tmp_path, output_loading_info=True)
     assert info["missing_keys"] == saved.keys() - tensors.keys()
@@ -156,7 +156,7 @@ def test_weights_that_a_file_lacks_start_as_new_ones(tmp_path, memory_of_nans):
         if name in tensors:
             assert torch.equal(tensor, tensors[name]), name
         assert tensor.isfinite().all(), name
-    assert loaded.attn_pool.q_proj.weight.std().item() == pytest.approx(192**-0.5, rel=0.1)
+    assert loaded.attn_pool.attention.q_proj.weight.std().item() == pytest.approx(192**-0.5, rel=0.1)
     assert loaded.attn_pool.position_embedding.std().item() == pytest.approx(192**-0.5, rel=0.1)
     for layer in loaded.encoder.stages[3].layers:
         assert not layer.normalization.weight.any()
@@ -257,7 +257,7 @@ def test_attention_dropout_acts_in_training_alone():
     assert torch.equal(embeddings(model, pixel_values), embeddings(model, pixel_values))
     for norm in model.modules():
         norm.training = False
-    model.attn_pool.training = True
+    model.attn_pool.attention.training = True
     assert not torch.allclose(embeddings(model, pixel_values), embeddings(model, pixel_values))
 
 
