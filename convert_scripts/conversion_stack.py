@@ -54,9 +54,13 @@ STACK_FIELDS: Mapping[str, str | Callable[[Cfg], Any]] = {
 
 
 def _mlp_ratio(config: PreTrainedConfig) -> float:
-    ratio = config.intermediate_size / config.hidden_size
-    # open_clip cuts the product off, so that a ratio rounded down would lose one.
-    return ratio if int(config.hidden_size * ratio) == config.intermediate_size else math.nextafter(ratio, math.inf)
+    """The shortest decimal fraction that gives `intermediate_size`, rounded up: open_clip cuts the product off."""
+    exact = config.intermediate_size / config.hidden_size
+    rounded = (math.ceil(exact * 10**digits) / 10**digits for digits in range(1, 15))
+    return next(
+        (ratio for ratio in rounded if int(config.hidden_size * ratio) == config.intermediate_size),
+        math.nextafter(exact, math.inf),
+    )
 
 
 STACK_INVERSE: Mapping[str, Callable[[PreTrainedConfig], Any]] = {

@@ -94,11 +94,12 @@ def save_tokenizer(tokenizer: OpenClipTokenizer, target: NativeTarget, folder: P
             tokenizer.
     """
     if not is_clip_bpe(tokenizer.backend_tokenizer):
-        if tokenizer.strip_sep_token:
-            raise ConversionError(
-                "The tokenizer replaces its separator token (strip_sep_token), which transformers' tokenizers cannot "
-                "do: convert with with_processor=False."
-            )
+        for option in ("strip_sep_token", "class_token_last"):
+            if getattr(tokenizer, option):
+                raise ConversionError(
+                    f"The tokenizer has {option}, which transformers' own tokenizers cannot do: convert with "
+                    "with_processor=False."
+                )
         backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         own = [] if backend.normalizer is None else [backend.normalizer]
         backend.normalizer = normalizers.Sequence([*CLEANING[tokenizer.clean], *own])

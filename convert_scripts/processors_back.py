@@ -71,8 +71,12 @@ def tokenizer_cfg_of(tokenizer: OpenClipTokenizer, hf_tokenizer_name: str) -> di
     if not is_clip_bpe(tokenizer.backend_tokenizer):
         kwargs = {"clean": tokenizer.clean, "strip_sep_token": tokenizer.strip_sep_token}
         defaults = {"clean": "whitespace", "strip_sep_token": False}
-        changed = {name: value for name, value in kwargs.items() if value != defaults[name]}
-        return {"hf_tokenizer_name": hf_tokenizer_name, **({"tokenizer_kwargs": changed} if changed else {})}
+        cfg = {
+            "hf_tokenizer_name": hf_tokenizer_name,
+            "tokenizer_kwargs": {name: value for name, value in kwargs.items() if value != defaults[name]},
+            "tokenizer_mode": "clips" if tokenizer.class_token_last else None,
+        }
+        return {name: value for name, value in cfg.items() if value}
     if len(tokenizer) != CLIP_VOCAB_SIZE:
         raise ConversionError(
             f"The tokenizer has CLIP's vocabulary and {len(tokenizer) - CLIP_VOCAB_SIZE} more tokens, which no file "

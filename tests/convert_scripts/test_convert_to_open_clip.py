@@ -1,6 +1,7 @@
 """The way back to open_clip: tensors bit for bit, configurations, image settings, tokenizers, and refusals by name."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,12 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from reduced_models import reduced_cfg, reduced_timm
 from safetensors.torch import load_file
 from tiny_configs import save_open_clip_folder, tiny_clip_cfg, tiny_coca_cfg, tiny_siglip_cfg
 from transformers import AutoModel
 
+from open_clip_transformers.convert_scripts.architectures import get_architecture, list_architectures
 from open_clip_transformers.convert_scripts.config_mapping import build_config
 from open_clip_transformers.convert_scripts.config_mapping_back import build_model_cfg
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
@@ -81,6 +84,48 @@ def test_round_trip_gives_the_same_tensors_and_outputs(tmp_path, model_cfg):
     assert report.num_tensors == len(before)
 
 
+# One architecture of every kind of tower.
+KINDS = (
+    "EVA02-B-16",
+    "MobileCLIP-S1",
+    "PE-Core-B-16",
+    "RN50-quickgelu",
+    "ViT-B-16-SigLIP2",
+    "ViTamin-S-LTT",
+    "coca_roberta-ViT-B-32",
+    "convnext_large_d",
+    "mt5-base-ViT-B-32",
+    "nllb-clip-base-siglip",
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in list_architectures()],
+)
+def test_round_trip_of_every_architecture_gives_the_same_tensors(name):
+    # pytest would keep its own temporary folders, and these are large.
+    with tempfile.TemporaryDirectory() as folder, reduced_timm():
+        folder = Path(folder)
+        model_cfg = reduced_cfg(get_architecture(name))
+        ours = there(folder, model_cfg)
+        convert_to_open_clip(ours, folder / "back", with_processor=False, verify="full")
+        before = open_clip.factory.load_state_dict(folder / "source" / "open_clip_model.safetensors")
+        after = load_file(folder / "back" / "open_clip_model.safetensors")
+        if "text.positional_embedding" in after:
+            before = open_clip.model.convert_to_custom_text_state_dict(before)
+        assert before.keys() == after.keys()
+        assert [key for key in before if not torch.equal(before[key], after[key])] == []
+
+
+@pytest.mark.parametrize("name", list_architectures())
+def test_model_cfg_of_every_architecture_comes_back(name):
+    model_cfg = get_architecture(name)
+    back = build_model_cfg(build_config(model_cfg))
+    assert back["embed_dim"] == model_cfg["embed_dim"]
+    assert build_model_cfg(build_config(back)) == back
+
+
 @pytest.mark.parametrize("model_cfg", MODELS.values(), ids=MODELS.keys())
 def test_model_cfg_comes_back_as_it_was(model_cfg):
     back = build_model_cfg(build_config(model_cfg))
@@ -98,6 +143,7 @@ def test_mlp_ratio_gives_the_same_width(ratio):
         model_cfg = tiny_clip_cfg(vision_cfg={"width": width, "head_width": 2, "mlp_ratio": ratio})
         vision_cfg = build_model_cfg(build_config(model_cfg))["vision_cfg"]
         assert int(width * vision_cfg["mlp_ratio"]) == int(width * ratio)
+        assert len(str(vision_cfg["mlp_ratio"])) <= len("4.9231")
 
 
 @pytest.mark.parametrize(
