@@ -20,6 +20,7 @@ from .native_sources import find_native_folder, prepare_native
 from .output_forms import check_form, output_form, processor_parts
 from .prepared import Prepared
 from .processors import build_image_processor
+from .provenance import license_beside, write_provenance
 from .report import ConversionReport
 from .sources import Source, open_source
 from .tokenizers import load_tokenizer, token_ids_of
@@ -110,21 +111,23 @@ def convert_open_clip_checkpoint(
         if with_processor:
             form.save_processor(prepared.image_processor, prepared.tokenizer, folder)
         verification = form.verify(folder, prepared.reference, verify)
-    return ConversionReport(
-        source=prepared.name,
-        weights_file=prepared.weights,
-        sha256=sha256.result(),
-        output_dir=output,
-        model_type=form.plan.model.config.model_type,
-        architecture=type(form.plan.model).__name__,
-        dtype=str(dtype).removeprefix("torch."),
-        num_tensors=len(form.plan.shapes),
-        num_parameters=form.plan.model.num_parameters(),
-        verification=verification,
-        dropped=prepared.plan.dropped,
-        changed=prepared.plan.changed,
-        notes=notes,
-    )
+        report = ConversionReport(
+            source=prepared.name,
+            weights_file=prepared.weights,
+            sha256=sha256.result(),
+            output_dir=output,
+            model_type=form.plan.model.config.model_type,
+            architecture=type(form.plan.model).__name__,
+            dtype=str(dtype).removeprefix("torch."),
+            num_tensors=len(form.plan.shapes),
+            num_parameters=form.plan.model.num_parameters(),
+            verification=verification,
+            dropped=prepared.plan.dropped,
+            changed=prepared.plan.changed,
+            notes=notes,
+        )
+        write_provenance(folder, report, license_beside(prepared.weights))
+    return report
 
 
 def _prepare(opened: Source, processor_parts: Collection[str], ema: bool, reparameterize: bool) -> Prepared:

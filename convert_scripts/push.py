@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from httpx import TransportError
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import httpx, validate_repo_id
 
 from .errors import ConversionError, listing
 
@@ -223,7 +222,7 @@ def _explained(repo_id: str) -> Iterator[None]:
         status = error.response.status_code if error.response is not None else None
         advice = _ADVICE.get(status, "Push again: it goes on where it stopped.")
         raise ConversionError(f"The Hub refuses {repo_id} ({status}). {advice} It says: {error}") from error
-    except (OSError, TransportError) as error:
+    except (OSError, httpx.TransportError) as error:
         raise ConversionError(
             f"The Hub cannot be reached for {repo_id}: {error}. Push again later: what was sent is not sent twice."
         ) from error

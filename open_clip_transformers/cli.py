@@ -13,10 +13,12 @@ import typer
 from . import __version__
 from ._command_bundle import bundle
 from ._command_caption import caption
+from ._command_card import card
 from ._command_classify import classify
 from ._command_convert import convert
 from ._command_embed import embed
 from ._command_models import models
+from ._command_push import push
 from ._command_to_open_clip import to_open_clip
 from ._command_verify import verify
 
@@ -47,7 +49,7 @@ def _global_options(
     pass
 
 
-for command in (bundle, convert, caption, classify, embed, models, to_open_clip, verify):
+for command in (convert, verify, models, caption, classify, embed, bundle, card, push, to_open_clip):
     app.command()(command)
 
 

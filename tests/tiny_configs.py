@@ -150,26 +150,6 @@ def tiny_hf_coca_cfg(model_type: str = "roberta", **changes) -> dict:
     return _merged({**_COCA, "embed_dim": 28, "vision_cfg": vision_cfg, "text_cfg": text_cfg}, changes)
 
 
-def reduced_cfg(model_cfg: dict) -> dict:
-    """A `model_cfg` of open_clip at an eighth of its widths and two layers deep; ratios and switches are kept."""
-    cfg = copy.deepcopy(model_cfg)
-    cfg["embed_dim"] //= 8
-    vision, text, decoder = cfg["vision_cfg"], cfg["text_cfg"], cfg.get("multimodal_cfg")
-    vision |= {"width": vision["width"] // 8, "head_width": vision.get("head_width", 64) // 8}
-    if isinstance(vision["layers"], list):
-        vision["image_size"] = 64
-    else:
-        # A third of the patches, of a seventh to a ninth of their side.
-        patch_size = vision["patch_size"] // 7
-        patches = vision["image_size"] // vision["patch_size"] // 3
-        vision |= {"patch_size": patch_size, "image_size": patches * patch_size}
-    for part in filter(None, (text, decoder)):
-        part |= {"width": part["width"] // 8, "vocab_size": VOCAB_SIZE}
-    for part in filter(None, (vision, text, decoder)):
-        part["layers"] = [1, 2, 2, 1] if isinstance(part["layers"], list) else 2
-    return cfg
-
-
 def _merged(base: dict, changes: dict) -> dict:
     merged = copy.deepcopy(base)
     for key, value in changes.items():
@@ -192,7 +172,9 @@ def open_clip_model(model_cfg: dict, seed: int = 0) -> torch.nn.Module:
             continue
         noise = torch.randn(parameter.shape, generator=generator)
         is_scale = (parameter.ndim == 1 and name.endswith(".weight")) or "head_scale" in name or "gamma" in name
-        parameter.data = 1 + 0.3 * noise if is_scale else 0.15 * noise
+        # Wide layers would let the activations grow until rounding shows.
+        std = min(0.15, parameter[0].numel() ** -0.5) if parameter.ndim > 1 else 0.15
+        parameter.data = 1 + 0.3 * noise if is_scale else std * noise
     for name, buffer in model.named_buffers():
         # Statistics of batch norms: variances are positive, batches are counted.
         if name.endswith("running_mean"):

@@ -18,6 +18,7 @@ def test_convert_writes_a_folder_and_prints_the_report(run, source, tmp_path):
     result = run("convert", source, tmp_path / "out", "--no-processor")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "config.json",
+        "conversion.json",
         "generation_config.json",
         "model.safetensors",
     }

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from reduced_models import reduced_cfg
 from safetensors.torch import load_file
-from tiny_configs import open_clip_model, reduced_cfg, save_open_clip_folder, tiny_resnet_cfg
+from tiny_configs import open_clip_model, save_open_clip_folder, tiny_resnet_cfg
 
 from open_clip_transformers.configuration.configuration_modified_resnet import ModifiedResNetConfig
 from open_clip_transformers.convert_scripts.architectures import get_architecture, list_architectures

@@ -51,12 +51,26 @@ def test_convert_writes_what_save_pretrained_would(tmp_path, model_cfg):
     model = MODEL_CLASSES[report.model_type].from_pretrained(tmp_path / "converted")
     model.save_pretrained(tmp_path / "saved")
     names = {path.name for path in (tmp_path / "saved").iterdir()}
-    assert {path.name for path in (tmp_path / "converted").iterdir()} == names
+    assert {path.name for path in (tmp_path / "converted").iterdir()} == names | {"conversion.json"}
     for name in names - {"model.safetensors"}:
         assert json.loads((tmp_path / "converted" / name).read_text()) == json.loads(
             (tmp_path / "saved" / name).read_text()
         )
     assert_equal_weights(tmp_path / "converted", tmp_path / "saved")
+
+
+def test_convert_leaves_word_of_where_the_folder_comes_from(tmp_path, coca):
+    (coca / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
+    report = convert(coca, tmp_path / "out")
+    provenance = json.loads((tmp_path / "out" / "conversion.json").read_text())
+    expected = {"source": "coca", "sha256": report.sha256, "license": "apache-2.0"}
+    assert expected.items() <= provenance.items()
+    assert provenance["versions"].keys() == {"open_clip_transformers", "torch", "transformers"}
+
+
+def test_convert_invents_no_licence(tmp_path, coca):
+    convert(coca, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "conversion.json").read_text())["license"] is None
 
 
 def test_convert_reports_what_it_did(tmp_path, coca):

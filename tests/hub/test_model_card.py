@@ -1,0 +1,113 @@
+"""Model cards: valid metadata, nothing invented, and examples that run."""
+
+import json
+import re
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from PIL import Image
+from tiny_configs import save_open_clip_folder, tiny_clip_cfg, tiny_coca_cfg, tiny_resnet_cfg, tiny_siglip_cfg
+from tiny_folders import CLIP_VOCABULARY, COCA_CLIP_VOCABULARY, save_tiny_folder
+
+from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
+from open_clip_transformers.convert_scripts.errors import ConversionError
+from open_clip_transformers.convert_scripts.model_card import build_model_card, write_model_card
+
+
+FAMILIES = {
+    "clip": tiny_clip_cfg(**CLIP_VOCABULARY),
+    "siglip": tiny_siglip_cfg(**CLIP_VOCABULARY),
+    "resnet": tiny_resnet_cfg(**CLIP_VOCABULARY),
+    "coca": tiny_coca_cfg(**COCA_CLIP_VOCABULARY),
+}
+TASKS = {"coca": "image-to-text"}
+
+
+def snippets(card: ModelCard) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A CoCa as open_clip publishes it, with a model card of its own."""
+    folder = tmp_path_factory.mktemp("source") / "coca"
+    save_open_clip_folder(folder, FAMILIES["coca"])
+    (folder / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# A CoCa\n")
+    return folder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_examples_of_the_card_run(family, tmp_path, monkeypatch):
+    save_tiny_folder(tmp_path / "model", FAMILIES[family])
+    card = build_model_card(tmp_path / "model", "some-org/model")
+    assert "some-org/model" in card.text
+    monkeypatch.chdir(tmp_path)
+    Image.radial_gradient("L").resize((61, 43)).convert("RGB").save("image.jpg")
+    examples = snippets(card)
+    assert len(examples) >= 2
+    for example in examples:
+        exec(example.replace("some-org/model", str(tmp_path / "model")), {})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_metadata_name_the_task_and_the_library(family, tmp_path):
+    save_tiny_folder(tmp_path / "model", FAMILIES[family])
+    data = build_model_card(tmp_path / "model").data
+    assert data.library_name == "transformers"
+    assert data.pipeline_tag == TASKS.get(family, "zero-shot-image-classification")
+    assert {"open_clip", "safetensors"} <= set(data.tags)
+    # Nothing was said of them, so nothing is invented.
+    assert data.license is None and data.base_model is None
+
+
+def test_card_of_a_conversion_tells_its_source(source, tmp_path):
+    report = convert_open_clip_checkpoint(source, tmp_path / "out")
+    path = write_model_card(tmp_path / "out")
+    card = ModelCard.load(path)
+    assert yaml.safe_load(path.read_text().split("---")[1])["license"] == "cc-by-4.0"
+    assert report.sha256 in card.text and "Converted from `coca`" in card.text
+    for name in report.verification.differences:
+        assert f"| {name} |" in card.text
+
+
+def test_card_has_the_table_of_a_verification_report(source, tmp_path):
+    convert_open_clip_checkpoint(source, tmp_path / "out", verify="none")
+    (tmp_path / "out" / "verification.md").write_text(
+        "# Verification\n\n**Passed: 3 comparisons.**\n\n| | |\n|---|---|\n| a | b |\n\n"
+        "| | Compared | Failed |\n|---|---|---|\n| features, float32 | 2 | 0 |\n"
+    )
+    card = build_model_card(tmp_path / "out")
+    assert (
+        "**Passed: 3 comparisons.**\n\n| | Compared | Failed |\n|---|---|---|\n| features, float32 | 2 | 0 |"
+        in card.text
+    )
+
+
+def test_base_model_is_the_hub_repository_that_was_converted(tmp_path):
+    save_tiny_folder(tmp_path, FAMILIES["clip"])
+    provenance = {
+        "source": "hf-hub:some-org/some-clip",
+        "weights_file": "a",
+        "sha256": "0",
+        "license": None,
+        "notes": [],
+        "date": "2026-01-01T00:00:00+00:00",
+        "verification": {"mode": "none", "detail": "", "differences": {}},
+        "versions": {"open_clip_transformers": "0", "torch": "0", "transformers": "0"},
+    }
+    (tmp_path / "conversion.json").write_text(json.dumps(provenance))
+    assert build_model_card(tmp_path).data.base_model == "some-org/some-clip"
+
+
+def test_write_model_card_keeps_a_card_that_is_there(tmp_path):
+    save_tiny_folder(tmp_path, FAMILIES["clip"])
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(ConversionError, match="exists: move it away"):
+        write_model_card(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_write_model_card_refuses_what_is_not_ours(tmp_path):
+    with pytest.raises(ConversionError, match=r"has no config\.json"):
+        write_model_card(tmp_path)
