@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from transformers.configuration_utils import PreTrainedConfig
 
-from .mobileclip import PREPROCESS_CFG, is_mobileclip, mobileclip_to_open_clip
+from . import big_vision, mobileclip
+from .big_vision import big_vision_to_open_clip, is_big_vision
+from .mobileclip import is_mobileclip, mobileclip_to_open_clip
 
 
 Tensors = Mapping[str, torch.Tensor]
@@ -35,7 +37,10 @@ class Layout:
 
 
 # The first whose `matches` is true is taken; open_clip's own layout matches none.
-LAYOUTS: tuple[Layout, ...] = (Layout("Apple's MobileCLIP", is_mobileclip, mobileclip_to_open_clip, PREPROCESS_CFG),)
+LAYOUTS: tuple[Layout, ...] = (
+    Layout("Apple's MobileCLIP", is_mobileclip, mobileclip_to_open_clip, mobileclip.PREPROCESS_CFG),
+    Layout("big_vision's SigLIP", is_big_vision, big_vision_to_open_clip, big_vision.PREPROCESS_CFG),
+)
 
 
 def find_layout(keys: Collection[str]) -> Layout | None:

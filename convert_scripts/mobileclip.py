@@ -7,7 +7,7 @@ fused for inference. MobileCLIP2's and later files have open_clip's names alread
 import re
 from bisect import bisect_right
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from transformers.configuration_utils import PreTrainedConfig
@@ -31,9 +31,6 @@ class DropLeadingOnes(Operation):
 
     def invert(self, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return (tensors[0][(None,) * self.count],)
-
-    def under(self, source_prefix: str, target_prefix: str) -> Operation:
-        return replace(self, source=source_prefix + self.source, target=target_prefix + self.target)
 
 
 _TEXT: Table = (

@@ -8,7 +8,7 @@ reads a table from either side.
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -45,7 +45,7 @@ class Operation(ABC):
 
     def under(self, source_prefix: str, target_prefix: str) -> "Operation":
         """This operation on the keys below a module."""
-        return type(self)(source_prefix + self.source, target_prefix + self.target)
+        return replace(self, source=source_prefix + self.source, target=target_prefix + self.target)
 
 
 class Rename(Operation):
