@@ -7,6 +7,7 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+from ..processing.text_cleaning import TEXT_CLEANERS
 from ..processing.tokenization_open_clip import OpenClipTokenizer
 from .config_mapping import CLIP_VOCAB_SIZE, TokenIds
 from .errors import ConversionError
@@ -111,6 +112,10 @@ def _tokenizer_kwargs(text_cfg: Mapping[str, Any], allowed: tuple[str, ...]) -> 
         raise ConversionError(
             f"text_cfg: tokenizer_kwargs may hold {', '.join(allowed)} for this tokenizer, got "
             f"{', '.join(refused)}.{reasons}"
+        )
+    if kwargs.get("clean", "lower") not in TEXT_CLEANERS:
+        raise ConversionError(
+            f"text_cfg: clean must be one of {', '.join(TEXT_CLEANERS)} in tokenizer_kwargs, got {kwargs['clean']!r}."
         )
     return kwargs
 

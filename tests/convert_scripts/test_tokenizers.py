@@ -230,10 +230,8 @@ REFUSED = {
     ),
     "language": ({**OTHER, "tokenizer_kwargs": {"language": "deu_Latn"}}, "cannot be used: .*marks no language"),
     "mode": ({**OTHER, "tokenizer_mode": "clips"}, r"cannot be used: .*\['bos_token', 'eos_token'\] are not set"),
-    "clean": (
-        {**OTHER, "tokenizer_kwargs": {"clean": "upper"}},
-        "cannot be used: Unknown text cleaning clean='upper'",
-    ),
+    "clean": ({**OTHER, "tokenizer_kwargs": {"clean": "upper"}}, "clean must be one of lower, .*, got 'upper'"),
+    "clean of CLIP's": ({**CLIP, "tokenizer_kwargs": {"clean": None}}, "clean must be one of lower, .*, got None"),
 }
 
 
