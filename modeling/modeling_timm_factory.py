@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 from transformers.modeling_utils import local_torch_dtype
 from transformers.utils import is_timm_available, requires_backends
 
@@ -215,17 +216,28 @@ _OPERATORS_IN_PLACE = frozenset({"__setitem__", "__iadd__", "__isub__", "__imul_
 _CHANGES_NO_VALUE = frozenset({"requires_grad_", "detach_"})
 
 
-class _NoWritesToGhosts(TorchFunctionMode):
-    """Leaves tensors alone whose elements all lie in one place of memory, which torch refuses to write to."""
+def _writes(func) -> bool:
+    name = getattr(func, "__name__", "")
+    in_place = name.endswith("_") and not name.endswith("__") and name not in _CHANGES_NO_VALUE
+    return in_place or name in _OPERATORS_IN_PLACE
+
+
+def _is_ghost(value) -> bool:
+    return isinstance(value, torch.Tensor) and 0 in value.stride()
+
+
+class _Ghosts(TorchFunctionMode):
+    """Tensors whose elements all lie in one place of memory, which torch refuses to write to, are left as they are."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        in_place = name.endswith("_") and not name.endswith("__") and name not in _CHANGES_NO_VALUE
-        target = next(iter((*args, *kwargs.values())), None)
-        if (in_place or name in _OPERATORS_IN_PLACE) and isinstance(target, torch.Tensor) and 0 in target.stride():
-            return target
-        return func(*args, **kwargs)
+        operands = (*args, *(kwargs or {}).values())
+        # torch's convolutions initialise an empty copy of such a weight.
+        if (_writes(func) or func is torch.empty_like) and _is_ghost(operands[0]):
+            return operands[0]
+        if func is torch.conv2d and _is_ghost(operands[1]):  # for the shape of what comes out
+            args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+            return torch.zeros(()).expand(func(*args, **(kwargs or {})).shape)
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -244,7 +256,7 @@ def ghost_parameters() -> Iterator[None]:
 
     handle = register_module_parameter_registration_hook(to_ghost)
     try:
-        with torch.device("cpu"), _NoWritesToGhosts():
+        with torch.device("cpu"), _Ghosts():
             yield
     finally:
         handle.remove()
