@@ -88,10 +88,13 @@ def reduced_cfg(model_cfg: dict) -> dict:
     if not vision.get("timm_model_name"):
         _reduce_vision(vision)
     if text.get("hf_model_name"):
-        text |= {
-            "hf_model_name": tiny_hf_encoder(find_encoder_config(text["hf_model_name"]).model_type),
-            "hf_model_pretrained": False,
-        }
+        model_type = find_encoder_config(text["hf_model_name"]).model_type
+        text |= {"hf_model_name": tiny_hf_encoder(model_type), "hf_model_pretrained": False}
+        # open_clip takes this for granted.
+        cfg["custom_text"] = True
+        # The tiny encoders have 17 positions.
+        for part in filter(None, (text, decoder)):
+            part["context_length"] = 11
     for part in filter(None, (text, decoder)):
         part |= {"width": part.get("width", 512) // 8, "vocab_size": VOCAB_SIZE, "layers": 2}
     if text.get("proj_type") == "none":
