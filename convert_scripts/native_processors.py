@@ -104,7 +104,11 @@ def save_tokenizer(tokenizer: OpenClipTokenizer, target: NativeTarget, folder: P
         own = [] if backend.normalizer is None else [backend.normalizer]
         backend.normalizer = normalizers.Sequence([*CLEANING[tokenizer.clean], *own])
         save_plain_tokenizer(
-            tokenizer, folder, backend, model_input_names=["input_ids"], processor_class=target.processor_class
+            tokenizer,
+            folder,
+            backend,
+            model_input_names=list(target.tokenizer_outputs),
+            processor_class=target.processor_class,
         )
         return
     if len(tokenizer) != CLIP_VOCAB_SIZE or tokenizer.clean != "lower":

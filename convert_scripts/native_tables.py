@@ -102,6 +102,7 @@ class NativeTarget:
         text_class: class of the text tower alone, projection included.
         processor_class: its processor in transformers.
         image_processor_class: its image processor.
+        tokenizer_outputs: what its tokenizer returns.
     """
 
     name: str
@@ -113,6 +114,7 @@ class NativeTarget:
     text_class: str
     processor_class: str = "CLIPProcessor"
     image_processor_class: str = "CLIPImageProcessor"
+    tokenizer_outputs: tuple[str, ...] = ("input_ids", "attention_mask")
 
 
 def _defaults(config_class: type[PreTrainedConfig], names: tuple[str, ...]) -> Cfg:
@@ -468,6 +470,7 @@ SIGLIP = NativeTarget(
     text_class="SiglipTextModel",
     processor_class="SiglipProcessor",
     image_processor_class="SiglipImageProcessor",
+    tokenizer_outputs=("input_ids",),  # given a mask, its text tower would not attend to padding
 )
 
 # The first that fits is written.

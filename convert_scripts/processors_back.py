@@ -94,15 +94,17 @@ def save_plain_tokenizer(tokenizer: OpenClipTokenizer, folder: Path, backend: To
         backend: written instead of the tokenizer's own.
         settings: further arguments of `PreTrainedTokenizerFast`.
     """
+    names = (
+        "model_max_length",
+        "padding_side",
+        "truncation_side",
+        "clean_up_tokenization_spaces",
+        "model_input_names",
+    )
     plain = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer if backend is None else backend,
-        model_max_length=tokenizer.model_max_length,
-        padding_side=tokenizer.padding_side,
-        truncation_side=tokenizer.truncation_side,
-        clean_up_tokenization_spaces=tokenizer.clean_up_tokenization_spaces,
-        model_input_names=tokenizer.model_input_names,
         extra_special_tokens=list(tokenizer.extra_special_tokens),
-        **{**tokenizer.special_tokens_map, **settings},
+        **{**tokenizer.special_tokens_map, **{name: getattr(tokenizer, name) for name in names}, **settings},
     )
     plain.save_pretrained(folder)
     path = folder / "tokenizer_config.json"

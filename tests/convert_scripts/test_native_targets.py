@@ -11,10 +11,14 @@ import torch
 import transformers
 from model_pairs import BOUND, random_images, random_texts, relative_difference
 from PIL import Image
+from reduced_models import reduced_cfg, reduced_timm
+from safetensors.torch import load_file
 from tiny_configs import VOCAB_SIZE, save_open_clip_folder, tiny_clip_cfg, tiny_coca_cfg, tiny_siglip_cfg
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModel, AutoProcessor, AutoTokenizer, pipeline
 from transformers.utils import logging
 
+from open_clip_transformers.convert_scripts.architectures import get_architecture
 from open_clip_transformers.convert_scripts.config_mapping import TokenIds, build_config
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
 from open_clip_transformers.convert_scripts.errors import ConversionError
@@ -50,6 +54,7 @@ def convert(tmp_path: Path, model_cfg: dict, **kwargs):
 
 def load(model_class, folder: Path, caplog):
     """A model loaded without a word of warning."""
+    caplog.clear()
     logging.enable_propagation()
     with warnings.catch_warnings(), caplog.at_level("WARNING"):
         warnings.simplefilter("error")
@@ -279,6 +284,81 @@ def test_vision_tower_needs_no_tokenizer(tmp_path):
         tmp_path, tiny_clip_cfg(text_cfg={"hf_tokenizer_name": "org/unknown"}), tower="vision", with_processor=True
     )
     assert report.architecture == "CLIPVisionModelWithProjection"
+
+
+@pytest.fixture
+def siglip_cfg():
+    """`model_cfg` of a SigLIP at reduced size, within which timm builds its tower so."""
+    with reduced_timm():
+        yield reduced_cfg(get_architecture("ViT-B-16-SigLIP"))
+
+
+@pytest.mark.floor
+def test_native_siglip_equals_open_clip(tmp_path, caplog, siglip_cfg):
+    reference, report = convert(tmp_path, siglip_cfg)
+    assert report.architecture == "SiglipModel"
+    model = load(transformers.SiglipModel, tmp_path / "out", caplog)
+    images, texts = torch.randn(2, 3, 224, 224), torch.randint(1, VOCAB_SIZE, (2, 64))
+    with torch.inference_mode():
+        logits = model(pixel_values=images, input_ids=texts).logits_per_image
+        expected, _ = reference.get_logits(images, texts)
+    assert relative_difference(logits, expected) <= BOUND
+
+
+@pytest.mark.floor
+@pytest.mark.parametrize("tower", ["vision", "text"])
+def test_native_tower_of_siglip_equals_open_clip(tmp_path, caplog, siglip_cfg, tower):
+    reference, report = convert(tmp_path, siglip_cfg, tower=tower)
+    assert report.architecture == {"vision": "SiglipVisionModel", "text": "SiglipTextModel"}[tower]
+    model = load(getattr(transformers, report.architecture), tmp_path / "out", caplog)
+    keys = {key for path in (tmp_path / "out").glob("*.safetensors") for key in load_file(path)}
+    assert all(key.startswith(f"{tower}_model.") for key in keys)  # as on the Hub, and as vLLM and SGLang read them
+    with torch.inference_mode():
+        if tower == "vision":
+            images = torch.randn(2, 3, 224, 224)
+            outputs, expected = model(pixel_values=images), reference.encode_image(images)
+        else:
+            texts = torch.randint(1, VOCAB_SIZE, (2, 64))
+            outputs, expected = model(input_ids=texts), reference.encode_text(texts)
+    assert relative_difference(outputs.pooler_output, expected) <= BOUND
+
+
+def write_words(folder: Path):
+    """Files of a tokenizer of few words, whose `</s>` ends and pads texts."""
+    words = ["<unk>", "</s>", "two", "cats", "and", "a", "dog", "Two"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    special = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "</s>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+
+
+@pytest.mark.floor
+@pytest.mark.parametrize("clean", ["canonicalize", "lower", "whitespace"])
+def test_native_siglip_tokenizer_cleans_texts_as_open_clip(tmp_path, siglip_cfg, clean):
+    siglip_cfg["text_cfg"] |= {"hf_tokenizer_name": "org/words", "tokenizer_kwargs": {"clean": clean}}
+    (tmp_path / "source").mkdir()
+    write_words(tmp_path / "source")
+    convert(tmp_path, siglip_cfg, with_processor=True, verify="none", preprocess_cfg={"resize_mode": "squash"})
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    assert type(processor) is transformers.SiglipProcessor
+    assert type(processor.image_processor) is transformers.SiglipImageProcessor
+    texts = ["Two cats, and a dog!", "  two\n_cats_ ", "a dog"]
+    ids = processor(text=texts, padding="max_length", return_tensors="pt")["input_ids"]
+    assert torch.equal(ids, open_clip.get_tokenizer(f"local-dir:{tmp_path / 'source'}")(texts))
+
+
+def test_native_metaclip_2_has_a_processor(tmp_path, image):
+    model_cfg = tiny_clip_cfg(text_cfg={"pool_type": "eos", "eos_id": 2, "hf_tokenizer_name": "org/words"})
+    (tmp_path / "source").mkdir()
+    write_words(tmp_path / "source")
+    _, report = convert(tmp_path, model_cfg, with_processor=True)
+    assert report.architecture == "MetaClip2Model"
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    assert type(processor) is transformers.CLIPProcessor
+    inputs = processor(images=image, text=["two cats and"], padding="max_length", return_tensors="pt")
+    assert inputs["input_ids"].tolist() == [[2, 3, 4, *[1] * 8]]
+    assert inputs["pixel_values"].shape == (1, 3, 24, 24)
 
 
 def test_siglip_of_another_tower_is_refused_by_name():
