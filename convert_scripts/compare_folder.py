@@ -21,11 +21,10 @@ from .compare_models import (
 )
 from .compare_outputs import BOUND, load_converted, verification_inputs
 from .compare_processors import pixel_checks, token_checks
-from .conversion_plan import ConversionPlan
 from .converted_folder import ConvertedFolder
 from .errors import ConversionError, listing
 from .open_clip_reference import load_open_clip_model, text_prefix
-from .sources import Source
+from .prepared import Prepared
 from .verification_report import Check
 from .write_safetensors import same_bytes
 
@@ -35,16 +34,16 @@ class FolderComparison:
 
     Args:
         converted: the folder.
-        source: the checkpoint.
-        plan: what a conversion makes of it.
+        prepared: the checkpoint, of open_clip.
         groups: the groups of comparisons that are wanted, of `verification_report.GROUPS`.
         pairs: number of images and texts.
     """
 
-    def __init__(self, converted: ConvertedFolder, source: Source, plan: ConversionPlan, groups: set[str], pairs: int):
-        self.converted, self.source, self.plan, self.groups = converted, source, plan, groups
+    def __init__(self, converted: ConvertedFolder, prepared: Prepared, groups: set[str], pairs: int):
+        self.converted, self.groups = converted, groups
+        self.source, self.plan = prepared.source, prepared.plan
         # What open_clip builds, whatever the folder says.
-        self.config = plan.model.config
+        self.config = self.plan.model.config
         self.inputs = verification_inputs(self.config, pairs)
 
     @property

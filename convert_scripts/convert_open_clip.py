@@ -1,31 +1,22 @@
 """Conversion of an open_clip checkpoint to a folder that transformers loads: the whole of it, in reading order."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .activation import check_activation
-from .config_mapping import build_config
-from .conversion_plan import plan_conversion
-from .conversion_timm_vision import set_reparameterized
 from .errors import ConversionError
-from .foreign_layouts import find_layout
 from .native_sources import find_native_folder, prepare_native
 from .output_forms import check_form, output_form, processor_parts
-from .prepared import Prepared
-from .processors import build_image_processor
+from .prepare_open_clip import prepare_open_clip
 from .provenance import license_beside, write_provenance
 from .report import ConversionReport
-from .sources import Source, open_source
-from .tokenizers import load_tokenizer, token_ids_of
-from .verification import MODES, reference_outputs
-from .weights import file_sha256, read_checkpoint
+from .sources import open_source
+from .verification import MODES
+from .weights import file_sha256
 from .write import check_output, new_folder, output_dtype, write_model
 
 
@@ -99,7 +90,7 @@ def convert_open_clip_checkpoint(
         prepared = prepare_native(native, needed)
     else:
         opened = open_source(source, model_name, config, pretrained, revision)
-        prepared = _prepare(opened, needed, ema, reparameterize)
+        prepared = prepare_open_clip(opened, needed, ema, reparameterize)
     form = output_form(prepared.plan, target, tower)
     dtype = output_dtype(prepared.plan, dtype)
     notes = prepared.notes + form.notes + (form.processor_notes if with_processor else ())
@@ -128,28 +119,3 @@ def convert_open_clip_checkpoint(
         )
         write_provenance(folder, report, license_beside(prepared.weights))
     return report
-
-
-def _prepare(opened: Source, processor_parts: Collection[str], ema: bool, reparameterize: bool) -> Prepared:
-    checkpoint = read_checkpoint(opened.weights, ema=ema)
-    check_activation(opened, checkpoint)
-    tokenizer = load_tokenizer(opened, required="tokenizer" in processor_parts)
-    model_config = build_config(opened.model_cfg, None if tokenizer is None else token_ids_of(tokenizer))
-    if reparameterize:
-        set_reparameterized(model_config)
-    notes = [*opened.notes, *checkpoint.notes]
-    layout = find_layout(checkpoint.tensors)
-    if layout is not None:
-        notes.append(f"the checkpoint has the layout of {layout.name}")
-        opened = replace(opened, preprocess_cfg={**layout.preprocess_cfg, **opened.preprocess_cfg})
-    if model_config.model_type == "open_clip_coca" and model_config.bos_token_id is None:
-        notes.append("the tokenizer is not known: set bos_token_id and eos_token_id in generation_config.json")
-    return Prepared(
-        name=opened.name,
-        weights=opened.weights,
-        plan=plan_conversion(model_config, checkpoint.tensors),
-        image_processor=build_image_processor(opened, model_config) if "image_processor" in processor_parts else None,
-        tokenizer=tokenizer,
-        reference=partial(reference_outputs, opened.model_cfg),
-        notes=tuple(notes),
-    )

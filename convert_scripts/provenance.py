@@ -25,7 +25,7 @@ def write_provenance(folder: Path, report: ConversionReport, license: str | None
     """
     package = import_module(__package__.rpartition(".")[0])
     content = {
-        "source": _public_name(report.source),
+        "source": public_name(report.source),
         "weights_file": report.weights_file.name,
         "sha256": report.sha256,
         "license": license,
@@ -42,7 +42,7 @@ def write_provenance(folder: Path, report: ConversionReport, license: str | None
     (folder / PROVENANCE_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _public_name(source: str) -> str:
+def public_name(source: str) -> str:
     """The Hub id or architecture that a source was given as; of a local path its last part alone."""
     path = Path(source.removeprefix("local-dir:")).expanduser()
     return path.resolve().name if path.exists() else source

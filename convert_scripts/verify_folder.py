@@ -9,17 +9,15 @@ from typing import Any
 
 import torch
 
-from .activation import check_activation
 from .compare_folder import FolderComparison
-from .config_mapping import build_config
-from .conversion_plan import plan_conversion
 from .converted_folder import read_converted_folder
 from .errors import ConversionError
 from .open_clip_reference import require_open_clip
+from .prepare_open_clip import prepare_open_clip
+from .provenance import public_name
 from .sources import open_source
-from .tokenizers import load_tokenizer, token_ids_of
 from .verification_report import GROUPS, VerificationReport
-from .weights import file_sha256, read_checkpoint
+from .weights import file_sha256
 from .write import DTYPES
 
 
@@ -37,6 +35,7 @@ def verify_folder(
     config: str | os.PathLike | Mapping[str, Any] | None = None,
     pretrained: str | None = None,
     revision: str | None = None,
+    ema: bool = False,
     dtypes: Collection[str] = VERIFIED_DTYPES,
     skip: Collection[str] = (),
     pairs: int = 4,
@@ -52,11 +51,12 @@ def verify_folder(
 
     Args:
         folder: a converted folder.
-        source: the checkpoint; this and the next four as for `convert_open_clip_checkpoint`.
+        source: the checkpoint; this and the next five as for `convert_open_clip_checkpoint`.
         model_name: open_clip's name of its architecture.
         config: its configuration.
         pretrained: open_clip's tag of it.
         revision: its branch, tag or commit on the Hub.
+        ema: whether the averaged weights of a training checkpoint were taken.
         dtypes: what to compute in, of `"float32"`, `"bfloat16"` and `"float16"`.
         skip: what to leave out, of `"weights"`, `"pixels"`, `"tokens"`, `"intermediates"`, `"captions"`, `"losses"`
             and `"gradients"`. Without gradients, which need as much memory again as the weights, models that fill half
@@ -76,19 +76,16 @@ def verify_folder(
     require_open_clip()
     converted = read_converted_folder(Path(folder).expanduser())
     opened = open_source(source, model_name, config, pretrained, revision)
-    checkpoint = read_checkpoint(opened.weights)
-    check_activation(opened, checkpoint)
-    tokenizer = load_tokenizer(opened, required=False)
-    model_config = build_config(opened.model_cfg, None if tokenizer is None else token_ids_of(tokenizer))
-    plan = plan_conversion(model_config, checkpoint.tensors)
-    comparison = FolderComparison(converted, opened, plan, set(GROUPS) - set(skip), pairs)
+    fused = getattr(converted.config.vision_config, "reparameterized", False)
+    prepared = prepare_open_clip(opened, ema=ema, reparameterize=fused)
+    comparison = FolderComparison(converted, prepared, set(GROUPS) - set(skip), pairs)
     report = VerificationReport(
         model=converted.path.resolve().name,
         architecture=type(converted.model).__name__,
         dtype=_name(comparison.stored_dtype),
-        source=opened.name,
-        weights_file=opened.weights.name,
-        sha256=file_sha256(opened.weights),
+        source=public_name(prepared.name),
+        weights_file=prepared.weights.name,
+        sha256=file_sha256(prepared.weights),
         settings={"pairs": pairs, "dtypes": [_name(dtype) for dtype in wanted], "skipped": sorted(skip)},
         versions={name: installed for name in LIBRARIES if (installed := _version(name))},
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),

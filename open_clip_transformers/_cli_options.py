@@ -46,3 +46,6 @@ PretrainedTag = Annotated[
     ),
 ]
 Revision = Annotated[str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of the Hub repository.")]
+Ema = Annotated[
+    bool, typer.Option("--ema", help="Take the averaged weights that a training checkpoint keeps beside the others.")
+]

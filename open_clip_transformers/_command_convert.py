@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ._cli_messages import errors_as_messages, hide_progress_bars_in_logs
-from ._cli_options import SOURCE_HELP, ConfigFile, Dtype, ModelName, PretrainedTag, Revision, Traceback
+from ._cli_options import SOURCE_HELP, ConfigFile, Dtype, Ema, ModelName, PretrainedTag, Revision, Traceback
 
 
 class Verify(str, Enum):
@@ -47,10 +47,7 @@ def convert(
     processor: Annotated[
         bool, typer.Option("--processor/--no-processor", help="Also write the image processor and the tokenizer.")
     ] = True,
-    ema: Annotated[
-        bool,
-        typer.Option("--ema", help="Take the averaged weights that a training checkpoint keeps beside the others."),
-    ] = False,
+    ema: Ema = False,
     reparameterize: Annotated[
         bool,
         typer.Option(

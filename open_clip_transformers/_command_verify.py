@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ._cli_messages import UsageError, errors_as_messages, hide_progress_bars_in_logs
-from ._cli_options import SOURCE_HELP, ConfigFile, ModelName, PretrainedTag, Revision, Traceback
+from ._cli_options import SOURCE_HELP, ConfigFile, Ema, ModelName, PretrainedTag, Revision, Traceback
 
 
 class VerifiedDtype(str, Enum):
@@ -34,6 +34,7 @@ def verify(
     config: ConfigFile = None,
     pretrained: PretrainedTag = None,
     revision: Revision = None,
+    ema: Ema = False,
     dtype: Annotated[
         list[VerifiedDtype] | None,
         typer.Option(help="What to compute in; may be given several times, by default all three."),
@@ -74,6 +75,7 @@ def verify(
             config=config,
             pretrained=pretrained,
             revision=revision,
+            ema=ema,
             dtypes=[name.value for name in dtype] if dtype else VERIFIED_DTYPES,
             skip=[group.value for group in skip or []],
             pairs=images,

@@ -1,0 +1,57 @@
+"""Checkpoints of open_clip, read and understood."""
+
+from collections.abc import Collection
+from dataclasses import replace
+from functools import partial
+
+from .activation import check_activation
+from .config_mapping import build_config
+from .conversion_plan import plan_conversion
+from .conversion_timm_vision import set_reparameterized
+from .foreign_layouts import find_layout
+from .prepared import Prepared
+from .processors import build_image_processor
+from .sources import Source
+from .tokenizers import load_tokenizer, token_ids_of
+from .verification import reference_outputs
+from .weights import read_checkpoint
+
+
+def prepare_open_clip(
+    opened: Source, processor_parts: Collection[str] = (), ema: bool = False, reparameterize: bool = False
+) -> Prepared:
+    """Reads a checkpoint, and decides what becomes of it.
+
+    Args:
+        opened: where it is, and what it is.
+        processor_parts: `"image_processor"` and `"tokenizer"`, where these are needed.
+        ema: take the averaged weights of a training checkpoint.
+        reparameterize: fuse the branches that some of timm's image towers have in training.
+
+    Raises:
+        ConversionError: it cannot be read, or does not fit together.
+        OSError: a file cannot be read.
+    """
+    checkpoint = read_checkpoint(opened.weights, ema=ema)
+    check_activation(opened, checkpoint)
+    tokenizer = load_tokenizer(opened, required="tokenizer" in processor_parts)
+    model_config = build_config(opened.model_cfg, None if tokenizer is None else token_ids_of(tokenizer))
+    if reparameterize:
+        set_reparameterized(model_config)
+    notes = [*opened.notes, *checkpoint.notes]
+    layout = find_layout(checkpoint.tensors)
+    if layout is not None:
+        notes.append(f"the checkpoint has the layout of {layout.name}")
+        opened = replace(opened, preprocess_cfg={**layout.preprocess_cfg, **opened.preprocess_cfg})
+    if model_config.model_type == "open_clip_coca" and model_config.bos_token_id is None:
+        notes.append("the tokenizer is not known: set bos_token_id and eos_token_id in generation_config.json")
+    return Prepared(
+        name=opened.name,
+        weights=opened.weights,
+        plan=plan_conversion(model_config, checkpoint.tensors),
+        image_processor=build_image_processor(opened, model_config) if "image_processor" in processor_parts else None,
+        tokenizer=tokenizer,
+        reference=partial(reference_outputs, opened.model_cfg),
+        notes=tuple(notes),
+        source=opened,
+    )
