@@ -2,7 +2,7 @@
 
 import random
 
-from tiny_configs import tiny_clip_cfg, tiny_coca_cfg
+from tiny_configs import HF_ENCODERS, tiny_clip_cfg, tiny_coca_cfg, tiny_hf_encoder
 
 
 BLOCK_OPTIONS = ("qk_norm", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
@@ -24,6 +24,10 @@ def random_model_cfg(seed: int) -> dict:
     cfg["vision_cfg"] = _vision_cfg(choose, quick_gelu, cfg["embed_dim"], is_coca)
     cfg["text_cfg"] = _text_cfg(choose, quick_gelu, cfg["custom_text"], is_coca)
     if not is_coca:
+        if choose.random() < 0.2:
+            cfg["vision_cfg"] = _resnet_cfg(choose)
+        if choose.random() < 0.3:
+            cfg |= {"text_cfg": _hf_text_cfg(choose), "custom_text": True}
         return tiny_clip_cfg(**cfg)
     # The decoder continues the text's tokens and attends to the image's: all are equally wide.
     pooled = cfg["vision_cfg"]["attentional_pool"]
@@ -87,4 +91,27 @@ def _text_cfg(choose: random.Random, quick_gelu: bool, custom_text: bool, is_coc
         "no_causal_mask": choose.random() < 0.3,
         "pool_type": choose.choice(["argmax", "eos", "first", "last"] + ["none"] * (not is_coca)),
         "proj_bias": choose.random() < 0.3,
+    }
+
+
+def _resnet_cfg(choose: random.Random) -> dict:
+    width, head_width = choose.choice([(6, 24), (4, 32)])
+    return {
+        "layers": [choose.randint(1, 2) for _ in range(4)],
+        "width": width,
+        "head_width": head_width,
+        "image_size": choose.choice([64, 96]),
+    }
+
+
+def _hf_text_cfg(choose: random.Random) -> dict:
+    # open_clip 3.3.0 cannot run its `max_pooler`.
+    poolers = "mean_pooler", "cls_pooler", "cls_last_hidden_state_pooler"
+    return {
+        # open_clip 3.3.0 does not know T5 itself.
+        "hf_model_name": tiny_hf_encoder(choose.choice([name for name in HF_ENCODERS if name != "t5"])),
+        "hf_model_pretrained": False,
+        "hf_pooler_type": choose.choice(poolers),
+        "hf_proj_type": choose.choice(["linear", "mlp"]),
+        "context_length": CONTEXT_LENGTH,
     }
