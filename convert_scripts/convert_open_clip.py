@@ -62,7 +62,8 @@ def convert_open_clip_checkpoint(
             the checkpoint's, or fp32 where it has several.
         max_shard_size: largest weights file, in bytes or as in `"5GB"`.
         verify: `"auto"` compares the outputs with open_clip's where that is installed; `"full"` demands it;
-            `"structure"` compares the tensors alone; `"none"` compares nothing.
+            `"structure"` compares the tensors alone; `"none"` compares nothing. Comparing outputs takes the memory of
+            the model in fp32, twice for a checkpoint of another dtype; all else needs little, whatever the size.
         ema: take the exponential moving average of the weights that a training checkpoint keeps beside them.
         reparameterize: fuse the branches that timm's image towers such as MobileCLIP's have in training. The converted
             model gives the same outputs in less time, and is for inference alone.
