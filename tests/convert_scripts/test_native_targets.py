@@ -214,6 +214,7 @@ def test_native_processor_prepares_what_open_clip_does(tmp_path, image, resize_m
     assert any(note.startswith("images:") for note in report.notes)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "config.json",
+        "conversion.json",
         "merges.txt",
         "model.safetensors",
         "preprocessor_config.json",
