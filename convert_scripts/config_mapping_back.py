@@ -43,6 +43,8 @@ def build_model_cfg(config: PreTrainedConfig, tokenizer_cfg: Cfg | None = None) 
     }
     if "multimodal_config" in config.sub_configs:
         cfg["multimodal_cfg"] = DECODER.invert(config.multimodal_config)
+        # open_clip's decoder has no vocabulary of its own: it takes that of the text tower's fields.
+        cfg["text_cfg"]["vocab_size"] = config.multimodal_config.vocab_size
         # open_clip's CoCa unpacks what these towers return.
         cfg["vision_cfg"]["output_tokens"] = cfg["text_cfg"]["output_tokens"] = True
     if _is_custom_text(cfg):

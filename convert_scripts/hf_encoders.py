@@ -50,12 +50,10 @@ def find_encoder_config(name: str) -> PreTrainedConfig:
                 f"hf_model_name, a folder that holds its {CONFIG_FILE}; known without one are {', '.join(known)}."
             ) from error
     try:
-        given, _ = PreTrainedConfig.get_config_dict(str(folder), local_files_only=True)
-    except OSError as error:
-        raise ConversionError(
-            f"text_cfg: hf_model_name {name!r} has no {CONFIG_FILE} that can be read: {error}"
-        ) from error
-    model_type = given.get("model_type")
+        given = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"text_cfg: {CONFIG_FILE} of hf_model_name {name!r} cannot be read: {error}") from error
+    model_type = given.get("model_type") if isinstance(given, dict) else None
     if model_type not in ENCODER_MODEL_TYPES:
         raise ConversionError(
             f"text_cfg: hf_model_name {name!r} is a {model_type!r}; open_clip has text towers of "

@@ -13,6 +13,7 @@ DROPPED = {
     "text.attn_mask": "causal mask of the text tower, made in forward",
     "text_decoder.attn_mask": "causal mask of the decoder, made in forward",
     "text.transformer.embeddings.position_ids": "buffer of old transformers releases, made in forward",
+    "text.transformer.embed_positions.weights": "sinusoidal table of old transformers releases, made anew",
     "input_resolution": "number kept by OpenAI's archives, in the configuration as image_size",
     "context_length": "number kept by OpenAI's archives, in the configuration as max_position_embeddings",
     "vocab_size": "number kept by OpenAI's archives, in the configuration as vocab_size",

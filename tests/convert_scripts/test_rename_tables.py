@@ -1,7 +1,5 @@
 """Rename tables: complete for every architecture, and bit-equal there and back."""
 
-from copy import deepcopy
-
 import pytest
 import torch
 from tiny_configs import open_clip_model, tiny_clip_cfg, tiny_coca_cfg, tiny_siglip_cfg
@@ -10,6 +8,7 @@ from open_clip_transformers.convert_scripts.architectures import get_architectur
 from open_clip_transformers.convert_scripts.config_mapping import build_config
 from open_clip_transformers.convert_scripts.conversion_plan import plan_conversion
 from open_clip_transformers.convert_scripts.errors import ConversionError
+from open_clip_transformers.convert_scripts.open_clip_reference import build_open_clip_model
 from open_clip_transformers.convert_scripts.rename_table import DROPPED, rename_table
 from open_clip_transformers.convert_scripts.state_dict_ops import resolve
 
@@ -36,18 +35,6 @@ CONFIGS = {
 }
 
 
-def meta_state_dict(model_cfg: dict) -> dict[str, torch.Tensor]:
-    """open_clip's keys and shapes, without memory."""
-    from open_clip.coca_model import CoCa
-    from open_clip.model import CLIP, CustomTextCLIP
-
-    kwargs = deepcopy(model_cfg)
-    custom_text = kwargs.pop("custom_text", False)
-    model_class = CoCa if "multimodal_cfg" in kwargs else CustomTextCLIP if custom_text else CLIP
-    with torch.device("meta"):
-        return model_class(**kwargs).state_dict()
-
-
 @pytest.mark.floor
 @pytest.mark.parametrize("model_cfg", CONFIGS.values(), ids=CONFIGS.keys())
 def test_rename_table_round_trip_is_bit_equal(model_cfg):
@@ -68,7 +55,10 @@ def test_rename_table_round_trip_is_bit_equal(model_cfg):
 @pytest.mark.parametrize("name", list_architectures())
 def test_every_architecture_maps_onto_our_model(name):
     model_cfg = get_architecture(name)
-    plan = plan_conversion(build_config(model_cfg), meta_state_dict(model_cfg))
+    config = build_config(model_cfg)
+    with torch.device("meta"):
+        reference = build_open_clip_model(model_cfg, config)
+    plan = plan_conversion(config, reference.state_dict())
     assert not plan.dropped and not plan.changed
     converted = {key: tensor.shape for key, tensor in plan.converted()}
     assert converted == plan.shapes
