@@ -11,20 +11,28 @@ from typing import Any
 
 MARKDOWN_FILE = "verification.md"
 JSON_FILE = "verification.json"
-# What is compared, in the order of the report.
-GROUPS = {
-    "weights": "tensors of the folder, bit for bit what the conversion makes of the checkpoint's",
-    "pixels": "image processor",
-    "tokens": "tokenizer",
-    "intermediates": "what layers return, in the order of the forward pass",
-    "features": "embeddings of images and texts, not normalised",
-    "logits": "scaled similarities, and CoCa's predictions of words",
-    "captions": "greedy captions",
-    "losses": "contrastive loss, and CoCa's caption loss",
-    "gradients": "of the loss",
-}
-# By which a port is debugged: the first of these that differs is where to look.
-IN_FORWARD_ORDER = ("pixels", "tokens", "intermediates", "features", "logits", "captions", "losses", "gradients")
+# What is compared, in the order of the report: tensors with what the conversion makes of the checkpoint's; processors;
+# what layers return, in the order of the forward pass; embeddings; similarities and CoCa's predictions of words; greedy
+# captions; losses, and gradients of the one to train on.
+GROUPS = (
+    "weights",
+    "pixels",
+    "tokens",
+    "intermediates",
+    "features",
+    "logits",
+    "captions",
+    "losses",
+    "gradients",
+)
+RULES = (
+    "Weights, tokens and captions are counted where they differ. Other differences are relative to open_clip's largest "
+    "value in fp32. In half precision both models are measured against open_clip in fp32, in the Euclidean norm, and "
+    "the bound is twice open_clip's own error and a quarter of the epsilon of the dtype; a loss is also allowed twice "
+    "the error of open_clip's logits."
+)
+# Failures listed in Markdown; JSON has them all.
+MOST_FAILURES = 30
 
 
 @dataclass(frozen=True)
@@ -54,10 +62,30 @@ class Check:
             return None
         return self.difference <= self.bound
 
+    @property
+    def severity(self) -> float:
+        """How near the difference is to its bound: above 1 where it failed, -1 where nothing was compared."""
+        if self.passed is None:
+            return -1.0
+        return self.difference / self.bound if self.bound else 2.0 * (not self.passed)
+
+    def _number(self, value: float) -> str:
+        # What is counted has a bound of 0.
+        return f"{value:.1e}" if self.bound else f"{value:g}"
+
     def __str__(self) -> str:
         name = f"{self.name} ({self.dtype})" if self.dtype else self.name
-        measured = f"{self.difference:.1e}, at most {self.bound:.1e}" if self.passed is not None else "not compared"
+        measured = "not compared"
+        if self.passed is not None:
+            measured = f"{self._number(self.difference)}, at most {self._number(self.bound)}"
         return f"{name}: {measured}{f'; {self.detail}' if self.detail else ''}"
+
+    @property
+    def cells(self) -> list[str]:
+        """The last columns of a table: difference, bound and what was compared."""
+        if self.passed is None:
+            return ["", "", f"not compared: {self.detail}"]
+        return [self._number(self.difference), self._number(self.bound), self.name]
 
 
 @dataclass(frozen=True)
@@ -100,11 +128,79 @@ class VerificationReport:
 
     @property
     def first_difference(self) -> Check | None:
-        """The failure nearest to the inputs: a processor, or the first layer that differs."""
-        order = {group: rank for rank, group in enumerate(IN_FORWARD_ORDER)}
-        failures = [check for check in self.failures if check.group in order]
-        # fp32 comes first, and is the clearest; the order of layers is kept.
-        return min(failures, key=lambda check: check.group not in ("pixels", "tokens"), default=None)
+        """The failure nearest to the inputs: a processor, or the first layer that differs, else the weights."""
+        return min(self.failures, key=lambda check: check.group == "weights", default=None)
+
+    def summary(self) -> list[tuple[str, list[Check], Check]]:
+        """For each group and dtype its title, what was compared, and of all the check nearest to its bound."""
+        rows: dict[str, list[Check]] = {}
+        for check in self.checks:
+            rows.setdefault(" ".join(filter(None, (check.group, check.dtype))), []).append(check)
+        return [
+            (title, [check for check in checks if check.passed is not None], max(checks, key=lambda c: c.severity))
+            for title, checks in rows.items()
+        ]
+
+    def verdict(self) -> str:
+        """The result in a sentence or two."""
+        if self.passed:
+            left_out = [title for title, compared, _ in self.summary() if not compared]
+            rest = f" Not compared: {', '.join(left_out)}." if left_out else ""
+            return (
+                f"Passed: {sum(check.passed is True for check in self.checks)} comparisons within their bounds.{rest}"
+            )
+        first = self.first_difference
+        where = "Nothing was compared." if first is None else f"The first that differs, of {first.group}: {first}"
+        return f"Failed: {len(self.failures)} of {len(self.checks)} comparisons. {where}"
+
+    def __str__(self) -> str:
+        lines = [f"Verified {self.model} against {self.source}"]
+        for title, compared, worst in self.summary():
+            failed = sum(check.passed is False for check in compared)
+            count = (
+                f"{failed} of {len(compared)} FAILED; " if failed else f"{len(compared)} passed; " if compared else ""
+            )
+            lines.append(f"  {title:<22} {count}{worst}")
+        return "\n".join([*lines, self.verdict()])
+
+    def to_markdown(self) -> str:
+        """A page about the verification."""
+        facts = {
+            "Model": f"{self.model} ({self.architecture}, {self.dtype})",
+            "Checkpoint": self.source,
+            "Weights": f"{self.weights_file}, SHA-256 `{self.sha256}`",
+            "Versions": ", ".join(f"{name} {version}" for name, version in self.versions.items()),
+            "Settings": ", ".join(f"{name} {_words(value)}" for name, value in self.settings.items()),
+            "Date": self.date,
+        }
+        rows = [
+            [title, str(len(compared)), str(sum(check.passed is False for check in compared)), *worst.cells]
+            for title, compared, worst in self.summary()
+        ]
+        lines = ["# Verification", "", f"**{_cell(self.verdict())}**", ""]
+        lines += _table(["", ""], [[name, value] for name, value in facts.items()])
+        lines += ["", RULES, ""]
+        lines += _table(["", "Compared", "Failed", "Difference", "Bound", "Nearest to its bound"], rows)
+        if self.failures:
+            lines += ["", "## What differs", ""]
+            lines += [f"- {check.group}: {_cell(str(check))}" for check in self.failures[:MOST_FAILURES]]
+            if len(self.failures) > MOST_FAILURES:
+                lines.append(f"- {len(self.failures) - MOST_FAILURES} more, in {JSON_FILE}")
+        return "\n".join(lines) + "\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for JSON, which has no infinity: such a difference is the string `"inf"`."""
+        first = self.first_difference
+        checks = [
+            {**vars(check), "difference": _json_number(check.difference), "passed": check.passed}
+            for check in self.checks
+        ]
+        return {
+            "passed": self.passed,
+            "first_difference": None if first is None else {"name": first.name, "dtype": first.dtype},
+            **vars(self),
+            "checks": checks,
+        }
 
     def write(self, folder: str | os.PathLike) -> tuple[Path, Path]:
         """Writes `verification.md` and `verification.json` to a folder, made if need be; returns their paths."""
@@ -120,98 +216,19 @@ class VerificationReport:
                 temporary.unlink(missing_ok=True)
         return folder / MARKDOWN_FILE, folder / JSON_FILE
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON, which has no infinity: such a difference is the string `"inf"`."""
-        checks = [
-            {**vars(check), "difference": _json_number(check.difference), "passed": check.passed}
-            for check in self.checks
-        ]
-        first = self.first_difference
-        return {
-            "passed": self.passed,
-            "first_difference": None if first is None else {"name": first.name, "dtype": first.dtype},
-            **{name: value for name, value in vars(self).items() if name != "checks"},
-            "checks": checks,
-        }
 
-    def summary(self) -> list[tuple[str | None, str, int, int, Check]]:
-        """(dtype, group, number compared, number that failed, the check nearest to its bound or beyond)."""
-        rows = {}
-        for check in self.checks:
-            rows.setdefault((check.dtype, check.group), []).append(check)
-        return [
-            (
-                dtype,
-                group,
-                sum(check.passed is not None for check in checks),
-                sum(check.passed is False for check in checks),
-                max(checks, key=_severity),
-            )
-            for (dtype, group), checks in rows.items()
-        ]
-
-    def to_markdown(self) -> str:
-        """A page about the verification."""
-        facts = {
-            "Model": f"{self.model} ({self.architecture}, {self.dtype})",
-            "Checkpoint": self.source,
-            "Weights": f"{self.weights_file}, SHA-256 `{self.sha256}`",
-            "Versions": ", ".join(f"{name} {version}" for name, version in self.versions.items()),
-            "Settings": ", ".join(f"{name}: {value}" for name, value in self.settings.items()),
-            "Date": self.date,
-        }
-        lines = ["# Verification", "", f"**{self._verdict()}**", "", "| | |", "|---|---|"]
-        lines += [f"| {name} | {value} |" for name, value in facts.items()]
-        lines += [
-            "",
-            *RULES,
-            "",
-            "| | Compared | Failed | Largest difference | Bound | Of |",
-            "|---|---|---|---|---|---|",
-        ]
-        for dtype, group, compared, failed, worst in self.summary():
-            title = f"{group}, {dtype}" if dtype else group
-            if not compared:
-                lines.append(f"| {title} | not compared | | | | {worst.detail} |")
-                continue
-            lines.append(
-                f"| {title} | {compared} | {failed} | {worst.difference:.1e} | {worst.bound:.1e} | {worst.name} |"
-            )
-        if self.failures:
-            lines += ["", "## What differs", "", *(f"- {check.group}: {check}" for check in self.failures)]
-        return "\n".join(lines) + "\n"
-
-    def _verdict(self) -> str:
-        if self.passed:
-            return f"Passed: {sum(check.passed is True for check in self.checks)} comparisons within their bounds."
-        first = self.first_difference
-        where = "" if first is None else f" The first that differs: {first.group}, {first}."
-        return f"Failed: {len(self.failures)} comparisons.{where}"
-
-    def __str__(self) -> str:
-        lines = [f"Verified {self.model} against {self.source}"]
-        for dtype, group, compared, failed, worst in self.summary():
-            title = f"{group} {dtype}" if dtype else group
-            if not compared:
-                lines.append(f"  {title:<22} not compared: {worst.detail}")
-                continue
-            verdict = f"{failed} of {compared} FAILED" if failed else f"{compared} passed"
-            lines.append(f"  {title:<22} {verdict}; {worst}")
-        return "\n".join([*lines, self._verdict()])
+def _words(value: Any) -> str:
+    return ", ".join(value) or "nothing" if isinstance(value, list) else str(value)
 
 
-RULES = (
-    "Differences in fp32 are relative to the largest value of open_clip's. In half precision, both are measured "
-    "against open_clip in fp32, and the bound is twice open_clip's own error, plus a quarter of the dtype's epsilon; "
-    "a loss is also allowed the error of open_clip's logits.",
-)
+def _cell(text: str) -> str:
+    """Text that stays on its line of Markdown, and in its cell."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
-def _severity(check: Check) -> float:
-    """How near a check is to its bound, above 1 where it failed."""
-    if check.passed is None:
-        return -1.0
-    return check.difference / check.bound if check.bound else float(check.passed is False) * check.difference
+def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *([_cell(cell) for cell in row] for row in rows)]
+    return ["|".join(["", *(f" {cell} " if cell else " " for cell in cells), ""]) for cells in lines]
 
 
 def _json_number(value: float | None) -> float | str | None:

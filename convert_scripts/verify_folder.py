@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -87,7 +89,7 @@ def verify_folder(
         weights_file=prepared.weights.name,
         sha256=file_sha256(prepared.weights),
         settings={"pairs": pairs, "dtypes": [_name(dtype) for dtype in wanted], "skipped": sorted(skip)},
-        versions={name: installed for name in LIBRARIES if (installed := _version(name))},
+        versions=_versions(),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         checks=tuple(comparison.checks(wanted)),
     )
@@ -113,8 +115,10 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _version(library: str) -> str | None:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return None
+def _versions() -> dict[str, str]:
+    package = import_module(__package__.rpartition(".")[0])
+    versions = {package.__name__: package.__version__}
+    for library in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            versions[library] = version(library)
+    return versions
