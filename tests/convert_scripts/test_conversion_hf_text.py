@@ -25,8 +25,8 @@ from open_clip_transformers.convert_scripts.errors import ConversionError
 from open_clip_transformers.convert_scripts.hf_encoders import find_encoder_config
 
 
-# Architecture -> parameters of its text tower and of the whole, in millions (open_clip: `docs/model_profile.csv`, but for
-# the two with SigLIP's image tower, which are those of its own models).
+# Architecture -> parameters of its text tower and of the whole, in millions: open_clip's `docs/model_profile.csv`, and
+# for the two with SigLIP's image tower, which it leaves out, open_clip's models.
 PUBLISHED_SIZES = {
     "coca_roberta-ViT-B-32": (124.45, 420.37),
     "mt5-base-ViT-B-32": (277.86, 365.71),
