@@ -1,9 +1,8 @@
 """Hugging Face text tower: an encoder of transformers, pooled and projected (open_clip: `hf_model.py`)."""
 
-from importlib import import_module
-
 import torch
 from torch import nn
+from transformers import models
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
@@ -29,7 +28,7 @@ _ENCODERS = {
 def build_encoder(config: PreTrainedConfig, add_pooling_layer: bool) -> PreTrainedModel:
     """transformers' encoder of a configuration, with new weights; its code is imported here."""
     folder, name = _ENCODERS[config.model_type]
-    encoder_class = getattr(import_module(f"transformers.models.{folder}.modeling_{folder}"), name)
+    encoder_class = getattr(getattr(getattr(models, folder), f"modeling_{folder}"), name)
     kwargs = {"add_pooling_layer": add_pooling_layer} if config.model_type in POOLING_LAYER_MODEL_TYPES else {}
     return encoder_class._from_config(config, **kwargs)
 

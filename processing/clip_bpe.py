@@ -65,6 +65,11 @@ def byte_alphabet() -> list[str]:
 
 @lru_cache(maxsize=1)
 def _vocabulary_and_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    if not _MERGES_FILE.is_file():  # a Hub repository's copy of this file: its vocabulary is in tokenizer.json
+        raise OSError(
+            f"{_MERGES_FILE.name}, CLIP's vocabulary, comes with the package open_clip_transformers, not with a copy of "
+            "its code: load the tokenizer of a folder or a repository with `from_pretrained`, or install the package."
+        )
     with gzip.open(_MERGES_FILE, "rt", encoding="utf-8") as file:
         merges = [(first, second) for first, second in map(str.split, file)]
     alphabet = byte_alphabet()
@@ -73,7 +78,10 @@ def _vocabulary_and_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def build_clip_bpe() -> Tokenizer:
-    """A new tokenizer with CLIP's vocabulary, which adds both special tokens; no padding or truncation is set."""
+    """A new tokenizer with CLIP's vocabulary, which adds both special tokens; no padding or truncation is set.
+
+    Raises `OSError` where the vocabulary is not beside this file, in a Hub repository's copy of it.
+    """
     vocabulary, merges = _vocabulary_and_merges()
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix=END_OF_WORD))
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in (BOS_TOKEN, EOS_TOKEN)])

@@ -44,7 +44,7 @@ def set_language(tokenizer: Tokenizer, language: str, languages: Collection[str]
 def _template(tokenizer: Tokenizer) -> dict:
     # The bindings of the tokenizers library show a post-processor's contents in its pickled state only.
     post_processor = tokenizer.post_processor
-    return {} if post_processor is None else json.loads(post_processor.__getstate__())
+    return {} if post_processor is None else json.JSONDecoder().decode(post_processor.__getstate__().decode())
 
 
 __all__ = ["get_language", "set_language"]
