@@ -67,8 +67,8 @@ def byte_alphabet() -> list[str]:
 def _vocabulary_and_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
     if not _MERGES_FILE.is_file():  # a Hub repository's copy of this file: its vocabulary is in tokenizer.json
         raise OSError(
-            f"{_MERGES_FILE.name}, CLIP's vocabulary, comes with the package open_clip_transformers, not with a copy of "
-            "its code: load the tokenizer of a folder or a repository with `from_pretrained`, or install the package."
+            f"{_MERGES_FILE.name}, CLIP's vocabulary, comes with the package open_clip_transformers, not with a copy "
+            "of its code: load the tokenizer of a folder or repository with `from_pretrained`, or install the package."
         )
     with gzip.open(_MERGES_FILE, "rt", encoding="utf-8") as file:
         merges = [(first, second) for first, second in map(str.split, file)]
