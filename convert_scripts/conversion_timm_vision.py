@@ -11,7 +11,7 @@ from .config_table import Cfg, ConfigTable
 from .errors import ConversionError
 from .open_clip_cfg import TOKENS_RETURNED, VISION_DEFAULTS
 from .state_dict_ops import Rename, Table
-from .tower_conversion import Changes, Tensors, TowerConversion
+from .tower_conversion import Changes, Intermediate, Tensors, TowerConversion
 
 
 _READ = {"image_size", "patch_dropout", *(name for name in VISION_DEFAULTS if name.startswith("timm_"))}
@@ -96,10 +96,9 @@ def _adapt(config: PreTrainedConfig, keys: Collection[str]):
 def _fit(tensors: Tensors, changes: Changes, prefix: str, config: PreTrainedConfig):
     trunk = f"{prefix}trunk."
     own = {key.removeprefix(trunk): tensor for key, tensor in tensors.items() if key.startswith(trunk)}
-    if config.input_size is not None:
-        for name, tensor in resize_to_input(config, own).items():
-            changes[trunk + name] = f"resized from {tuple(own[name].shape)} to {tuple(tensor.shape)}"
-            own[name] = tensors[trunk + name] = tensor
+    for name, tensor in resize_to_input(config, own).items():
+        changes[trunk + name] = f"resized from {tuple(own[name].shape)} to {tuple(tensor.shape)}"
+        own[name] = tensors[trunk + name] = tensor
     if config.reparameterized and not is_fused(tensors):
         try:
             fused = fuse_tensors(config, own)
@@ -111,4 +110,11 @@ def _fit(tensors: Tensors, changes: Changes, prefix: str, config: PreTrainedConf
         changes[f"{trunk}*"] = f"{len(own)} tensors fused to {len(fused)} for inference"
 
 
-TIMM_VISION = TowerConversion(_CONFIG, lambda config: _TIMM, _fit, adapt=_adapt)
+# What timm calls the parts of its models, in the order in which they are computed.
+_PARTS = ("stem", "patch_embed", "norm_pre", "blocks.{n}", "layers.{n}", "stages.{n}", "norm", "attn_pool", "fc_norm")
+_INTERMEDIATES = (
+    *(Intermediate(part.replace(".", " "), f"timm_model.{part}", f"trunk.{part}") for part in _PARTS),
+    Intermediate("head", "head", "head"),
+)
+
+TIMM_VISION = TowerConversion(_CONFIG, lambda config: _TIMM, _fit, _INTERMEDIATES, _adapt)

@@ -129,6 +129,11 @@ def _head_layers(config: TimmVisionConfig, timm_model: nn.Module) -> OrderedDict
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     timm_layers = import_timm().layers
     width = timm_model.num_features
+    if config.proj_type in ("linear", "mlp") and getattr(timm_model, "head_hidden_size", width) != width:
+        raise ValueError(
+            f"its pooling makes {timm_model.head_hidden_size} channels of the {width} that open_clip projects; use "
+            "proj_type=None"
+        )
     if config.pool_type in POOLERS:
         feat_size = timm_model.default_cfg.get("pool_size")
         if not feat_size:
@@ -157,9 +162,11 @@ def resize_to_input(config: TimmVisionConfig, tensors: dict[str, torch.Tensor]) 
     """The tensors of timm's model, for its own input size, that change when it is set to `config.input_size`.
 
     Args:
-        config: with an `input_size`.
+        config: configuration of the tower; nothing changes without an `input_size`.
         tensors: state dict of timm's model; tensors that fit already, or that do not fit either size, are left out.
     """
+    if config.input_size is None:
+        return {}
     as_built = copy(config)
     as_built.input_size = None
     with torch.device("meta"):

@@ -104,8 +104,10 @@ class TimmVisionModel(OpenClipPreTrainedModel):
             reparameterize(self.timm_model)
             self.config.reparameterized = True
 
-    def _as_tokens(self, features: torch.Tensor) -> torch.Tensor:
+    def _as_tokens(self, features: torch.Tensor) -> torch.Tensor | None:
         """Feature maps (batch, channels, height, width), or channels last, -> (batch, height * width, channels)."""
+        if not isinstance(features, torch.Tensor):  # some models have several
+            return None
         if features.ndim != 4:
             return features
         channels_last = getattr(self.timm_model, "output_fmt", "NCHW") == "NHWC"
@@ -129,9 +131,10 @@ class TimmVisionModel(OpenClipPreTrainedModel):
 
         Returns:
             `last_hidden_state` (batch, tokens, token_dim): timm's features, a token for each place of a feature map in
-            rows, or the tokens of a transformer with its class and register tokens in front; `pooler_output` (batch,
-            projection_dim), not normalised; on request `hidden_states`, for each stage or block a feature map (batch,
-            channels, height, width) without class and register tokens.
+            rows, or the tokens of a transformer with its class and register tokens in front; `None` for models that
+            compute several, such as CrossViT; `pooler_output` (batch, projection_dim), not normalised; on request
+            `hidden_states`, for each stage or block a feature map (batch, channels, height, width) without class and
+            register tokens.
 
         Raises:
             ValueError: the shape is not the model's, or timm's model cannot give hidden states.

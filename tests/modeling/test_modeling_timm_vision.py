@@ -161,6 +161,12 @@ def test_tokens_are_timms_features_in_rows(family):
         assert maps.shape[3] == model.config.token_dim
 
 
+def test_models_with_several_feature_maps_give_their_embedding_alone():
+    config = TimmVisionConfig(architecture="coat_tiny", hidden_size=216, proj_type="linear")
+    outputs = TimmVisionModel(config)(torch.zeros(1, 3, 224, 224))
+    assert outputs.last_hidden_state is None and outputs.pooler_output.shape == (1, 512)
+
+
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 @pytest.mark.parametrize("whole_model", [False, True], ids=["tower", "dual_model"])
 def test_gradient_checkpointing_recomputes_timms_layers(whole_model):
@@ -315,8 +321,9 @@ def test_nothing_is_downloaded(monkeypatch):
         ({"pool_type": "median"}, "pool_type='median'"),
         ({"pool_type": "abs_attn", "architecture": "vit_base_patch16_224"}, "its features are no maps"),
         ({"input_size": 96}, "input_size=96"),
+        ({"architecture": "mobilenetv3_small_050"}, "its pooling makes 1024 channels of the 288.*proj_type=None"),
     ],
-    ids=["unknown_model", "unknown_argument", "unknown_pool", "no_maps", "no_other_size"],
+    ids=["unknown_model", "unknown_argument", "unknown_pool", "no_maps", "no_other_size", "wider_head"],
 )
 def test_what_timm_cannot_build_is_said(fields, message):
     with torch.device("meta"), pytest.raises(ValueError, match=f"(?s)timm .* cannot build an image tower.*{message}"):

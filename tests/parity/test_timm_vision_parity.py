@@ -6,6 +6,8 @@ from model_pairs import BOUND, assert_same_gradients, converted, model_pair, ran
 from tiny_configs import open_clip_model
 from tiny_timm import FAMILIES, timm_vision_cfgs, tiny_cfg_of, tiny_timm_cfg
 
+from open_clip_transformers.convert_scripts.compare_intermediates import intermediates_table, recorded
+
 
 every_family = pytest.mark.parametrize("model_cfg", FAMILIES.values(), ids=FAMILIES)
 VISION_CFGS = timm_vision_cfgs()
@@ -97,6 +99,22 @@ def test_hidden_states_equal_open_clips_intermediates(model_cfg):
     assert torch.equal(outputs.pooler_output, plain.pooler_output)
     assert torch.equal(outputs.last_hidden_state, plain.last_hidden_state)
     assert plain.hidden_states is None
+
+
+@every_family
+def test_layers_are_found_by_name_and_equal(model_cfg):
+    reference, model = model_pair(model_cfg)
+    table, images = intermediates_table(model.config, "text."), random_images(model_cfg)
+    ours: dict[str, torch.Tensor] = {}
+    theirs: dict[str, torch.Tensor] = {}
+    with torch.no_grad():
+        with recorded(model, table, "ours", lambda name, value: ours.update({name: value.clone()})):
+            model.vision_model(images)
+        with recorded(reference, table, "theirs", lambda name, value: theirs.update({name: value.clone()})):
+            reference.visual(images)
+    assert list(ours) == list(theirs) and len(ours) > 4
+    for name, value in theirs.items():
+        assert relative_difference(ours[name], value) < BOUND, name
 
 
 RESIZED = {
