@@ -54,7 +54,7 @@ def _model_type(folder: Path) -> str | None:
 
 
 def _targets() -> dict[str, NativeTarget]:
-    return {target.config_class.model_type: target for target in NATIVE_TARGETS}
+    return {target.model.config_class.model_type: target for target in NATIVE_TARGETS}
 
 
 def prepare_native(folder: Path, processor_parts: Collection[str]) -> Prepared:
@@ -70,7 +70,7 @@ def prepare_native(folder: Path, processor_parts: Collection[str]) -> Prepared:
     """
     target = _targets()[_model_type(folder)]
     weights = find_weights(folder)
-    native = target.config_class.from_pretrained(folder)
+    native = target.model.config_class.from_pretrained(folder)
     config = build_our_config(target, native)
     checkpoint = read_checkpoint(weights)
     tokenizer = _load_tokenizer(folder, target, config) if "tokenizer" in processor_parts else None

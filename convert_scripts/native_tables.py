@@ -62,13 +62,15 @@ class NativePart:
     """A tower of transformers and ours, or the model around the towers.
 
     Args:
-        config_table: fields of transformers' configuration and of ours.
+        config_class: transformers' configuration.
+        config_table: its fields and ours.
         requirements: what else ours must be.
         rename_table: from our configuration to transformers' names and ours, of the whole model.
         training_only: fields of ours that transformers lacks and that change nothing but training -> their neutral
             value.
     """
 
+    config_class: type[PreTrainedConfig]
     config_table: ConfigTable
     requirements: tuple[Requirement, ...]
     rename_table: Callable[[PreTrainedConfig], Table]
@@ -94,7 +96,6 @@ class NativeTarget:
 
     Args:
         name: its class in transformers.
-        config_class: its configuration.
         vision: its vision tower.
         text: its text tower.
         model: what is around them.
@@ -106,7 +107,6 @@ class NativeTarget:
     """
 
     name: str
-    config_class: type[PreTrainedConfig]
     vision: NativePart
     text: NativePart
     model: NativePart
@@ -178,7 +178,7 @@ def _part(
         inverse=inverse or {},
     )
     kind = Requirement("model_type", (ours.model_type,), f"it is built like {ours.__name__[:-6]}Model")
-    return NativePart(table, (kind, *requirements), rename_table, training_only or {})
+    return NativePart(native, table, (kind, *requirements), rename_table, training_only or {})
 
 
 # transformers' CLIP and MetaCLIP 2.
@@ -307,7 +307,7 @@ def _clip_model(native: type[PreTrainedConfig]) -> NativePart:
         defaults=_defaults(native, ("projection_dim", "logit_scale_init_value")),
         fields={"projection_dim": "projection_dim", "logit_scale_init_value": "logit_scale_init_value"},
     )
-    return NativePart(config_table, (_NO_DECODER, _NO_LOGIT_BIAS), table, {})
+    return NativePart(native, config_table, (_NO_DECODER, _NO_LOGIT_BIAS), table, {})
 
 
 def _clip_target(
@@ -316,7 +316,6 @@ def _clip_target(
     base = name.removesuffix("Model")
     return NativeTarget(
         name=name,
-        config_class=config_class,
         vision=_clip_vision(vision_config),
         text=text,
         model=_clip_model(config_class),
@@ -391,7 +390,6 @@ def _siglip_scalars(config: PreTrainedConfig) -> Table:
 
 SIGLIP = NativeTarget(
     name="SiglipModel",
-    config_class=SiglipConfig,
     vision=_part(
         "vision_config",
         SiglipVisionConfig,
@@ -453,6 +451,7 @@ SIGLIP = NativeTarget(
         training_only={"drop_path_rate": 0.0},
     ),
     model=NativePart(
+        SiglipConfig,
         ConfigTable(name="config", defaults={"initializer_factor": 1.0}),
         (
             _NO_DECODER,

@@ -40,17 +40,23 @@ def find_target(config: PreTrainedConfig, tower: str | None = None) -> NativeTar
 
 
 def _parts(target: NativeTarget, config: PreTrainedConfig, tower: str | None) -> list[Part]:
-    parts = {"vision": (target.vision, config.vision_config), "text": (target.text, config.text_config)}
-    named = [(f"{name}_config.", *part) for name, part in parts.items() if tower in (None, name)]
-    return named if tower else [*named, ("", target.model, config)]
+    """What is converted: name of our sub-configuration, `""` for the whole; its tables; its configuration."""
+    parts = [("vision_config", target.vision, config.vision_config), ("text_config", target.text, config.text_config)]
+    if tower:
+        return [part for part in parts if part[0] == f"{tower}_config"]
+    return [*parts, ("", target.model, config)]
 
 
 def _obstacles(target: NativeTarget, config: PreTrainedConfig, tower: str | None) -> list[str]:
     return [
-        f"{name}{row.field} is {_shown(getattr(part_config, row.field, None))}, {row}"
+        f"{_path(name, row.field)} is {_shown(getattr(part_config, row.field, None))}, {row}"
         for name, part, part_config in _parts(target, config, tower)
         for row in part.unmet(part_config)
     ]
+
+
+def _path(name: str, field: str) -> str:
+    return f"{name}.{field}" if name else field
 
 
 def _shown(value) -> str:
@@ -75,7 +81,7 @@ def plan_native(plan: ConversionPlan, tower: str | None = None) -> tuple[Derived
     parts = _parts(target, config, tower)
     table = sum((part.rename_table(part_config) for _, part, part_config in parts), ())
     notes = tuple(
-        f"left out, as it matters in training alone: {name}{field} = {getattr(part_config, field)}"
+        f"left out, as it matters in training alone: {_path(name, field)} = {getattr(part_config, field)}"
         for name, part, part_config in parts
         for field, neutral in part.training_only.items()
         if getattr(part_config, field) != neutral
@@ -91,7 +97,11 @@ def _native_model(target: NativeTarget, config: PreTrainedConfig, tower: str | N
 
 def native_config(target: NativeTarget, config: PreTrainedConfig, tower: str | None = None) -> PreTrainedConfig:
     """transformers' configuration of the model, or of one of its towers, that our `config` describes."""
-    fields = {name: part.config_table.invert(part_config) for name, part, part_config in _parts(target, config, tower)}
-    vision, text = fields.get("vision_config.", {}), fields.get("text_config.", {})
-    whole = target.config_class(vision_config=vision, text_config=text, **fields.get("", {}))
-    return getattr(whole, f"{tower}_config") if tower else whole
+    configs = {
+        name: part.config_class(**part.config_table.invert(part_config))
+        for name, part, part_config in _parts(target, config, tower)
+        if name
+    }
+    if tower:
+        return configs[f"{tower}_config"]
+    return target.model.config_class(**configs, **target.model.config_table.invert(config))

@@ -108,6 +108,24 @@ def test_single_tower_equals_open_clip(tmp_path, caplog, target, tower):
     assert relative_difference(outputs[embeds], expected) <= BOUND
 
 
+KINDS = {
+    "resnet": ("RN50", "vision", "ModifiedResNetModel"),
+    "timm": ("MobileCLIP-S1", "vision", "TimmVisionModel"),
+    "siglip": ("ViT-B-16-SigLIP2", "vision", "SiglipVitModel"),
+    "hugging-face": ("mt5-base-ViT-B-32", "text", "HfTextModel"),
+    "coca-vision": ("coca_ViT-B-32", "vision", "OpenClipVitModel"),
+    "coca-text": ("coca_ViT-B-32", "text", "OpenClipTextModel"),
+}
+
+
+@pytest.mark.parametrize(("name", "tower", "model_class"), KINDS.values(), ids=KINDS.keys())
+def test_single_tower_of_every_kind_equals_open_clip(tmp_path, name, tower, model_class):
+    with reduced_timm():
+        _, report = convert(tmp_path, reduced_cfg(get_architecture(name)), target="ours", tower=tower)
+        assert report.architecture == type(AutoModel.from_pretrained(tmp_path / "out")).__name__ == model_class
+    assert "open_clip" in report.verification.detail
+
+
 def test_tower_of_coca_is_written_alone(tmp_path):
     model_cfg = tiny_coca_cfg(vision_cfg={"width": 36, "head_width": 12, "attentional_pool": False})
     _, report = convert(tmp_path, model_cfg, tower="vision")
