@@ -1,6 +1,5 @@
 """Reading a folder of one of our models: configuration and tensors, checked against each other."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHT
 from ..configuration.configuration_towers import TEXT_CONFIGS, VISION_CONFIGS
 from .conversion_plan import MODEL_CLASSES
 from .errors import ConversionError, listing
+from .json_files import read_json
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def read_converted_folder(path: Path) -> ConvertedFolder:
             f"{path} is not a folder of a converted model: it has no {CONFIG_NAME}. Of a repository on the Hub give a "
             "local copy (`hf download ORG/NAME --local-dir FOLDER`)."
         )
-    model_type = _read_json(config_file).get("model_type")
+    model_type = read_json(config_file).get("model_type")
     if model_type in {**VISION_CONFIGS, **TEXT_CONFIGS}:
         raise ConversionError(f"{path} holds a single tower ({model_type}); expected a whole model, with both towers.")
     if model_type not in MODEL_CLASSES:
@@ -68,17 +68,10 @@ def read_converted_folder(path: Path) -> ConvertedFolder:
     return ConvertedFolder(path, model, tensors)
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConversionError(f"{path} cannot be read as JSON: {error}") from error
-
-
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     names = [SAFE_WEIGHTS_NAME]
     if (path / SAFE_WEIGHTS_INDEX_NAME).is_file():
-        names = sorted(set(_read_json(path / SAFE_WEIGHTS_INDEX_NAME)["weight_map"].values()))
+        names = sorted(set(read_json(path / SAFE_WEIGHTS_INDEX_NAME)["weight_map"].values()))
     missing = [name for name in names if not (path / name).is_file()]
     if missing:
         raise ConversionError(f"{path} lacks weights:{listing(missing)}")

@@ -4,7 +4,6 @@ Mirrors the `local-dir:` and `hf-hub:` schemas and the `pretrained` of open_clip
 `_find_checkpoint_in_dir` (`factory.py`) and its `download_pretrained` (`pretrained.py`).
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from .architectures import get_architecture
 from .errors import ConversionError, listing
 from .infer_openai_architecture import infer_openai_architecture, is_openai
+from .json_files import read_json
 from .pretrained import PretrainedTag, get_pretrained, list_pretrained
 from .weights import INDEX_SUFFIX, WEIGHTS_SUFFIXES, read_checkpoint
 
@@ -184,7 +184,7 @@ def _given_config(model_name: str | None, config) -> dict[str, Any] | None:
         return _read_config(config)
     given = {"model_cfg": get_architecture(model_name), "preprocess_cfg": {}}
     if config is not None:
-        config = config if isinstance(config, Mapping) else _read_json(Path(config))
+        config = config if isinstance(config, Mapping) else read_json(Path(config))
         if set(config) != {"preprocess_cfg"}:
             raise ConversionError(
                 f"The architecture is given twice, by model_name={model_name!r} and by config: leave one out, or give "
@@ -206,7 +206,7 @@ def _inferred_config(name: str, weights: Path) -> dict[str, Any]:
 
 
 def _read_config(config: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any]:
-    content = config if isinstance(config, Mapping) else _read_json(Path(config))
+    content = config if isinstance(config, Mapping) else read_json(Path(config))
     model_cfg = content.get("model_cfg", content)
     if not isinstance(model_cfg, Mapping) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model_cfg.keys():
         name = "config" if isinstance(config, Mapping) else config
@@ -215,16 +215,6 @@ def _read_config(config: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any
             f"under model_cfg; found {', '.join(map(str, content)) or 'nothing'}."
         )
     return {"model_cfg": model_cfg, "preprocess_cfg": content.get("preprocess_cfg") or {}}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConversionError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ConversionError(f"{path} holds a {type(content).__name__}; expected a JSON object.")
-    return content
 
 
 def find_weights(folder: Path) -> Path:
@@ -266,7 +256,7 @@ def _download(repo_id: str, revision: str | None, needs_config: bool) -> Path:
         offline = isinstance(error.__cause__, UNREACHABLE)
     weights = _download_first(repo_id, WEIGHTS_FILES + INDEX_FILES, revision, offline)
     if weights.name.endswith(INDEX_SUFFIX):
-        weight_map = _read_json(weights).get("weight_map")
+        weight_map = read_json(weights).get("weight_map")
         # What is wrong with an index, reading its files will say.
         for name in sorted(set(weight_map.values())) if isinstance(weight_map, dict) else ():
             download_file(repo_id, name, revision)

@@ -13,11 +13,11 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from ..configuration.configuration_common import height_and_width
 from ..configuration.configuration_modified_resnet import ModifiedResNetConfig
 from .modeling_layers import CrossAttention
 from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
 from .modeling_vit import resize_position_embedding
+from .pixel_values import check_pixel_values
 
 
 class Convolution(nn.Conv2d):
@@ -78,17 +78,9 @@ class ModifiedResNetEmbeddings(nn.Module):
         Raises:
             ValueError: the shape is not the model's; other sizes are taken with `interpolate_pos_encoding`.
         """
-        shape, image_size = tuple(pixel_values.shape), height_and_width(self.config.image_size)
-        if len(shape) != 4 or shape[1] != self.config.num_channels:
-            raise ValueError(
-                f"pixel_values have shape {shape}, the model expects (batch, {self.config.num_channels}, height, "
-                "width)."
-            )
-        if shape[2:] != image_size and not interpolate_pos_encoding:
-            raise ValueError(
-                f"pixel_values have height and width {shape[2:]}, the model expects {image_size}: use the image "
-                "processor saved with the model, or pass interpolate_pos_encoding=True."
-            )
+        check_pixel_values(
+            pixel_values, self.config.num_channels, self.config.image_size, any_size=interpolate_pos_encoding
+        )
         hidden_states = self.conv1(pixel_values.to(self.conv1.convolution.weight.dtype))
         return F.avg_pool2d(self.conv3(self.conv2(hidden_states)), 2)
 

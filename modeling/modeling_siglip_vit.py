@@ -24,6 +24,7 @@ from .modeling_layers import (
     norm_layer,
 )
 from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
+from .pixel_values import check_pixel_values
 
 
 def trunc_normal_(tensor: torch.Tensor, std: float):
@@ -86,23 +87,15 @@ class SiglipVitEmbeddings(nn.Module):
             if token is not None:
                 init.normal_(token, std=1e-6)
 
-    def _check_shape(self, shape: tuple[int, ...], any_size: bool):
-        config, image_size = self.config, height_and_width(self.config.image_size)
-        if len(shape) != 4 or shape[1] != config.num_channels:
-            raise ValueError(
-                f"pixel_values have shape {shape}, the model expects (batch, {config.num_channels}, height, width)."
-            )
-        if shape[2:] == image_size or any_size or config.dynamic_image_padding:
-            return
-        if not config.dynamic_image_size:
-            raise ValueError(
-                f"pixel_values have height and width {shape[2:]}, the model expects {image_size}: use the image "
-                "processor saved with the model, or pass interpolate_pos_encoding=True."
-            )
+    def _check_shape(self, pixel_values: torch.Tensor, any_size: bool):
+        config, size = self.config, tuple(pixel_values.shape[2:])
+        any_size = any_size or config.dynamic_image_padding
+        check_pixel_values(pixel_values, config.num_channels, config.image_size, any_size or config.dynamic_image_size)
         patch_size = height_and_width(config.patch_size)
-        if shape[2] % patch_size[0] or shape[3] % patch_size[1]:
+        is_whole = size[0] % patch_size[0] == size[1] % patch_size[1] == 0
+        if not (is_whole or any_size or size == height_and_width(config.image_size)):
             raise ValueError(
-                f"pixel_values have height and width {shape[2:]}, the model expects multiples of its patches' "
+                f"pixel_values have height and width {size}, the model expects multiples of its patches' "
                 f"{patch_size}: resize the images, or set dynamic_image_padding=True in the configuration."
             )
 
@@ -112,7 +105,7 @@ class SiglipVitEmbeddings(nn.Module):
         Raises:
             ValueError: the shape is not one that the model takes.
         """
-        self._check_shape(tuple(pixel_values.shape), interpolate_pos_encoding)
+        self._check_shape(pixel_values, interpolate_pos_encoding)
         height, width = height_and_width(self.config.patch_size)
         padding = (0, -pixel_values.shape[3] % width, 0, -pixel_values.shape[2] % height)
         if self.config.dynamic_image_padding and any(padding):

@@ -15,6 +15,7 @@ from ..configuration.configuration_common import height_and_width
 from ..configuration.configuration_vit import OpenClipVitConfig
 from .modeling_layers import AttentionalPooler, Encoder, PatchDropout, norm_layer
 from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
+from .pixel_values import check_pixel_values
 
 
 def sin_cos_position_embedding(hidden_size: int, grid_size: int) -> torch.Tensor:
@@ -83,17 +84,9 @@ class OpenClipVitEmbeddings(nn.Module):
         Raises:
             ValueError: the shape is not the model's; other sizes are taken with `interpolate_pos_encoding`.
         """
-        shape, image_size = tuple(pixel_values.shape), height_and_width(self.config.image_size)
-        if len(shape) != 4 or shape[1] != self.config.num_channels:
-            raise ValueError(
-                f"pixel_values have shape {shape}, the model expects (batch, {self.config.num_channels}, height, "
-                "width)."
-            )
-        if shape[2:] != image_size and not interpolate_pos_encoding:
-            raise ValueError(
-                f"pixel_values have height and width {shape[2:]}, the model expects {image_size}: use the image "
-                "processor saved with the model, or pass interpolate_pos_encoding=True."
-            )
+        check_pixel_values(
+            pixel_values, self.config.num_channels, self.config.image_size, any_size=interpolate_pos_encoding
+        )
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
         position_embedding = self.position_embedding
         if interpolate_pos_encoding and tuple(patches.shape[-2:]) != self.config.grid_size:
