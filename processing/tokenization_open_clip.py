@@ -265,7 +265,10 @@ class OpenClipTokenizer(TokenizersBackend):
         is_plain = is_plain and not any(kwargs.get(option) for option in _EXTRA_OUTPUTS)
         if self.class_token_last and kwargs.get("add_special_tokens", True):
             if not is_plain:
-                raise ValueError("With class_token_last there are ids and masks of single texts only.")
+                raise ValueError(
+                    "class_token_last gives input_ids and attention_mask of single texts: leave out text pairs and "
+                    "what asks for more, such as return_offsets_mapping."
+                )
             return self._encode_with_class_token(texts, text is not texts, return_tensors, **kwargs)
         if is_plain:
             return self._encode_texts(texts, text is not texts, return_tensors, **kwargs)

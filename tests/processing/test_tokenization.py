@@ -3,12 +3,13 @@
 import copy
 import json
 import pickle
+import random
 
 import numpy as np
 import open_clip
 import pytest
 import torch
-from transformers import AutoTokenizer, TextStreamer
+from transformers import AutoTokenizer, DataCollatorWithPadding, TextStreamer
 
 from open_clip_transformers.processing.tokenization_open_clip import OpenClipTokenizer
 
@@ -88,6 +89,61 @@ def test_call_extra_outputs_come_padded(tokenizer, option):
     encoding = tokenizer(["a cat.", "a"], return_tensors="pt", **{option: True})
     assert encoding.input_ids.tolist() == tokenizer(["a cat.", "a"]).input_ids
     assert {"return_offsets_mapping": "offset_mapping"}.get(option, option.removeprefix("return_")) in encoding
+
+
+OPTIONS = {
+    "padding": [False, True, "longest", "max_length"],
+    "truncation": [None, False, True, "only_first"],
+    "max_length": [None, 8, 100],
+    "pad_to_multiple_of": [None, 4],
+    "padding_side": [None, "left"],
+    "add_special_tokens": [True, False],
+    "return_attention_mask": [None, False],
+    "split_special_tokens": [None, True],
+    "return_tensors": [None, "np", "pt"],
+}
+
+
+def _outcome(tokenizer, text, **options):
+    """What a call returns, as lists, or the error that it raises."""
+    try:
+        encoding = tokenizer(text, **options)
+    except ValueError:
+        return ValueError
+    if options["return_tensors"] is None:
+        return dict(encoding)
+    return {key: [np.asarray(row).tolist() for row in value] for key, value in encoding.items()}
+
+
+@pytest.mark.parametrize("text", ["a cat <end_of_text>", ["a cat.", "", "cat " * 20]], ids=["text", "texts"])
+def test_call_equals_the_base_class_with_every_option(text):
+    """Asked for lengths, which it knows, the base class does the same work on its own ways."""
+    tokenizer, rng = OpenClipTokenizer(model_max_length=12), random.Random(0)
+    outcomes = []
+    for _ in range(300):
+        options = {name: rng.choice(values) for name, values in OPTIONS.items()}
+        ours, theirs = (_outcome(tokenizer, text, **options, return_length=asked) for asked in (False, True))
+        if theirs is not ValueError:
+            del theirs["length"]
+        # Texts that are longer than what they were to be padded to are refused, and not returned longer.
+        may_refuse = options["return_tensors"] and options["padding"] and options["truncation"] is False
+        assert ours == theirs or (may_refuse and ours is ValueError), options
+        outcomes.append(ours)
+    assert sum(outcome is not ValueError for outcome in outcomes) > 100
+
+
+def test_call_keeps_what_the_tokenizers_library_says(tokenizer):
+    encoding = tokenizer(["a cat.", "two  dogs"], return_tensors="pt")
+    assert encoding.is_fast
+    assert encoding.tokens(0) == ["<start_of_text>", "a</w>", "cat</w>", ".</w>", "<end_of_text>"]
+    assert encoding.char_to_token(1, 4) == 2
+    assert tokenizer("a cat").tokens()[1] == "a</w>"
+
+
+def test_data_collator_pads_features(tokenizer):
+    features = [tokenizer(text, padding=False) for text in ("a cat.", "a")]
+    batch = DataCollatorWithPadding(tokenizer)(features)
+    assert torch.equal(batch["input_ids"], open_clip.tokenize(["a cat.", "a"]))
 
 
 def test_call_empty_list_is_refused(tokenizer):

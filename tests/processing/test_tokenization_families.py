@@ -241,7 +241,7 @@ def test_class_token_behind_the_padding_refuses_what_it_cannot_do(folder_of):
     with pytest.raises(ValueError, match=r"\['bos_token', 'eos_token'\] are not set"):
         OpenClipTokenizer.from_hf_tokenizer(folder_of("bert"), tokenizer_mode="clips")
     tokenizer = OpenClipTokenizer.from_hf_tokenizer(folder_of("clips"), tokenizer_mode="clips")
-    with pytest.raises(ValueError, match="ids and masks of single texts only"):
+    with pytest.raises(ValueError, match="of single texts: leave out text pairs"):
         tokenizer("a", "b")
 
 
