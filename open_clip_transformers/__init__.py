@@ -26,12 +26,15 @@ if TYPE_CHECKING:
     from .configuration.configuration_timm_vision import TimmVisionConfig as TimmVisionConfig
     from .configuration.configuration_vit import OpenClipVitConfig as OpenClipVitConfig
     from .convert_scripts.convert_open_clip import convert_open_clip_checkpoint as convert_open_clip_checkpoint
+    from .convert_scripts.convert_to_open_clip import OpenClipReport as OpenClipReport
+    from .convert_scripts.convert_to_open_clip import convert_to_open_clip as convert_to_open_clip
     from .convert_scripts.report import ConversionReport as ConversionReport
     from .modeling.modeling_coca import CoCaForConditionalGeneration as CoCaForConditionalGeneration
     from .modeling.modeling_coca import CoCaForImageClassification as CoCaForImageClassification
     from .modeling.modeling_coca import CoCaForZeroShotImageClassification as CoCaForZeroShotImageClassification
     from .modeling.modeling_coca import CoCaModel as CoCaModel
     from .modeling.modeling_hf_text import HfTextModel as HfTextModel
+    from .modeling.modeling_modified_resnet import ModifiedResNetBackbone as ModifiedResNetBackbone
     from .modeling.modeling_modified_resnet import ModifiedResNetModel as ModifiedResNetModel
     from .modeling.modeling_open_clip import OpenClipForImageClassification as OpenClipForImageClassification
     from .modeling.modeling_open_clip import OpenClipModel as OpenClipModel
@@ -41,9 +44,11 @@ if TYPE_CHECKING:
     from .modeling.modeling_open_clip import OpenClipSiglipModel as OpenClipSiglipModel
     from .modeling.modeling_open_clip import OpenClipTextModelWithProjection as OpenClipTextModelWithProjection
     from .modeling.modeling_open_clip import OpenClipVisionModelWithProjection as OpenClipVisionModelWithProjection
+    from .modeling.modeling_siglip_vit import SiglipVitBackbone as SiglipVitBackbone
     from .modeling.modeling_siglip_vit import SiglipVitModel as SiglipVitModel
     from .modeling.modeling_text import OpenClipTextModel as OpenClipTextModel
     from .modeling.modeling_timm_vision import TimmVisionModel as TimmVisionModel
+    from .modeling.modeling_vit import OpenClipVitBackbone as OpenClipVitBackbone
     from .modeling.modeling_vit import OpenClipVitModel as OpenClipVitModel
     from .processing.image_processing_open_clip import OpenClipImageProcessor as OpenClipImageProcessor
     from .processing.image_processing_pil_open_clip import OpenClipImageProcessorPil as OpenClipImageProcessorPil
@@ -67,12 +72,15 @@ _PUBLIC = {
     "TimmVisionConfig": "configuration.configuration_timm_vision",
     "OpenClipVitConfig": "configuration.configuration_vit",
     "convert_open_clip_checkpoint": "convert_scripts.convert_open_clip",
+    "convert_to_open_clip": "convert_scripts.convert_to_open_clip",
+    "OpenClipReport": "convert_scripts.convert_to_open_clip",
     "ConversionReport": "convert_scripts.report",
     "CoCaForConditionalGeneration": "modeling.modeling_coca",
     "CoCaForImageClassification": "modeling.modeling_coca",
     "CoCaForZeroShotImageClassification": "modeling.modeling_coca",
     "CoCaModel": "modeling.modeling_coca",
     "HfTextModel": "modeling.modeling_hf_text",
+    "ModifiedResNetBackbone": "modeling.modeling_modified_resnet",
     "ModifiedResNetModel": "modeling.modeling_modified_resnet",
     "OpenClipForImageClassification": "modeling.modeling_open_clip",
     "OpenClipModel": "modeling.modeling_open_clip",
@@ -80,9 +88,11 @@ _PUBLIC = {
     "OpenClipSiglipModel": "modeling.modeling_open_clip",
     "OpenClipTextModelWithProjection": "modeling.modeling_open_clip",
     "OpenClipVisionModelWithProjection": "modeling.modeling_open_clip",
+    "SiglipVitBackbone": "modeling.modeling_siglip_vit",
     "SiglipVitModel": "modeling.modeling_siglip_vit",
     "OpenClipTextModel": "modeling.modeling_text",
     "TimmVisionModel": "modeling.modeling_timm_vision",
+    "OpenClipVitBackbone": "modeling.modeling_vit",
     "OpenClipVitModel": "modeling.modeling_vit",
     "OpenClipImageProcessor": "processing.image_processing_open_clip",
     "OpenClipImageProcessorPil": "processing.image_processing_pil_open_clip",
