@@ -28,11 +28,12 @@ def verification_inputs(config: PreTrainedConfig, pairs: int = 2) -> Inputs:
     generator = torch.Generator().manual_seed(0)
     vision, text = config.vision_config, config.text_config
     pixel_values = torch.randn(pairs, 3, *height_and_width(vision.image_size), generator=generator)
-    # CoCa's decoder may be shorter than its text tower.
+    # CoCa's decoder may take shorter texts than its text tower, and know fewer words.
     length = getattr(config, "max_position_embeddings", text.max_position_embeddings)
-    end = text.eos_token_id if getattr(text, "pool_type", None) == "eos" else text.vocab_size - 1
+    vocab_size = min(getattr(config, "vocab_size", text.vocab_size), text.vocab_size)
+    end = text.eos_token_id if getattr(text, "pool_type", None) == "eos" else vocab_size - 1
     padding = 0 if text.pad_token_id is None else text.pad_token_id
-    words = [token for token in range(text.vocab_size) if token not in (end, padding)]
+    words = [token for token in range(vocab_size) if token not in (end, padding)]
     input_ids = torch.tensor(words)[torch.randint(len(words), (pairs, length), generator=generator)]
     for row, last in zip(input_ids, torch.linspace(length - 1, length // 2, pairs).long()):
         row[last] = end

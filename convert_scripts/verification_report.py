@@ -11,9 +11,9 @@ from typing import Any
 
 MARKDOWN_FILE = "verification.md"
 JSON_FILE = "verification.json"
-# What is compared, in the order of the report: tensors with what the conversion makes of the checkpoint's; processors;
-# what layers return, in the order of the forward pass; embeddings; similarities and CoCa's predictions of words; greedy
-# captions; losses, and gradients of the one to train on.
+# What is compared, in the order of the report: tensors with what the conversion makes of the checkpoint's, processors,
+# what layers return in the order of the forward pass, embeddings, similarities and CoCa's predictions of words, greedy
+# captions, losses, and the gradients of the one to train on.
 GROUPS = (
     "weights",
     "pixels",
@@ -26,10 +26,10 @@ GROUPS = (
     "gradients",
 )
 RULES = (
-    "Weights, tokens and captions are counted where they differ. Other differences are relative to open_clip's largest "
-    "value in fp32. In half precision both models are measured against open_clip in fp32, in the Euclidean norm, and "
-    "the bound is twice open_clip's own error and a quarter of the epsilon of the dtype; a loss is also allowed twice "
-    "the error of open_clip's logits."
+    "Weights, tokens and captions are counted where they differ. Other differences are relative to the largest value "
+    "of open_clip's in fp32. In half precision both models are measured against open_clip in fp32, in the Euclidean "
+    "norm, and the bound is twice open_clip's own error and a quarter of the epsilon of the dtype; a loss is also "
+    "allowed twice the error of open_clip's logits."
 )
 # Failures listed in Markdown; JSON has them all.
 MOST_FAILURES = 30
