@@ -1,7 +1,9 @@
 """Private memory and time of a conversion, beside the size of the checkpoint and the time to copy it.
 
     python benchmarks/conversion_memory.py coca_ViT-B-32 coca_ViT-L-14
-    python benchmarks/conversion_memory.py ViT-bigG-14 --folder /a/disk/with/30GB
+    python benchmarks/conversion_memory.py ViT-bigG-14 --folder /a/disk/with/25GB
+
+Results are added to those of other models, or replace those of the same.
 
 Needs open_clip, which says what tensors an architecture has; their values are random. Every conversion runs in a
 process of its own with `verify="structure"`: verification by outputs needs the model in memory, twice.
@@ -194,7 +196,7 @@ def main():
     parser.add_argument("models", nargs="+", help="open_clip's names of architectures")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="what to write")
     parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS, help="what to convert from")
-    parser.add_argument("--folder", type=Path, help="where to put files of three times a checkpoint's size")
+    parser.add_argument("--folder", type=Path, help="where to put files of twice a checkpoint's size")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
     args = parser.parse_args()
     results = []
@@ -212,8 +214,12 @@ def main():
                     print(json.dumps(results[-1]), flush=True)
     machine = f"{os.cpu_count()} cores, {platform.system()}, torch {torch.__version__}"
     args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "conversion_memory.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    (args.output / "conversion_memory.md").write_text(markdown(results, machine), encoding="utf-8")
+    record = args.output / "conversion_memory.json"
+    earlier = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else []
+    rows = {(row["model"], row["format"], row["dtype"]): row for row in [*earlier, *results]}
+    results = sorted(rows.values(), key=lambda row: row["size"])
+    record.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    record.with_suffix(".md").write_text(markdown(results, machine), encoding="utf-8")
 
 
 if __name__ == "__main__":
