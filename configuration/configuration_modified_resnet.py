@@ -2,14 +2,15 @@
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_common import OpenClipPreTrainedConfig, height_and_width
+from .configuration_backbones import BackboneTowerConfig
+from .configuration_common import height_and_width
 
 
 @strict
-class ModifiedResNetConfig(OpenClipPreTrainedConfig):
+class ModifiedResNetConfig(BackboneTowerConfig):
     r"""Configuration of [`ModifiedResNetModel`], the ResNet of https://arxiv.org/abs/2103.00020.
 
-    The defaults are those of open_clip's `RN50`.
+    Takes the fields of [`BackboneTowerConfig`] and these. The defaults are those of open_clip's `RN50`.
 
     Args:
         num_channels: channels of `pixel_values`; open_clip always has 3.

@@ -3,6 +3,7 @@ open_clip's `TimmModel` in `timm_model.py` wraps; DeepSeek-VL2: `siglip_vit.py`)
 
 from huggingface_hub.dataclasses import strict
 
+from .configuration_backbones import TransformerBackboneConfig
 from .configuration_common import OpenClipTransformerConfig, check_choice, height_and_width
 
 
@@ -20,12 +21,12 @@ _DEEPSEEK_VL2 = {"hidden_act": "gelu_pytorch_tanh", "pooler_hidden_act": "gelu",
 
 
 @strict
-class SiglipVitConfig(OpenClipTransformerConfig):
+class SiglipVitConfig(TransformerBackboneConfig, OpenClipTransformerConfig):
     r"""Configuration of [`SiglipVitModel`], the vision transformer of SigLIP (https://arxiv.org/abs/2303.15343,
     https://arxiv.org/abs/2502.14786) and of DeepSeek-VL2 (https://arxiv.org/abs/2412.10302).
 
-    Takes the fields of [`OpenClipTransformerConfig`] and these. The defaults are those of timm's
-    `vit_base_patch16_siglip_224`; `from_name` has DeepSeek-VL2's.
+    Takes the fields of [`OpenClipTransformerConfig`], of [`TransformerBackboneConfig`] and these. The defaults are
+    those of timm's `vit_base_patch16_siglip_224`; `from_name` has DeepSeek-VL2's.
 
     Args:
         num_channels: channels of `pixel_values`; timm: `in_chans`.
@@ -149,6 +150,10 @@ class SiglipVitConfig(OpenClipTransformerConfig):
         """Layers that the model has."""
         selected = self.select_layer if self.select_layer > 0 else self.num_hidden_layers + self.select_layer + 1
         return min(self.num_hidden_layers, selected)
+
+    @property
+    def num_stages(self) -> int:
+        return self.num_selected_layers
 
     @property
     def token_dim(self) -> int:

@@ -2,14 +2,16 @@
 
 from huggingface_hub.dataclasses import strict
 
+from .configuration_backbones import TransformerBackboneConfig
 from .configuration_common import OpenClipTowerConfig, check_choice, height_and_width
 
 
 @strict
-class OpenClipVitConfig(OpenClipTowerConfig):
+class OpenClipVitConfig(TransformerBackboneConfig, OpenClipTowerConfig):
     r"""Configuration of [`OpenClipVitModel`], the vision transformer of https://arxiv.org/abs/2103.00020.
 
-    Takes the fields of [`OpenClipTowerConfig`] and these. The defaults are those of open_clip's `ViT-B-32`.
+    Takes the fields of [`OpenClipTowerConfig`], of [`TransformerBackboneConfig`] and these. The defaults are those of
+    open_clip's `ViT-B-32`.
 
     Args:
         num_channels: channels of `pixel_values`; open_clip always has 3.

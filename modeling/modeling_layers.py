@@ -319,6 +319,13 @@ class CrossAttention(nn.Module):
             attn_weights = attn_weights.unflatten(2, (rows // images, length)).transpose(1, 2).flatten(0, 1)
         return self.out_proj(context.reshape(rows, length, -1)), attn_weights
 
+    def attend_to_each(self, image_hidden_states: torch.Tensor) -> torch.Tensor:
+        """(images, tokens, key_value_size) -> (images, tokens, output_size): what any query gets of each token alone.
+
+        A single key has all the attention, whatever the query (https://arxiv.org/abs/2112.01071).
+        """
+        return self.out_proj(self.v_proj(image_hidden_states))
+
 
 class AttentionalPooler(nn.Module):
     """Pools tokens by learned queries (https://arxiv.org/abs/2205.01917; open_clip: the same name)."""
@@ -339,6 +346,10 @@ class AttentionalPooler(nn.Module):
         key, value = self.attention.project_key_value(self.layer_norm_k(hidden_states))
         query = self.layer_norm_q(self.query).unsqueeze(0)
         return self.attention(query, key, value)[0]
+
+    def pool_each(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(batch, tokens, hidden_size) -> (batch, tokens, projection_dim): what is made of each token alone."""
+        return self.attention.attend_to_each(self.layer_norm_k(tokens))
 
 
 def residual_branch(config: PreTrainedConfig, layer_idx: int) -> tuple[nn.Module, nn.Module]:

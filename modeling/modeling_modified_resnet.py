@@ -14,6 +14,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_modified_resnet import ModifiedResNetConfig
+from .modeling_backbones import TowerBackbone, TowerBackboneOutput
 from .modeling_layers import CrossAttention
 from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
 from .modeling_vit import resize_position_embedding
@@ -192,13 +193,20 @@ class FeatureMapPooler(nn.Module):
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj):
             init.normal_(projection.weight, std=std)
 
+    def _positions(self, grid_size: tuple[int, int]) -> torch.Tensor:
+        if grid_size == self.config.grid_size:
+            return self.position_embedding
+        return resize_position_embedding(self.position_embedding, self.config.grid_size, grid_size)
+
+    def pool_each(self, hidden_states: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+        """Tokens as in `forward` -> (batch, height * width, projection_dim): what is made of each that gets all
+        attention (https://arxiv.org/abs/2112.01071)."""
+        return self.attention.attend_to_each(hidden_states + self._positions(grid_size)[1:])
+
     def forward(self, hidden_states: torch.Tensor, grid_size: tuple[int, int], **kwargs) -> torch.Tensor:
         """(batch, height * width, token_dim), a map of `grid_size` row by row -> (batch, projection_dim)."""
-        position_embedding = self.position_embedding
-        if grid_size != self.config.grid_size:
-            position_embedding = resize_position_embedding(position_embedding, self.config.grid_size, grid_size)
         hidden_states = torch.cat([hidden_states.mean(dim=1, keepdim=True), hidden_states], dim=1)
-        hidden_states = hidden_states + position_embedding
+        hidden_states = hidden_states + self._positions(grid_size)
         key, value = self.attention.project_key_value(hidden_states)
         return self.attention(hidden_states[:, :1], key, value, **kwargs)[0].squeeze(1)
 
@@ -225,6 +233,19 @@ class ModifiedResNetModel(OpenClipPreTrainedModel):
         self.encoder = ModifiedResNetEncoder(config)
         self.attn_pool = FeatureMapPooler(config)
         self.post_init()
+
+    def embed(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        """Pixels -> what goes into the first stage."""
+        return self.embeddings(pixel_values, interpolate_pos_encoding)
+
+    def get_patch_features(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, last_attention: bool = True
+    ) -> torch.Tensor:
+        """Embeds each place of the last feature map; see [`OpenClipModel`]'s method. There is no other attention than
+        the pooling's, and `last_attention` has no effect."""
+        feature_map = self.encoder(self.embed(pixel_values, interpolate_pos_encoding))
+        grid_size = tuple(feature_map.shape[-2:])
+        return self.attn_pool.pool_each(feature_map.flatten(2).transpose(1, 2), grid_size).unflatten(1, grid_size)
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -257,4 +278,24 @@ class ModifiedResNetModel(OpenClipPreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=pooled)
 
 
-__all__ = ["ModifiedResNetModel"]
+class ModifiedResNetBackbone(TowerBackbone, ModifiedResNetModel):
+    """The feature maps of [`ModifiedResNetModel`] (open_clip: `ModifiedResNet.forward_intermediates`)."""
+
+    has_attentions = False
+    head = ("attn_pool",)
+
+    def __init__(self, config: ModifiedResNetConfig):
+        super().__init__(config)
+        self.num_features = [config.embedding_size, *config.hidden_sizes]
+
+    def stages(self) -> nn.ModuleList:
+        return self.encoder.stages
+
+    def split(self, hidden_states: torch.Tensor, pixel_values: torch.Tensor) -> tuple[None, torch.Tensor]:
+        return None, hidden_states
+
+    def feature_maps(self, pixel_values: torch.Tensor, hidden_states: torch.Tensor, **kwargs) -> TowerBackboneOutput:
+        return super().feature_maps(pixel_values, hidden_states)  # convolutions have no options
+
+
+__all__ = ["ModifiedResNetBackbone", "ModifiedResNetModel"]

@@ -138,6 +138,36 @@ class OpenClipDualModel(OpenClipPreTrainedModel):
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, return_dict=True, **kwargs
         )
 
+    def get_patch_features(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, last_attention: bool = True
+    ) -> torch.Tensor:
+        """Embeds each patch of images in the space that images and texts share, for heat maps of a text.
+
+        An embedding is what the tower's pooling, last layer norm and projection make of the patch as if it were alone.
+        With a class token or a mean that is the norm and the projection of the patch, what users of open_clip's
+        `forward_intermediates` compute; of attention pooling it is the values, because a single key has all the
+        attention, as in MaskCLIP (https://arxiv.org/abs/2112.01071).
+
+        Args:
+            pixel_values: (images, channels, height, width), normalised as the image processor does.
+            interpolate_pos_encoding: accept other image sizes than the model's.
+            last_attention: whether patches attend to each other in the last layer. A tower that pools by its class
+                token has not learned to say anything in the patches that come out of that layer: there MaskCLIP's
+                `False`, with which each attends to itself alone, follows the image more closely.
+
+        Returns:
+            (images, rows, columns, projection_dim), not normalised.
+
+        Raises:
+            ValueError: the image size is not the model's, or the tower has no patches that can be embedded.
+        """
+        if not hasattr(self.vision_model, "get_patch_features"):
+            raise ValueError(
+                f"Patches of a tower of type {self.config.vision_config.model_type!r} cannot be embedded: its pooling "
+                "is not known. get_image_features embeds whole images."
+            )
+        return self.vision_model.get_patch_features(pixel_values, interpolate_pos_encoding, last_attention)
+
     def compute_logits(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
         """(images, projection_dim) and (texts, projection_dim), both of length 1 -> logits (images, texts)."""
         image_embeds = image_embeds.to(text_embeds.device)

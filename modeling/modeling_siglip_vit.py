@@ -15,6 +15,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_common import height_and_width
 from ..configuration.configuration_siglip_vit import SiglipVitConfig
+from .modeling_backbones import TransformerBackbone
 from .modeling_layers import (
     MLP,
     CrossAttention,
@@ -23,6 +24,7 @@ from .modeling_layers import (
     SiglipVitAttention,
     norm_layer,
 )
+from .modeling_patches import PatchTowerMixin
 from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
 from .pixel_values import check_pixel_values
 
@@ -234,6 +236,11 @@ class LatentPooler(nn.Module):
         pooled = pooled[:, 0]
         return pooled + self.mlp(self.layer_norm(pooled))
 
+    def pool_each(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(batch, tokens, hidden_size) -> the same: what is made of each token alone, which gets all attention."""
+        pooled = self.attention.attend_to_each(tokens)
+        return pooled + self.mlp(self.layer_norm(pooled))
+
 
 class ProjectionMLP(nn.Module):
     """Projection of two layers (open_clip: `timm_proj="mlp"`)."""
@@ -248,7 +255,7 @@ class ProjectionMLP(nn.Module):
         return self.fc2(self.dropout(F.gelu(self.fc1(pooled))))
 
 
-class SiglipVitModel(OpenClipPreTrainedModel):
+class SiglipVitModel(PatchTowerMixin, OpenClipPreTrainedModel):
     """The vision transformer of SigLIP and DeepSeek-VL2 (https://arxiv.org/abs/2303.15343).
 
     Reads as four steps: embed, encode, pool, project. Keys of timm's `VisionTransformer`, with separate attention
@@ -313,6 +320,27 @@ class SiglipVitModel(OpenClipPreTrainedModel):
             hidden_states = hidden_states[:, self.config.num_prefix_tokens :]
         return hidden_states.mean(dim=1) if self.pooler is None else self.pooler(hidden_states)
 
+    @property
+    def num_prefix_tokens(self) -> int:
+        return self.config.num_prefix_tokens
+
+    def patch_grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
+        if not self.config.dynamic_image_padding:
+            return super().patch_grid(pixel_values)
+        height, width = height_and_width(self.config.patch_size)
+        return -(-pixel_values.shape[-2] // height), -(-pixel_values.shape[-1] // width)
+
+    def layer_kwargs(self) -> dict:
+        return {"deterministic": True} if self.config.deterministic else {}
+
+    def pool_each(self, patches: torch.Tensor) -> torch.Tensor:
+        if self.config.ignore_head:
+            raise ValueError(
+                "This SigLIP tower has ignore_head=True: it has no pooling and no projection to embed with."
+            )
+        patches = self.post_layernorm(patches)
+        return self.dropout(self.fc_norm(patches if self.pooler is None else self.pooler.pool_each(patches)))
+
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -335,8 +363,7 @@ class SiglipVitModel(OpenClipPreTrainedModel):
         Raises:
             ValueError: the shape is not one that the model takes.
         """
-        if self.config.deterministic:
-            kwargs["deterministic"] = True
+        kwargs |= self.layer_kwargs()
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
         hidden_states = self.pre_layernorm(self.patch_dropout(hidden_states))
         tokens = self.post_layernorm(self.encoder(hidden_states, **kwargs))
@@ -348,4 +375,10 @@ class SiglipVitModel(OpenClipPreTrainedModel):
         )
 
 
-__all__ = ["SiglipVitModel"]
+class SiglipVitBackbone(TransformerBackbone, SiglipVitModel):
+    """The feature maps of [`SiglipVitModel`] (timm: `VisionTransformer.forward_intermediates`)."""
+
+    head_behind_norm = ("pooler", "fc_norm", "dropout", "projection")
+
+
+__all__ = ["SiglipVitBackbone", "SiglipVitModel"]

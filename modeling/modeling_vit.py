@@ -13,7 +13,9 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_common import height_and_width
 from ..configuration.configuration_vit import OpenClipVitConfig
+from .modeling_backbones import TransformerBackbone
 from .modeling_layers import AttentionalPooler, Encoder, PatchDropout, norm_layer
+from .modeling_patches import PatchTowerMixin
 from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
 from .pixel_values import check_pixel_values
 
@@ -97,7 +99,7 @@ class OpenClipVitEmbeddings(nn.Module):
         return torch.cat([class_token, patches.flatten(2).transpose(1, 2)], dim=1) + position_embedding
 
 
-class OpenClipVitModel(OpenClipPreTrainedModel):
+class OpenClipVitModel(PatchTowerMixin, OpenClipPreTrainedModel):
     """The vision transformer of CLIP and CoCa (https://arxiv.org/abs/2103.00020, https://arxiv.org/abs/2205.01917).
 
     Reads as four steps: embed, encode, pool, project. Keys of open_clip's `visual.`, with separate attention
@@ -150,6 +152,16 @@ class OpenClipVitModel(OpenClipPreTrainedModel):
             return self.post_layernorm(pooled), tokens
         return self._pool_tokens(self.post_layernorm(hidden_states))
 
+    def pool_each(self, patches: torch.Tensor) -> torch.Tensor:
+        if self.attn_pool is None:
+            return self.post_layernorm(patches)
+        if self.attn_pool_contrastive is None:
+            return self.post_layernorm(self.attn_pool.pool_each(patches))
+        patches = self.post_layernorm(patches)
+        if self.config.attentional_pool == "cascade":
+            patches = self.attn_pool.pool_each(patches)
+        return self.attn_pool_contrastive.pool_each(patches)
+
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -179,4 +191,10 @@ class OpenClipVitModel(OpenClipPreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=self.projection(pooled))
 
 
-__all__ = ["OpenClipVitModel"]
+class OpenClipVitBackbone(TransformerBackbone, OpenClipVitModel):
+    """The feature maps of [`OpenClipVitModel`] (open_clip: `VisionTransformer.forward_intermediates`)."""
+
+    head_behind_norm = ("attn_pool", "attn_pool_contrastive", "projection")
+
+
+__all__ = ["OpenClipVitBackbone", "OpenClipVitModel"]

@@ -46,6 +46,14 @@ def _models() -> dict:
     return {**towers, **_dual_models(), CoCaConfig: CoCaModel}
 
 
+def _backbones() -> dict:
+    from .modeling.modeling_modified_resnet import ModifiedResNetBackbone
+    from .modeling.modeling_siglip_vit import SiglipVitBackbone
+    from .modeling.modeling_vit import OpenClipVitBackbone
+
+    return {model.config_class: model for model in (ModifiedResNetBackbone, OpenClipVitBackbone, SiglipVitBackbone)}
+
+
 def _image_text_to_text_models() -> dict:
     from .configuration.configuration_coca import CoCaConfig
     from .modeling.modeling_coca import CoCaForConditionalGeneration
@@ -97,6 +105,7 @@ _TABLES = {
     "configuration_auto": {"CONFIG_MAPPING": _configs},
     "modeling_auto": {
         "MODEL_MAPPING": _models,
+        "MODEL_FOR_BACKBONE_MAPPING": _backbones,
         "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING": _image_text_to_text_models,
         "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING": _zero_shot_models,
         "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING": _image_classifiers,
@@ -129,8 +138,15 @@ def _register_pipeline():
     let_registered_task_pass("image-to-text")
 
 
+def _load_backbones_from_folders():
+    from ._auto_backbone_compat import let_local_folders_pass
+
+    let_local_folders_pass()
+
+
 def register():
     """Makes transformers' Auto classes and pipelines know ours, as soon as transformers imports its own."""
     for module in _TABLES:
         after_import(f"transformers.models.auto.{module}", partial(_fill_tables, module))
+    after_import("transformers.models.auto.modeling_auto", _load_backbones_from_folders)
     after_import("transformers.pipelines", _register_pipeline)
