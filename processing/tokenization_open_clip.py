@@ -33,6 +33,11 @@ _EXTRA_OUTPUTS = (
     "sanitize_control_tokens",
 )
 
+_NEEDED_TOKENS = {
+    "strip_sep_token": ("sep_token",),
+    "class_token_last": ("bos_token", "eos_token", "cls_token"),
+}
+
 # The spaces that decoding CLIP's ids puts before punctuation and before the endings of "don't" and "we'll".
 _SPACE_TO_DROP = re.compile(r" (?=(?:[.,!?]+|'(?:s|t|re|ve|m|ll|d))(?: |$))")
 
@@ -100,31 +105,20 @@ class OpenClipTokenizer(TokenizersBackend):
         clean_up_tokenization_spaces: bool | None = None,
         **kwargs,
     ):
-        if tokenizer_object is not None:
-            backend = Tokenizer.from_str(tokenizer_object.to_str())
-        elif tokenizer_file is not None:
-            backend = Tokenizer.from_file(os.fspath(tokenizer_file))
-        else:
-            backend = build_clip_bpe()
-        # These are arguments of a call here. Left in place, the base class would make special tokens of them.
-        backend.no_padding()
-        backend.no_truncation()
-        self._tokenizer = backend
-        self._is_clip_bpe = is_clip_bpe(backend)
+        self._tokenizer = _backend(tokenizer_file, tokenizer_object)
+        self._is_clip_bpe = is_clip_bpe(self._tokenizer)
         if self._is_clip_bpe:
             pad_token = "!" if pad_token is None else pad_token
             kwargs = {"bos_token": BOS_TOKEN, "eos_token": EOS_TOKEN, **kwargs}
             model_max_length = 77 if model_max_length is None else model_max_length
         self.clean = clean or ("lower" if self._is_clip_bpe else "whitespace")
         self._clean_text = get_text_cleaner(self.clean)
-        self.strip_sep_token = strip_sep_token
-        if strip_sep_token and kwargs.get("sep_token") is None:
-            raise ValueError("strip_sep_token=True replaces the separator token, but no sep_token is set.")
-        self.class_token_last = class_token_last
-        missing = [name for name in ("bos_token", "eos_token", "cls_token") if kwargs.get(name) is None]
-        if class_token_last and missing:
-            raise ValueError(f"class_token_last=True puts special tokens around texts, but {missing} are not set.")
+        self.strip_sep_token, self.class_token_last = strip_sep_token, class_token_last
         self.fixed_length = fixed_length
+        for setting, names in _NEEDED_TOKENS.items():
+            missing = [name for name in names if kwargs.get(name) is None]
+            if getattr(self, setting) and missing:
+                raise ValueError(f"{setting}=True needs special tokens that are not set: {', '.join(missing)}.")
 
         # The base class adds every special token that it is given to the vocabulary, as a token to look for in texts.
         plain_pad_token = self._is_plain_token(pad_token)
@@ -427,6 +421,18 @@ class OpenClipTokenizer(TokenizersBackend):
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         return super()._save_pretrained(save_directory, file_names, **kwargs)
+
+
+def _backend(file: str | os.PathLike | None, tokenizer: Tokenizer | None) -> Tokenizer:
+    """What tokenises: a copy of `tokenizer`, that of a `file`, or CLIP's."""
+    if tokenizer is not None:
+        backend = Tokenizer.from_str(tokenizer.to_str())
+    else:
+        backend = build_clip_bpe() if file is None else Tokenizer.from_file(os.fspath(file))
+    # These are arguments of a call here. Left in place, the base class would make special tokens of them.
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
 
 
 def _check_sentencepiece(folder: str | os.PathLike):

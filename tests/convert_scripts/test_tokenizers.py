@@ -229,7 +229,7 @@ REFUSED = {
         "may hold clean, strip_sep_token, language for this tokenizer, got trust_remote_code",
     ),
     "language": ({**OTHER, "tokenizer_kwargs": {"language": "deu_Latn"}}, "cannot be used: .*marks no language"),
-    "mode": ({**OTHER, "tokenizer_mode": "clips"}, r"cannot be used: .*\['bos_token', 'eos_token'\] are not set"),
+    "mode": ({**OTHER, "tokenizer_mode": "clips"}, "cannot be used: class_token_last=True needs .*: bos_token"),
     "clean": ({**OTHER, "tokenizer_kwargs": {"clean": "upper"}}, "clean must be one of lower, .*, got 'upper'"),
     "clean of CLIP's": ({**CLIP, "tokenizer_kwargs": {"clean": None}}, "clean must be one of lower, .*, got None"),
 }
