@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
@@ -15,6 +13,7 @@ from ..configuration.configuration_towers import TEXT_CONFIGS, VISION_CONFIGS
 from .conversion_plan import MODEL_CLASSES
 from .errors import ConversionError, listing
 from .json_files import read_json
+from .weights import read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -68,20 +67,12 @@ def read_converted_folder(path: Path) -> ConvertedFolder:
     return ConvertedFolder(path, model, tensors)
 
 
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    names = [SAFE_WEIGHTS_NAME]
-    if (path / SAFE_WEIGHTS_INDEX_NAME).is_file():
-        names = sorted(set(read_json(path / SAFE_WEIGHTS_INDEX_NAME)["weight_map"].values()))
-    missing = [name for name in names if not (path / name).is_file()]
-    if missing:
-        raise ConversionError(f"{path} lacks weights:{listing(missing)}")
-    tensors = {}
-    for name in names:
-        try:
-            tensors |= load_file(path / name)
-        except (SafetensorError, ValueError) as error:
-            raise ConversionError(f"{path / name} cannot be read: {error}") from error
-    return tensors
+def _read_tensors(path: Path) -> Mapping[str, torch.Tensor]:
+    index = path / SAFE_WEIGHTS_INDEX_NAME
+    weights = index if index.is_file() else path / SAFE_WEIGHTS_NAME
+    if not weights.is_file():
+        raise ConversionError(f"{path} holds no weights: expected {weights.name}, or shards and {index.name}.")
+    return read_checkpoint(weights).tensors
 
 
 def _check_tensors(path: Path, model: PreTrainedModel, tensors: Mapping[str, torch.Tensor]):
