@@ -25,6 +25,13 @@ def test_towers_are_listed_for_every_architecture():
     assert TIMM_TOWER in VISION_CONFIGS
 
 
+def test_towers_are_those_that_conversions_choose():
+    for name, towers in TOWERS.items():
+        config = build_config(get_architecture(name))
+        assert towers["vision_tower"] == config.vision_config.model_type, name
+        assert towers["text_tower"] == config.text_config.model_type, name
+
+
 @pytest.mark.parametrize("name", SAMPLE)
 def test_towers_equal_open_clips(name):
     assert TOWERS[name] == collect_towers(name)
