@@ -106,7 +106,8 @@ class HfTextModel(OpenClipPreTrainedModel):
 
     def pool(self, outputs: ModelOutput, input_ids: torch.Tensor) -> torch.Tensor:
         """The encoder's output for (batch, length) of ids -> (batch, token_dim)."""
-        return _POOLERS[self.config.pool_type](outputs, input_ids != self.config.pad_token_id)
+        visible = (input_ids != self.config.pad_token_id).to(outputs.last_hidden_state.device)
+        return _POOLERS[self.config.pool_type](outputs, visible)
 
     @can_return_tuple
     def forward(

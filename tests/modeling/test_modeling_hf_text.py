@@ -105,6 +105,17 @@ def test_sdpa_gives_what_eager_gives_in_every_encoder(model_type):
     assert torch.allclose(*outputs, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "model_type", [name if name == "m2m_100" else pytest.param(name, marks=pytest.mark.slow) for name in HF_ENCODERS]
+)
+def test_encoder_compiles_without_a_graph_break(model_type):
+    torch.compiler.reset()
+    model = make_tower(model_type)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.allclose(compiled(make_texts(model)).pooler_output, model(make_texts(model)).pooler_output)
+
+
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_.* is deprecated:FutureWarning")
 @every_encoder
 def test_gradient_checkpointing_of_every_encoder_changes_no_gradient(model_type):
