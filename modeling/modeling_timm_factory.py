@@ -169,9 +169,9 @@ def resize_to_input(config: TimmVisionConfig, tensors: dict[str, torch.Tensor]) 
         return {}
     as_built = copy(config)
     as_built.input_size = None
-    with torch.device("meta"):
-        expected = build_modules(config)["timm_model"].state_dict()
-        timm_model = build_modules(as_built)["timm_model"]
+    with ghost_parameters():
+        expected = _build_modules(config)["timm_model"].state_dict()
+        timm_model = _build_modules(as_built)["timm_model"]
     shapes = {name: tensor.shape for name, tensor in timm_model.state_dict().items()}
     resized = [
         name
@@ -180,7 +180,8 @@ def resize_to_input(config: TimmVisionConfig, tensors: dict[str, torch.Tensor]) 
     ]
     if resized:
         timm_model.load_state_dict({name: tensors[name] for name in resized}, strict=False, assign=True)
-        timm_model.set_input_size(height_and_width(config.input_size))
+        with _Ghosts():
+            timm_model.set_input_size(height_and_width(config.input_size))
     return {name: timm_model.state_dict()[name].detach() for name in resized}
 
 

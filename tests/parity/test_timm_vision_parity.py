@@ -134,6 +134,8 @@ def test_other_image_size_equals_open_clips_forced_one(name, vision_cfg, image_s
     # open_clip: `force_image_size` of `create_model`, which calls `set_input_size` after loading.
     model_cfg = tiny_timm_cfg(name, **vision_cfg)
     reference = open_clip_model(model_cfg)
+    if name != "convnext_base" and not hasattr(reference.visual.trunk, "set_input_size"):
+        pytest.skip("this release of timm cannot set the model to another size")
     model_cfg["vision_cfg"]["image_size"] = image_size
     model = converted(model_cfg, reference)
     reference.visual.set_input_size(image_size)
