@@ -6,6 +6,7 @@ A wrong layer is then the first name at which two dictionaries differ.
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -79,6 +80,7 @@ def _first_tensor(value: Any) -> torch.Tensor | None:
     return value if isinstance(value, torch.Tensor) else None
 
 
+@cache
 def _compile(pattern: str) -> re.Pattern:
     expression = re.escape(pattern)
     for placeholder, group in _PLACEHOLDERS.items():

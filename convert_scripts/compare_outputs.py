@@ -1,5 +1,6 @@
 """Outputs of a converted model and of open_clip's, on the same fixed inputs."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -111,4 +112,5 @@ def relative_difference(ours: torch.Tensor, reference: torch.Tensor, smallest: f
     if ours.numel() == 0:
         return 0.0
     difference, largest = (ours.float() - reference.float()).abs().max(), reference.float().abs().max()
-    return (difference / largest.clamp(min=smallest)).nan_to_num(float("inf")).item() if difference else 0.0
+    relative = (difference / largest.clamp(min=smallest)).item() if difference else 0.0
+    return float("inf") if math.isnan(relative) else relative
