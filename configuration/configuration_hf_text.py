@@ -40,13 +40,14 @@ def encoder_config(config: PreTrainedConfig | dict) -> PreTrainedConfig:
 class HfTextConfig(OpenClipPreTrainedConfig):
     r"""Configuration of [`HfTextModel`], an encoder of transformers with a pooler and a projection.
 
-    The defaults are those of open_clip's `roberta-ViT-B-32`, but for its projection, which is an MLP there.
+    The defaults are those of open_clip's `roberta-ViT-B-32`.
 
     Args:
         hf_config: configuration of the encoder, or its fields; `model_type` is `"roberta"`, `"xlm-roberta"`, `"bert"`,
             `"mt5"`, `"t5"` or `"m2m_100"` (also NLLB). Of an encoder-decoder, the encoder alone is built.
         hf_model_name: where open_clip takes the encoder's configuration from; read to convert back only.
-        max_position_embeddings: longest text in tokens; open_clip: `context_length`.
+        max_position_embeddings: longest text in tokens, at most what the encoder has positions for; open_clip:
+            `context_length`.
         projection_dim: width of the embedding shared with the vision tower; open_clip: `embed_dim`.
         proj_type: `"linear"`, `"mlp"` (two layers with GELU between them), both without a bias, or `"none"` for an
             embedding of the encoder's width; open_clip: `hf_proj_type`.
@@ -67,7 +68,7 @@ class HfTextConfig(OpenClipPreTrainedConfig):
     hf_model_name: str | None = None
     max_position_embeddings: int = 77
     projection_dim: int = 512
-    proj_type: str = "linear"
+    proj_type: str = "mlp"
     pool_type: str = "mean_pooler"
     pad_token_id: int | None = None
     bos_token_id: int | None = None
@@ -96,6 +97,15 @@ class HfTextConfig(OpenClipPreTrainedConfig):
         return self.hf_config.hidden_size
 
     @property
+    def encoder_positions(self) -> int | None:
+        """Number of positions that the encoder has learned, `None` where it takes texts of any length."""
+        # RoBERTa counts from behind the padding id.
+        skipped = {"bert": 0, "roberta": self.pad_token_id + 1, "xlm-roberta": self.pad_token_id + 1}
+        if self.hf_config.model_type not in skipped:
+            return None
+        return self.hf_config.max_position_embeddings - skipped[self.hf_config.model_type]
+
+    @property
     def num_hidden_layers(self) -> int:
         return self.hf_config.num_hidden_layers
 
@@ -115,6 +125,12 @@ class HfTextConfig(OpenClipPreTrainedConfig):
             raise ValueError(
                 "HfTextConfig: padding is known by its id, which must be the encoder's, got pad_token_id = "
                 f"{self.pad_token_id} and hf_config.pad_token_id = {self.hf_config.pad_token_id}."
+            )
+        positions = self.encoder_positions
+        if positions is not None and self.max_position_embeddings > positions:
+            raise ValueError(
+                f"HfTextConfig: max_position_embeddings ({self.max_position_embeddings}) exceeds the {positions} "
+                "positions of the encoder."
             )
         if self.proj_type == "none" and self.projection_dim != self.token_dim:
             raise ValueError(

@@ -190,6 +190,7 @@ ERRORS = {
     "hf_text_projection": (HfTextConfig, {"proj_type": None}, "proj_type"),
     "hf_text_no_projection": (HfTextConfig, {"proj_type": "none"}, r"projection_dim \(512\).*hidden_size \(768\)"),
     "hf_text_padding": (HfTextConfig, {"pad_token_id": 0}, "pad_token_id = 0 and hf_config.pad_token_id = 1"),
+    "hf_text_positions": (HfTextConfig, {"max_position_embeddings": 513}, r"\(513\) exceeds the 512 positions"),
     "coca_without_first_token": (
         CoCaConfig,
         {"text_config": {"model_type": "open_clip_hf_text", "pool_type": "cls_pooler"}},
