@@ -9,6 +9,7 @@ from open_clip_transformers.configuration.configuration_towers import TEXT_CONFI
 from open_clip_transformers.convert_scripts.architectures import get_architecture, list_architectures
 from open_clip_transformers.convert_scripts.config_mapping import build_config
 from open_clip_transformers.convert_scripts.conversion_plan import MODEL_CLASSES
+from open_clip_transformers.convert_scripts.conversion_towers import TEXT_TOWERS, VISION_TOWERS
 from open_clip_transformers.convert_scripts.model_list import TIMM_TOWER, TOWERS_FILE, list_models
 from open_clip_transformers.convert_scripts.update_towers import collect_towers
 
@@ -25,11 +26,15 @@ def test_towers_are_listed_for_every_architecture():
     assert TIMM_TOWER in VISION_CONFIGS
 
 
+def chosen(towers, cfg: dict) -> str:
+    return next(tower.model_type for tower in towers if tower.config_table.selects(cfg))
+
+
 def test_towers_are_those_that_conversions_choose():
     for name, towers in TOWERS.items():
-        config = build_config(get_architecture(name))
-        assert towers["vision_tower"] == config.vision_config.model_type, name
-        assert towers["text_tower"] == config.text_config.model_type, name
+        model_cfg = get_architecture(name)
+        assert towers["vision_tower"] == chosen(VISION_TOWERS, model_cfg["vision_cfg"]), name
+        assert towers["text_tower"] == chosen(TEXT_TOWERS, model_cfg["text_cfg"]), name
 
 
 @pytest.mark.parametrize("name", SAMPLE)
