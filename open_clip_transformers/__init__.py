@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .convert_scripts.convert_to_open_clip import OpenClipReport as OpenClipReport
     from .convert_scripts.convert_to_open_clip import convert_to_open_clip as convert_to_open_clip
     from .convert_scripts.report import ConversionReport as ConversionReport
+    from .convert_scripts.verification_report import VerificationReport as VerificationReport
+    from .convert_scripts.verify_folder import verify_folder as verify_folder
     from .modeling.modeling_coca import CoCaForConditionalGeneration as CoCaForConditionalGeneration
     from .modeling.modeling_coca import CoCaForImageClassification as CoCaForImageClassification
     from .modeling.modeling_coca import CoCaForZeroShotImageClassification as CoCaForZeroShotImageClassification
@@ -75,6 +77,8 @@ _PUBLIC = {
     "convert_to_open_clip": "convert_scripts.convert_to_open_clip",
     "OpenClipReport": "convert_scripts.convert_to_open_clip",
     "ConversionReport": "convert_scripts.report",
+    "VerificationReport": "convert_scripts.verification_report",
+    "verify_folder": "convert_scripts.verify_folder",
     "CoCaForConditionalGeneration": "modeling.modeling_coca",
     "CoCaForImageClassification": "modeling.modeling_coca",
     "CoCaForZeroShotImageClassification": "modeling.modeling_coca",
