@@ -24,6 +24,8 @@ class OpenClipDualConfig(OpenClipPreTrainedConfig):
     """
 
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
+    # A Hub repository's copy of this file knows the towers of its own model alone, of which no other can be made.
+    has_no_defaults_at_init = __name__.startswith("transformers_modules")
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import torch
-from transformers import GenerationMixin, PreTrainedModel, ProcessorMixin
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
+from open_clip_transformers.configuration.configuration_common import height_and_width
 from open_clip_transformers.convert_scripts.config_mapping import build_config
 from open_clip_transformers.convert_scripts.conversion_plan import MODEL_CLASSES
 from open_clip_transformers.processing.image_processing_open_clip import OpenClipImageProcessor
@@ -29,24 +30,30 @@ def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     return model.eval()
 
 
-def build_processor(model: PreTrainedModel) -> ProcessorMixin:
-    """A processor with CLIP's vocabulary for a tiny model."""
-    size = model.config.vision_config.image_size
-    image_processor = OpenClipImageProcessor(size={"height": size, "width": size})
-    tokenizer = OpenClipTokenizer(model_max_length=model.config.text_config.max_position_embeddings)
+def build_processor(model: PreTrainedModel, tokenizer: OpenClipTokenizer | None = None) -> ProcessorMixin:
+    """A processor for a tiny model, by default with CLIP's vocabulary."""
+    height, width = height_and_width(model.config.vision_config.image_size)
+    image_processor = OpenClipImageProcessor(size={"height": height, "width": width})
+    tokenizer = tokenizer or OpenClipTokenizer(model_max_length=model.config.text_config.max_position_embeddings)
     processor_class = CoCaProcessor if isinstance(model, GenerationMixin) else OpenClipProcessor
     return processor_class(image_processor=image_processor, tokenizer=tokenizer)
 
 
 def save_tiny_folder(folder: Path, model_cfg: dict) -> PreTrainedModel:
-    """Saves a tiny model of an open_clip `model_cfg`, and its processor; returns the model.
+    """Saves a tiny model of an open_clip `model_cfg`, and its processor; returns the model."""
+    return save_tiny_model(folder, build_config(model_cfg))
+
+
+def save_tiny_model(
+    folder: Path, config: PreTrainedConfig, tokenizer: OpenClipTokenizer | None = None
+) -> PreTrainedModel:
+    """Saves a tiny model of a configuration, and its processor; returns the model.
 
     Captions have 10 tokens by default, which leaves room for prompts.
     """
-    config = build_config(model_cfg)
     model = randomize(MODEL_CLASSES[config.model_type](config))
     if model.can_generate():
         model.generation_config.max_length = 11
     model.save_pretrained(folder)
-    build_processor(model).save_pretrained(folder)
+    build_processor(model, tokenizer).save_pretrained(folder)
     return model

@@ -1,12 +1,14 @@
-"""Uses a bundled folder as someone would who has transformers alone; run by `test_bundle.py` in a process of its own.
+"""Uses bundled folders as someone would who has transformers alone; run by `test_bundle.py` in a process of its own.
 
-python use_without_package.py FOLDER COPY: prints JSON with what every Auto class, the processor and the pipelines
-give, saves model and processor to COPY, and does the same with that.
+python use_without_package.py FOLDER...: for each, takes what every Auto class, the processor and the pipelines give,
+saves model and processor beside it as FOLDER_copy, and does the same with that. Prints JSON: name of the folder ->
+{"first": ..., "second": ...}, or {"error": traceback}.
 """
 
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
 
@@ -19,47 +21,58 @@ import transformers  # noqa: E402
 from PIL import Image  # noqa: E402
 
 
+TRUSTED = {"trust_remote_code": True}
+
+
 def numbers(tensor: torch.Tensor) -> list[float]:
     return [round(value, 4) for value in tensor.flatten().tolist()[:12]]
 
 
 @torch.inference_mode()
 def use(folder: Path) -> tuple[dict, transformers.PreTrainedModel, transformers.ProcessorMixin]:
-    trusted = {"trust_remote_code": True}
     auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
-    results = {"classes": {}}
-    for name in auto_map:
-        loaded = getattr(transformers, name).from_pretrained(folder, **trusted)
-        assert type(loaded).__module__.startswith("transformers_modules."), type(loaded)
-        results["classes"][name] = type(loaded).__name__
+    loaded = {name: getattr(transformers, name).from_pretrained(folder, **TRUSTED) for name in auto_map}
     for backend in ("torchvision", "pil"):
-        image_processor = transformers.AutoImageProcessor.from_pretrained(folder, backend=backend, **trusted)
-        results["classes"][backend] = type(image_processor).__name__
-    processor = transformers.AutoProcessor.from_pretrained(folder, **trusted)
-    model = transformers.AutoModel.from_pretrained(folder, **trusted).eval()
+        loaded[backend] = transformers.AutoImageProcessor.from_pretrained(folder, backend=backend, **TRUSTED)
+    loaded["AutoProcessor"] = transformers.AutoProcessor.from_pretrained(folder, **TRUSTED)
+    assert all(type(part).__module__.startswith("transformers_modules.") for part in loaded.values()), loaded
+    model, processor = loaded["AutoModel"].eval(), loaded["AutoProcessor"]
+    classify = transformers.pipeline("zero-shot-image-classification", model=str(folder), **TRUSTED)
+    try:
+        without_files = type(classify.tokenizer)()
+    except OSError as error:
+        without_files = error
     image = Image.radial_gradient("L").resize((61, 43)).convert("RGB")
     texts = ["two cats", "a photo of a dog"]
-    input_ids = transformers.AutoTokenizer.from_pretrained(folder, **trusted)(texts, return_tensors="pt")["input_ids"]
     pixel_values = processor(images=image, return_tensors="pt")["pixel_values"]
-    results["text"] = numbers(model.get_text_features(input_ids).pooler_output)
-    results["image"] = numbers(model.get_image_features(pixel_values).pooler_output)
-    classify = transformers.pipeline("zero-shot-image-classification", model=str(folder), **trusted)
-    scores = classify(image, candidate_labels=texts)
-    results["labels"] = {score["label"]: round(score["score"], 4) for score in scores}
+    input_ids = classify.tokenizer(texts, return_tensors="pt")["input_ids"]
+    results = {
+        "classes": {name: type(part).__name__ for name, part in loaded.items()},
+        "tokenizer without files": str(without_files),
+        "text": numbers(model.get_text_features(input_ids).pooler_output),
+        "image": numbers(model.get_image_features(pixel_values).pooler_output),
+        "labels": {score["label"]: round(score["score"], 4) for score in classify(image, candidate_labels=texts)},
+    }
     if model.can_generate():
         results["ids"] = model.generate(pixel_values=pixel_values).tolist()
         results["groups"] = model.generate(
             pixel_values=pixel_values, num_beams=4, num_beam_groups=2, max_length=8
         ).tolist()
-        caption = transformers.pipeline("image-to-text", model=str(folder), **trusted)
-        results["caption"] = caption(image)
+        for task, inputs in (("image-to-text", {}), ("image-text-to-text", {"text": "two"})):
+            results[task] = transformers.pipeline(task, model=str(folder), **TRUSTED)(image, **inputs)
     return results, model, processor
 
 
+def use_and_save(folder: Path) -> dict:
+    copy = folder.with_name(f"{folder.name}_copy")
+    try:
+        first, model, processor = use(folder)
+        model.save_pretrained(copy)
+        processor.save_pretrained(copy)
+        return {"first": first, "second": use(copy)[0]}
+    except Exception:
+        return {"error": traceback.format_exc()}
+
+
 if __name__ == "__main__":
-    folder, copy = map(Path, sys.argv[1:])
-    first, model, processor = use(folder)
-    model.save_pretrained(copy)
-    processor.save_pretrained(copy)
-    second, _, _ = use(copy)
-    print(json.dumps({"first": first, "second": second}))
+    print(json.dumps({Path(folder).name: use_and_save(Path(folder)) for folder in sys.argv[1:]}))
