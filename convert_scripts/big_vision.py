@@ -182,10 +182,8 @@ def big_vision_to_open_clip(
             'with model_name, such as "ViT-B-16-SigLIP".'
         )
     if any(key.startswith(_ROOT) for key in tensors):
-        weights = {key.removeprefix(_ROOT): tensor for key, tensor in tensors.items() if key.startswith(_ROOT)}
-    else:
-        weights = tensors
-    weights = _layers_apart(weights)
+        tensors = {key.removeprefix(_ROOT): tensor for key, tensor in tensors.items() if key.startswith(_ROOT)}
+    weights = _layers_apart(tensors)
     steps, unmatched = resolve(weights, big_vision_table(config), "sources")
     missing = [name for step in steps for name in step.sources if name not in weights]
     if unmatched or missing:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .errors import ConversionError
-from .native_sources import find_native_folder, prepare_native
+from .native_sources import find_native_source, prepare_native
 from .output_forms import check_form, output_form, processor_parts
 from .prepare_open_clip import prepare_open_clip
 from .provenance import license_beside, write_provenance
@@ -86,9 +86,9 @@ def convert_open_clip_checkpoint(
     output = Path(output_dir).expanduser()
     check_output(output)
     needed = processor_parts(tower) if with_processor else ()
-    native = find_native_folder(source) if model_name is config is pretrained is None else None
+    native = find_native_source(source) if model_name is config is pretrained is None else None
     if native is not None:
-        prepared = prepare_native(native, needed)
+        prepared = prepare_native(*native, needed)
     else:
         opened = open_source(source, model_name, config, pretrained, revision)
         prepared = prepare_open_clip(opened, needed, ema, reparameterize)

@@ -41,34 +41,32 @@ DROPPED = {
 _CLEAN = {SIGLIP.name: "canonicalize"}
 
 
-def find_native_folder(source: str | os.PathLike) -> Path | None:
-    """The folder that `source` names if it holds one of transformers' own dual models, and no open_clip model."""
+def find_native_source(source: str | os.PathLike) -> tuple[Path, NativeTarget] | None:
+    """The folder that `source` names and the model in it, if it is one of transformers' own and not one of open_clip.
+
+    Raises:
+        ConversionError: its config.json cannot be read.
+    """
     folder = Path(os.fspath(source)).expanduser()
     if not (folder / CONFIG_NAME).is_file() or (folder / CONFIG_FILE).is_file():
         return None
-    return folder if _model_type(folder) in _targets() else None
+    model_type = read_json(folder / CONFIG_NAME).get("model_type")
+    found = (target for target in NATIVE_TARGETS if target.model.config_class.model_type == model_type)
+    return next(((folder, target) for target in found), None)
 
 
-def _model_type(folder: Path) -> str | None:
-    return read_json(folder / CONFIG_NAME).get("model_type")
-
-
-def _targets() -> dict[str, NativeTarget]:
-    return {target.model.config_class.model_type: target for target in NATIVE_TARGETS}
-
-
-def prepare_native(folder: Path, processor_parts: Collection[str]) -> Prepared:
+def prepare_native(folder: Path, target: NativeTarget, processor_parts: Collection[str]) -> Prepared:
     """Reads a folder of transformers' own.
 
     Args:
-        folder: a folder that `find_native_folder` found.
+        folder: a folder that `find_native_source` found.
+        target: the model in it.
         processor_parts: what of the processor is needed.
 
     Raises:
         ConversionError: the weights are not those of the configuration, or the processor is missing or has settings
             that ours lacks.
     """
-    target = _targets()[_model_type(folder)]
     weights = find_weights(folder)
     native = target.model.config_class.from_pretrained(folder)
     config = build_our_config(target, native)

@@ -45,8 +45,9 @@ class OutputForm:
 
     def verify(self, folder: Path, reference: Reference, mode: str) -> Verification:
         """Verifies a folder that was written in this form; see `verify_conversion` for `mode`."""
-        verify = verify_derived if isinstance(self.plan, DerivedPlan) else verify_against
-        return verify(folder, self.plan, reference, mode)
+        if isinstance(self.plan, DerivedPlan):
+            return verify_derived(folder, self.plan, reference, mode)
+        return verify_against(folder, self.plan, reference, mode)
 
 
 def check_form(target: str, tower: str | None):

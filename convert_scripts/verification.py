@@ -22,6 +22,7 @@ from .compare_outputs import (
     verification_inputs,
 )
 from .conversion_plan import ConversionPlan
+from .derived_plan import DerivedPlan
 from .errors import ConversionError, listing
 from .open_clip_reference import load_open_clip_model
 from .write_safetensors import same_bytes
@@ -137,7 +138,7 @@ def _our_outputs(folder: Path, plan: ConversionPlan) -> Outputs:
     return our_outputs(model, verification_inputs(model.config))
 
 
-def check_tensors(folder: Path, plan: ConversionPlan) -> torch.dtype:
+def check_tensors(folder: Path, plan: ConversionPlan | DerivedPlan) -> torch.dtype:
     """The dtype of the folder's floating point weights, all of which are found to be the plan's."""
     dtypes = set()
     with ExitStack() as stack:

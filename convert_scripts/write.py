@@ -13,6 +13,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
 
 from .conversion_plan import ConversionPlan
+from .derived_plan import DerivedPlan
 from .errors import ConversionError
 from .write_safetensors import write_safetensors
 
@@ -77,7 +78,7 @@ def output_dtype(plan: ConversionPlan, dtype: str | torch.dtype | None) -> torch
     return dtypes.pop() if len(dtypes) == 1 else torch.float32
 
 
-def write_model(folder: Path, plan: ConversionPlan, dtype: torch.dtype, max_shard_size: int | str):
+def write_model(folder: Path, plan: ConversionPlan | DerivedPlan, dtype: torch.dtype, max_shard_size: int | str):
     """Writes `config.json`, `generation_config.json` and the weights, as `save_pretrained` would.
 
     The source's tensors are views of a mapped file, and are cast and transposed in blocks: memory stays small.
@@ -96,9 +97,7 @@ def write_model(folder: Path, plan: ConversionPlan, dtype: torch.dtype, max_shar
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
 
-    layout = {
-        key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in plan.layout.items()
-    }
+    layout = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in plan.layout.items()}
     try:
         split = split_state_dict_into_shards_factory(
             layout,
