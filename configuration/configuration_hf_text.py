@@ -99,11 +99,13 @@ class HfTextConfig(OpenClipPreTrainedConfig):
     @property
     def encoder_positions(self) -> int | None:
         """Number of positions that the encoder has learned, `None` where it takes texts of any length."""
-        # RoBERTa counts from behind the padding id.
-        skipped = {"bert": 0, "roberta": self.pad_token_id + 1, "xlm-roberta": self.pad_token_id + 1}
-        if self.hf_config.model_type not in skipped:
-            return None
-        return self.hf_config.max_position_embeddings - skipped[self.hf_config.model_type]
+        encoder = self.hf_config
+        match encoder.model_type:
+            case "bert":
+                return encoder.max_position_embeddings
+            case "roberta" | "xlm-roberta":  # count from behind the padding id
+                return encoder.max_position_embeddings - encoder.pad_token_id - 1
+        return None
 
     @property
     def num_hidden_layers(self) -> int:

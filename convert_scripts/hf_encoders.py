@@ -53,7 +53,7 @@ def find_encoder_config(name: str) -> PreTrainedConfig:
         given = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConversionError(f"text_cfg: {CONFIG_FILE} of hf_model_name {name!r} cannot be read: {error}") from error
-    model_type = given.get("model_type") if isinstance(given, dict) else None
+    model_type = given.get("model_type", "") if isinstance(given, dict) else ""
     if model_type not in ENCODER_MODEL_TYPES:
         raise ConversionError(
             f"text_cfg: hf_model_name {name!r} is a {model_type!r}; open_clip has text towers of "

@@ -133,7 +133,7 @@ def test_encoder_configuration_keeps_what_describes_the_encoder_alone(tmp_path):
     ("content", "message"),
     [
         ('{"model_type": "gpt2"}', "is a 'gpt2'; open_clip has text towers of roberta"),
-        ("{}", "is a None; open_clip has"),
+        ("{}", "is a ''; open_clip has"),
         ("no JSON", "cannot be read"),
         (None, "cannot be read"),
     ],
