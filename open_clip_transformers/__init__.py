@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from .convert_scripts.report import ConversionReport as ConversionReport
     from .convert_scripts.verification_report import VerificationReport as VerificationReport
     from .convert_scripts.verify_folder import verify_folder as verify_folder
+    from .modeling.attention_maps import caption_attention as caption_attention
+    from .modeling.attention_maps import patch_similarity as patch_similarity
+    from .modeling.attention_maps import word_attention as word_attention
     from .modeling.modeling_coca import CoCaForConditionalGeneration as CoCaForConditionalGeneration
     from .modeling.modeling_coca import CoCaForImageClassification as CoCaForImageClassification
     from .modeling.modeling_coca import CoCaForZeroShotImageClassification as CoCaForZeroShotImageClassification
@@ -79,6 +82,9 @@ _PUBLIC = {
     "ConversionReport": "convert_scripts.report",
     "VerificationReport": "convert_scripts.verification_report",
     "verify_folder": "convert_scripts.verify_folder",
+    "caption_attention": "modeling.attention_maps",
+    "patch_similarity": "modeling.attention_maps",
+    "word_attention": "modeling.attention_maps",
     "CoCaForConditionalGeneration": "modeling.modeling_coca",
     "CoCaForImageClassification": "modeling.modeling_coca",
     "CoCaForZeroShotImageClassification": "modeling.modeling_coca",

@@ -16,7 +16,7 @@ KINDS = {OpenClipConfig.model_type: "CLIP", OpenClipSiglipConfig.model_type: "Si
 
 
 def load(
-    auto_class, name: str, device: str, dtype: str, *, captions: bool = False
+    auto_class, name: str, device: str, dtype: str, *, captions: bool = False, **settings
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A converted model, ready for inference, and its processor.
 
@@ -26,6 +26,7 @@ def load(
         device: such as `"cpu"` or `"cuda:1"`; `"auto"` for the accelerator of this machine, if it has one.
         dtype: such as `"bfloat16"`; `"auto"` for the one it was saved in.
         captions: whether the model must be able to caption.
+        settings: further arguments of the model's `from_pretrained`.
 
     Raises:
         UsageError: there is no such model or device, or the model is of a kind that the command cannot use.
@@ -44,6 +45,7 @@ def load(
         dtype=dtype if dtype == "auto" else getattr(torch, dtype),
         output_loading_info=True,
         trust_remote_code=False,
+        **settings,
     )
     if missing := sorted(info["missing_keys"]):
         raise UsageError(

@@ -4,6 +4,8 @@ import json
 import os
 import sys
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -34,18 +36,33 @@ def print_line(line: str):
 
 def check_embedding_file(path: Path, num_kinds: int):
     """Raises `UsageError` where embeddings of that many kinds (images, texts) cannot be written to `path`."""
-    suffix = path.suffix.lower()
-    if suffix not in EMBEDDING_SUFFIXES:
-        raise UsageError(f"--output {path} must end in {' or '.join(EMBEDDING_SUFFIXES)}.")
+    check_output_file(path, EMBEDDING_SUFFIXES)
+    if path.suffix.lower() == ".npy" and num_kinds > 1:
+        raise UsageError(
+            "A .npy file holds one array: embed images and texts one after the other, or into a .safetensors file."
+        )
+
+
+def check_output_file(path: Path, suffixes: tuple[str, ...]):
+    """Raises `UsageError` where no file with one of those suffixes can be written to `path`."""
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(f"--output {path} must end in {' or '.join(suffixes)}.")
     if not path.parent.is_dir() or path.is_dir():
         problem = "is a folder" if path.is_dir() else f"is in {path.parent}, which is not a folder that exists"
         raise UsageError(f"--output {path} {problem}.")
     if not os.access(path.parent, os.W_OK):
         raise UsageError(f"--output {path} is in a folder that cannot be written to.")
-    if suffix == ".npy" and num_kinds > 1:
-        raise UsageError(
-            "A .npy file holds one array: embed images and texts one after the other, or into a .safetensors file."
-        )
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A path to write to, whose file takes the name `path` once it is whole."""
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def save_embeddings(path: Path, embeddings: dict, names: dict[str, list[str]]):
@@ -57,8 +74,7 @@ def save_embeddings(path: Path, embeddings: dict, names: dict[str, list[str]]):
         embeddings: name -> float32 tensor (inputs, projection_dim) on the CPU.
         names: metadata key -> name of each row.
     """
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
-    try:
+    with written_whole(path) as temporary:
         if path.suffix.lower() == ".npy":
             import numpy
 
@@ -69,6 +85,3 @@ def save_embeddings(path: Path, embeddings: dict, names: dict[str, list[str]]):
             from safetensors.torch import save_file
 
             save_file(embeddings, temporary, {key: json.dumps(rows) for key, rows in names.items()})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

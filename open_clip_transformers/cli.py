@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
+from ._command_attention import attention
 from ._command_bundle import bundle
 from ._command_caption import caption
 from ._command_card import card
@@ -49,7 +50,7 @@ def _global_options(
     pass
 
 
-for command in (convert, verify, models, caption, classify, embed, bundle, card, push, to_open_clip):
+for command in (convert, verify, models, caption, classify, embed, attention, bundle, card, push, to_open_clip):
     app.command()(command)
 
 
