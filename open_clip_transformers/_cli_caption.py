@@ -76,7 +76,7 @@ def caption_images(
 
 def _encode_prompt(processor: ProcessorMixin, prompt: str) -> torch.Tensor:
     try:
-        return processor(text=prompt, return_tensors="pt").input_ids
+        return processor(text=prompt, add_eos=False, return_tensors="pt").input_ids
     except ValueError as error:
         raise UsageError(f"--prompt cannot be continued. {error}") from error
 

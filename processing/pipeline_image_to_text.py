@@ -127,7 +127,7 @@ class ImageToTextPipeline(ImageTextToTextPipeline):
         # Prompts become tokens here, and not one by one in `preprocess`, because those of a batch are padded to the
         # longest, on the left.
         prompts = [model_inputs["text"]] if isinstance(model_inputs["text"], str) else model_inputs["text"]
-        tokens = self.processor(text=prompts, return_tensors="pt").to(self.device)
+        tokens = self.processor(text=prompts, add_eos=False, return_tensors="pt").to(self.device)
         if not generate_kwargs.keys() & {"max_length", "max_new_tokens", "generation_config"}:
             generate_kwargs["max_new_tokens"] = self._default_max_new_tokens(tokens["input_ids"].shape[1])
         sequences = self.model.generate(

@@ -114,8 +114,13 @@ def test_coca_processor_text_is_a_prompt(coca, image):
     assert outputs.input_ids.tolist() == [[BOS, A, PHOTO, OF]]
     # As the image-text-to-text pipeline calls it without a prompt.
     assert coca(images=image, text="", return_tensors="pt").input_ids.tolist() == [[BOS]]
-    assert coca(text="a cat", return_tensors="pt").input_ids.tolist() == [[BOS, A, CAT]]
-    assert coca(text=["a cat", "a"], padding=False)["input_ids"] == [[BOS, A, CAT], [BOS, A]]
+    assert coca(text="a cat", add_eos=False, return_tensors="pt").input_ids.tolist() == [[BOS, A, CAT]]
+    assert coca(text=["a cat", "a"], add_eos=False, padding=False)["input_ids"] == [[BOS, A, CAT], [BOS, A]]
+
+
+def test_coca_processor_text_without_images_is_for_embeddings(coca):
+    texts = ["a cat", "a photo of a cat."]
+    assert torch.equal(coca(text=texts, return_tensors="pt").input_ids, open_clip.tokenize(texts, context_length=19))
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"padding": True}, {"padding": "longest"}], ids=["default", "true", "longest"])
@@ -136,11 +141,12 @@ def test_coca_processor_repeats_one_prompt_for_every_image(coca, image):
 
 def test_coca_processor_long_prompts(coca):
     fits = "a " * 17
-    assert coca(text=fits, return_tensors="pt").input_ids.shape == (1, 18)
+    assert coca(text=fits, add_eos=False, return_tensors="pt").input_ids.shape == (1, 18)
     with pytest.raises(ValueError, match=r"19 tokens; 18 at most.*truncation=True"):
-        coca(text=fits + "a")
-    assert coca(text=fits + "a", truncation=True, return_tensors="pt").input_ids.shape == (1, 18)
-    assert coca(text=fits, truncation=True, max_length=5, return_tensors="pt").input_ids.tolist() == [[BOS] + [A] * 4]
+        coca(text=fits + "a", add_eos=False)
+    assert coca(text=fits + "a", add_eos=False, truncation=True, return_tensors="pt").input_ids.shape == (1, 18)
+    cut = coca(text=fits, add_eos=False, truncation=True, max_length=5, return_tensors="pt")
+    assert cut.input_ids.tolist() == [[BOS] + [A] * 4]
 
 
 def test_coca_processor_captions_to_score(coca, image):
@@ -176,7 +182,7 @@ def test_coca_processor_post_processing(coca):
         "<start_of_text>a photo of "
     ]
     # The pipeline cuts the decoded prompt off the decoded result.
-    prompt = coca(text="A photo, of: a", return_tensors="pt").input_ids
+    prompt = coca(text="A photo, of: a", add_eos=False, return_tensors="pt").input_ids
     result = torch.cat([prompt, torch.tensor([[CAT, EOS]])], dim=1)
     (prompt_text,), (text,) = map(coca.post_process_image_text_to_text, (prompt, result))
     assert text == prompt_text + " cat"
