@@ -18,6 +18,8 @@ def memory_of_nans(monkeypatch):
 
         return make_with_nans
 
+    with torch.device("cpu"):  # at the first such use torch makes a list of its constructors: not of those below
+        torch.empty(0)
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(torch, name, with_nans(getattr(torch, name)))
 
