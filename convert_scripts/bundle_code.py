@@ -75,7 +75,7 @@ def _closure(starts: Iterable[str], towers: Collection[str]) -> dict[str, str]:
         module = waiting.pop()
         if module in sources:
             continue
-        source = Path(import_module(f"{PACKAGE}.{module}").__file__).read_text(encoding="utf-8")
+        source = Path(str(import_module(f"{PACKAGE}.{module}").__file__)).read_text(encoding="utf-8")
         if module in TOWER_TABLES:
             source = _without_other_towers(source, module, towers)
         waiting += _imported(source, folder=module.partition(".")[0])
@@ -105,7 +105,10 @@ def _without_other_towers(source: str, module: str, towers: Collection[str]) -> 
         names = [name.name if isinstance(name, ast.alias) else getattr(name, "id", "") for name in _parts(node)]
         if others.isdisjoint(names):
             continue
-        before, after = lines[node.lineno - 1][: node.col_offset], lines[node.end_lineno - 1][node.end_col_offset :]
+        before, after = (
+            lines[node.lineno - 1][: node.col_offset],
+            lines[(node.end_lineno or node.lineno) - 1][node.end_col_offset :],
+        )
         kept = "".join(f"{name}, " for name in names if name not in others).rstrip()
         is_import = isinstance(node, ast.ImportFrom)
         lines[node.lineno - 1 : node.end_lineno] = [] if is_import else [f"{before}({kept}){after}"]

@@ -71,7 +71,7 @@ def _has_own_projection(cfg: Cfg) -> bool:
 def _pool_type(cfg: Cfg) -> str:
     if _has_own_projection(cfg) and not cfg["timm_pool"]:
         return _of_timm("pool_type")(cfg)
-    return _POOLS.get(cfg["timm_pool"] or "")
+    return _POOLS[cfg["timm_pool"] or ""]
 
 
 def _use_fc_norm(cfg: Cfg) -> bool:

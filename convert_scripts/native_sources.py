@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -140,7 +140,8 @@ def _load_tokenizer(folder: Path, target: NativeTarget, config: PreTrainedConfig
     model_cfg = {"text_cfg": text_cfg, "init_logit_bias": config.logit_bias_init_value}
     with tempfile.TemporaryDirectory() as plain:
         files = _plain_tokenizer(folder, Path(plain)) if target is SIGLIP else folder
-        return load_tokenizer(Source(str(folder), folder, model_cfg, {}, tokenizer_folder=files))
+        tokenizer = load_tokenizer(Source(str(folder), folder, model_cfg, {}, tokenizer_folder=files))
+    return cast(OpenClipTokenizer, tokenizer)  # as it is required
 
 
 def _has_clip_vocabulary(folder: Path) -> bool:

@@ -54,7 +54,8 @@ class Requirement:
         return any(value == choice and type(value) is type(choice) for choice in self.allowed)
 
     def __str__(self) -> str:
-        return f"needed {self.needed or ' or '.join(map(repr, self.allowed))}: {self.reason}"
+        choices = () if callable(self.allowed) else self.allowed
+        return f"needed {self.needed or ' or '.join(map(repr, choices))}: {self.reason}"
 
 
 @dataclass(frozen=True)

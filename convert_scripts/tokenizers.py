@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -153,7 +153,7 @@ def needs_fixed_length(model_cfg: Mapping[str, Any]) -> bool:
     )
 
 
-def _has_vocabulary(folder: Path | None) -> bool:
+def _has_vocabulary(folder: Path | None) -> TypeGuard[Path]:
     return folder is not None and any((folder / name).is_file() for name in VOCABULARY_FILES)
 
 
@@ -163,8 +163,9 @@ def tokenizer_folder(source: Source, hf_name: str) -> Path:
     Raises:
         ConversionError: neither has them.
     """
-    if _has_vocabulary(source.tokenizer_folder):
-        return source.tokenizer_folder
+    beside = source.tokenizer_folder
+    if _has_vocabulary(beside):
+        return beside
     try:
         folder = Path(huggingface_hub.snapshot_download(hf_name, allow_patterns=HUB_FILES))
         if _has_vocabulary(folder):

@@ -1,6 +1,8 @@
 """SigLIP vision transformer tower (timm: `VisionTransformer` in `vision_transformer.py`, which open_clip's `TimmModel`
 in `timm_model.py` wraps; DeepSeek-VL2: `siglip_vit.py`)."""
 
+from typing import cast
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -247,9 +249,10 @@ class ProjectionMLP(nn.Module):
 
     def __init__(self, config: SiglipVitConfig):
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, 2 * config.projection_dim)
+        projection_dim = cast(int, config.projection_dim)
+        self.fc1 = nn.Linear(config.hidden_size, 2 * projection_dim)
         self.dropout = nn.Dropout(config.projection_dropout)
-        self.fc2 = nn.Linear(2 * config.projection_dim, config.projection_dim, bias=config.proj_bias)
+        self.fc2 = nn.Linear(2 * projection_dim, projection_dim, bias=config.proj_bias)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.dropout(F.gelu(self.fc1(pooled))))

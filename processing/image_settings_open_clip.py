@@ -65,6 +65,7 @@ class OpenClipImageSettings:
     do_resize = True
     do_center_crop = True
     do_rescale = True
+    rescale_factor = 1 / 255
     do_normalize = True
     do_convert_rgb = True
 

@@ -12,8 +12,8 @@ class CoCaProcessor(OpenClipProcessor):
 
     Beside images, `text` is a prompt unless said otherwise: it starts with the begin-of-text token and has no
     end-of-text token, so that `generate` continues it, and prompts of different lengths are padded on the left.
-    `add_eos=True` makes it a whole caption, padded on the right to the model's length, as the text tower and the caption
-    loss need it. Without images there is nothing to continue: texts are then whole captions, to be embedded.
+    `add_eos=True` makes it a whole caption, padded on the right to the model's length, as the text tower and the
+    caption loss need it. Without images there is nothing to continue: texts are then whole captions, to be embedded.
 
     ```python
     model.generate(**processor(images=image, return_tensors="pt"))  # a caption
@@ -44,8 +44,8 @@ class CoCaProcessor(OpenClipProcessor):
         Args:
             images: one image or several: PIL images, arrays, tensors, paths or URLs. Nested lists are flattened.
             text: one prompt for all images or one for each; or captions, of any number. Nested lists are flattened.
-            add_eos: whether texts are whole captions that end, instead of prompts; by default where there are no images, or
-                with `return_labels`.
+            add_eos: whether texts are whole captions that end, instead of prompts; by default where there are no
+                images, or with `return_labels`.
             return_labels: also return `labels` for the caption loss: `input_ids` with -100 in place of padding.
             kwargs: arguments of the image processor and the tokenizer, such as `return_tensors="pt"`. Prompts are
                 truncated only with `truncation=True`.

@@ -16,7 +16,7 @@ from collections.abc import Callable
 try:
     import ftfy
 except ImportError:  # in a Hub repository's copy of this file: most texts do not need it
-    ftfy = None
+    ftfy = None  # type: ignore[assignment]
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 

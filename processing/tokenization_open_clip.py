@@ -6,6 +6,7 @@ Texts are cleaned in Python, then cut into ids by the tokenizers library.
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -302,13 +303,15 @@ class OpenClipTokenizer(TokenizersBackend):
         if backend.encode_special_tokens != splits:
             backend.encode_special_tokens = splits
         encodings = backend.encode_batch(texts, add_special_tokens=add_special_tokens)
-        rows = [encoding.ids for encoding in encodings]
+        rows: Any = [encoding.ids for encoding in encodings]
         if max_length is None:
             for row in rows:
                 self._eventual_warn_about_too_long_sequence(row, max_length, verbose)
-        masks = [[1] * len(row) for row in rows]
+        masks: Any = [[1] * len(row) for row in rows]
         if pads:
-            length = max_length if padding_strategy == PaddingStrategy.MAX_LENGTH else max(map(len, rows))
+            length = max(map(len, rows))
+            if padding_strategy == PaddingStrategy.MAX_LENGTH and max_length is not None:
+                length = max_length
             if pad_to_multiple_of:
                 length = -(-length // pad_to_multiple_of) * pad_to_multiple_of
             pad, side = pad_lists if return_tensors is None else pad_array, padding_side or self.padding_side

@@ -7,7 +7,6 @@ import pytest
 from open_clip_transformers.convert_scripts.architectures import (
     ARCHITECTURES_FILE,
     get_architecture,
-    list_architectures,
 )
 from open_clip_transformers.convert_scripts.errors import ConversionError
 from open_clip_transformers.convert_scripts.update_architectures import collect_architectures

@@ -260,7 +260,7 @@ def test_verify_folder_refuses_weights_that_are_not_of_the_configuration(copies)
 
 
 def test_verify_folder_against_another_checkpoint_fails(originals, tmp_path):
-    source, folder = originals["clip"]
+    _, folder = originals["clip"]
     cfg = tiny_clip_cfg(**VOCABULARY)
     save_open_clip_folder(tmp_path / "other", cfg, open_clip_model(cfg, seed=1), PREPROCESS)
     report = verify_folder(folder, tmp_path / "other", output_dir=tmp_path, **FP32)
