@@ -44,6 +44,12 @@ def test_convert_hands_on_its_options(run, source, tmp_path):
     assert "verified     structure only" in result.stdout
 
 
+def test_convert_refuses_to_reparameterize_what_has_no_branches(run, source, tmp_path):
+    result = run("convert", source, tmp_path / "out", "--no-processor", "--reparameterize", exit_code=1)
+    assert "image towers of timm" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_convert_takes_averaged_weights_on_demand(run, source, tmp_path):
     weights, config = source / "open_clip_model.safetensors", source / "open_clip_config.json"
     tensors = load_file(weights)
