@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_configs import open_clip_model, save_open_clip_folder
 from tiny_timm import FAMILIES, timm_vision_cfgs, tiny_timm_cfg
 from transformers import AutoModel, AutoProcessor
@@ -11,6 +12,7 @@ from open_clip_transformers.convert_scripts.config_mapping import build_config
 from open_clip_transformers.convert_scripts.config_mapping_back import build_model_cfg
 from open_clip_transformers.convert_scripts.conversion_plan import plan_conversion
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
+from open_clip_transformers.convert_scripts.convert_to_open_clip import convert_to_open_clip
 from open_clip_transformers.convert_scripts.errors import ConversionError
 from open_clip_transformers.convert_scripts.foreign_layouts import find_layout
 from open_clip_transformers.convert_scripts.mobileclip import mobileclip_table, mobileclip_to_open_clip
@@ -47,6 +49,22 @@ def test_converted_folder_agrees_with_open_clip(name, tmp_path):
         tmp_path / "source", tmp_path / "out", with_processor=False, verify="full", dtype="bfloat16"
     )
     assert report.verification.mode == "full"
+
+
+def test_way_back_to_open_clip_is_exact_and_refuses_the_fused_form(tmp_path):
+    source = tmp_path / "source"
+    save_open_clip_folder(source, FAMILIES["fastvit"])
+    for name, fused in (("out", False), ("fused", True)):
+        convert_open_clip_checkpoint(
+            source, tmp_path / name, with_processor=False, verify="none", reparameterize=fused
+        )
+    convert_to_open_clip(tmp_path / "out", tmp_path / "back", with_processor=False)
+    expected = load_file(source / "open_clip_model.safetensors")
+    back = load_file(tmp_path / "back" / "open_clip_model.safetensors")
+    assert back.keys() == expected.keys()
+    assert all(torch.equal(back[key], tensor) for key, tensor in expected.items())
+    with pytest.raises(ConversionError, match="reparameterized = True"):
+        convert_to_open_clip(tmp_path / "fused", tmp_path / "none", with_processor=False)
 
 
 def test_missing_timm_is_said(monkeypatch):
