@@ -24,7 +24,7 @@ from .compare_processors import pixel_checks, token_checks
 from .converted_folder import ConvertedFolder
 from .errors import ConversionError, listing
 from .open_clip_reference import load_open_clip_model, text_prefix
-from .prepared import Prepared
+from .prepare_open_clip import PreparedOpenClip
 from .verification_report import Check
 from .write_safetensors import same_bytes
 
@@ -34,12 +34,12 @@ class FolderComparison:
 
     Args:
         converted: the folder.
-        prepared: the checkpoint, of open_clip.
+        prepared: the checkpoint.
         groups: the groups of comparisons that are wanted, of `verification_report.GROUPS`.
         pairs: number of images and texts.
     """
 
-    def __init__(self, converted: ConvertedFolder, prepared: Prepared, groups: set[str], pairs: int):
+    def __init__(self, converted: ConvertedFolder, prepared: PreparedOpenClip, groups: set[str], pairs: int):
         self.converted, self.groups = converted, groups
         self.source, self.plan = prepared.source, prepared.plan
         # What open_clip builds, whatever the folder says.

@@ -6,7 +6,7 @@ against open_clip in fp32, and ours may be at most twice as far off as open_clip
 
 import math
 from collections.abc import Callable, Collection, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -98,7 +98,7 @@ def run_model(
         groups: which groups of values are wanted; outputs come always.
         record: keeps a copy of a value, if anything.
     """
-    watching = nullcontext()
+    watching: AbstractContextManager[None] = nullcontext()
     if "intermediates" in groups:
         watching = recorded(model, table, library.side, lambda name, value: record(("intermediates", name), value))
     with torch.no_grad(), watching:

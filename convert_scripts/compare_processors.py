@@ -146,7 +146,7 @@ def _worst(group: str, name: str, differences: Callable[[], Iterator[tuple[str, 
         found = dict(differences())
     except Exception as error:  # what a folder holds may fail in any way
         return Check(group, name, float("inf"), bound, detail=f"{type(error).__name__}: {error}")
-    worst = max(found, key=found.get)
+    worst = max(found, key=lambda item: found[item])
     wrong = [item for item, difference in found.items() if not difference <= bound]
     detail = f"{len(wrong)} of {len(found)} differ, the most: {worst}" if wrong else f"{len(found)} compared"
     return Check(group, name, found[worst], bound, detail=detail)

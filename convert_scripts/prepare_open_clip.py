@@ -1,7 +1,7 @@
 """Checkpoints of open_clip, read and understood."""
 
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from .activation import check_activation
@@ -17,9 +17,20 @@ from .verification import reference_outputs
 from .weights import read_checkpoint
 
 
+@dataclass(frozen=True, kw_only=True)
+class PreparedOpenClip(Prepared):
+    """A checkpoint of open_clip.
+
+    Args:
+        source: where it is, and what it is, with what its layout adds to the image settings.
+    """
+
+    source: Source
+
+
 def prepare_open_clip(
     opened: Source, processor_parts: Collection[str] = (), ema: bool = False, reparameterize: bool = False
-) -> Prepared:
+) -> PreparedOpenClip:
     """Reads a checkpoint, and decides what becomes of it.
 
     Args:
@@ -45,7 +56,7 @@ def prepare_open_clip(
         opened = replace(opened, preprocess_cfg={**layout.preprocess_cfg, **opened.preprocess_cfg})
     if model_config.model_type == "open_clip_coca" and model_config.bos_token_id is None:
         notes.append("the tokenizer is not known: set bos_token_id and eos_token_id in generation_config.json")
-    return Prepared(
+    return PreparedOpenClip(
         name=opened.name,
         weights=opened.weights,
         plan=plan_conversion(model_config, checkpoint.tensors),

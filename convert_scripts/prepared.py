@@ -6,7 +6,6 @@ from pathlib import Path
 from ..processing.image_settings_open_clip import OpenClipImageSettings
 from ..processing.tokenization_open_clip import OpenClipTokenizer
 from .conversion_plan import ConversionPlan
-from .sources import Source
 from .verification import Reference
 
 
@@ -22,8 +21,6 @@ class Prepared:
         tokenizer: ours; `None` where it is not needed and not known.
         reference: the model that the checkpoint was made for.
         notes: what was decided.
-        source: where open_clip's checkpoint is, with what its layout adds to the image settings; `None` for those of
-            others.
     """
 
     name: str
@@ -33,4 +30,3 @@ class Prepared:
     tokenizer: OpenClipTokenizer | None
     reference: Reference
     notes: tuple[str, ...] = ()
-    source: Source | None = None

@@ -65,27 +65,22 @@ class Check:
     @property
     def severity(self) -> float:
         """How near the difference is to its bound: above 1 where it failed, -1 where nothing was compared."""
-        if self.passed is None:
+        if self.difference is None or self.bound is None:
             return -1.0
         return self.difference / self.bound if self.bound else 2.0 * (not self.passed)
 
-    def _number(self, value: float) -> str:
+    @property
+    def measured(self) -> list[str]:
+        """Difference and bound as text; none where nothing was compared."""
+        if self.difference is None or self.bound is None:
+            return []
         # What is counted has a bound of 0.
-        return f"{value:.1e}" if self.bound else f"{value:g}"
+        return [f"{value:.1e}" if self.bound else f"{value:g}" for value in (self.difference, self.bound)]
 
     def __str__(self) -> str:
         name = f"{self.name} ({self.dtype})" if self.dtype else self.name
-        measured = "not compared"
-        if self.passed is not None:
-            measured = f"{self._number(self.difference)}, at most {self._number(self.bound)}"
+        measured = ", at most ".join(self.measured) or "not compared"
         return f"{name}: {measured}{f'; {self.detail}' if self.detail else ''}"
-
-    @property
-    def cells(self) -> list[str]:
-        """The last columns of a table: difference, bound and what was compared."""
-        if self.passed is None:
-            return ["", "", f"not compared: {self.detail}"]
-        return [self._number(self.difference), self._number(self.bound), self.name]
 
 
 @dataclass(frozen=True)
@@ -174,7 +169,7 @@ class VerificationReport:
             "Date": self.date,
         }
         rows = [
-            [title, str(len(compared)), str(sum(check.passed is False for check in compared)), *worst.cells]
+            [title, str(len(compared)), str(sum(check.passed is False for check in compared)), *_cells(worst)]
             for title, compared, worst in self.summary()
         ]
         lines = ["# Verification", "", f"**{_cell(self.verdict())}**", ""]
@@ -215,6 +210,11 @@ class VerificationReport:
             finally:
                 temporary.unlink(missing_ok=True)
         return folder / MARKDOWN_FILE, folder / JSON_FILE
+
+
+def _cells(check: Check) -> list[str]:
+    """Difference, bound and what was compared."""
+    return [*check.measured, check.name] if check.measured else ["", "", f"not compared: {check.detail}"]
 
 
 def _words(value: Any) -> str:
