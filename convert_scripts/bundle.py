@@ -7,7 +7,7 @@ is uploaded to. Where the package is installed, its own classes are taken and no
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,13 @@ def bundle_folder(folder: str | os.PathLike) -> list[str]:
         OSError: a file cannot be written.
     """
     folder = Path(folder).expanduser()
+    files = bundled_files(folder)
+    write_files(folder, files)
+    return sorted(files)
+
+
+def bundled_files(folder: Path) -> dict[str, str]:
+    """The files that `bundle_folder` writes: name -> contents, those last that name others."""
     config = _read_config(folder)
     references = _references(config, folder)
     entries = {entry for auto_map in references.values() for entry in _flat(auto_map.values())}
@@ -58,7 +65,6 @@ def bundle_folder(folder: str | os.PathLike) -> list[str]:
         entries.add(ImageToTextPipeline)
     header = HEADER.format(version=import_module(PACKAGE).__version__)
     files = bundle_code(entries, _tower_types(config), header)
-    # The JSON files name the code: they come last, so that they never name what is not there.
     for name, auto_map in references.items():
         content = json.loads((folder / name).read_text(encoding="utf-8"))
         content["auto_map"] = {auto: _named(entry) for auto, entry in auto_map.items()}
@@ -67,9 +73,27 @@ def bundle_folder(folder: str | os.PathLike) -> list[str]:
         if "image_processor" in content:
             content["image_processor"]["auto_map"] = {"AutoImageProcessor": content["auto_map"]["AutoImageProcessor"]}
         files[name] = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    return files
+
+
+def write_files(folder: Path, files: Mapping[str, str]):
+    """Writes files in their order, each so that it is there as a whole or as it was before."""
     for name, content in files.items():
-        _replace(folder / name, content)
-    return sorted(files)
+        temporary = folder / f".{name}.{uuid.uuid4().hex[:8]}"
+        try:
+            temporary.write_bytes(content.encode())
+            temporary.replace(folder / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def has_own_code(folder: Path) -> bool:
+    """Whether the model of a folder needs code beside it: one of this package, not of transformers itself."""
+    return _is_ours(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+
+
+def _is_ours(config: PreTrainedConfig) -> bool:
+    return type(config).__module__.startswith(f"{PACKAGE}.")
 
 
 def _read_config(folder: Path) -> PreTrainedConfig:
@@ -78,7 +102,7 @@ def _read_config(folder: Path) -> PreTrainedConfig:
             f"{folder} has no {CONFIG_FILE}: give a folder that `open-clip-transformers convert` wrote."
         )
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if not type(config).__module__.startswith(f"{PACKAGE}."):
+    if not _is_ours(config):
         raise ConversionError(
             f"{folder} holds a model of type {config.model_type!r}, whose code is in transformers itself: there is "
             "nothing to put beside it."
@@ -131,13 +155,3 @@ def _tower_types(config: PreTrainedConfig) -> set[str]:
     """`model_type` of the model's towers, or of itself where it is one."""
     parts = (getattr(config, name) for name in config.sub_configs)
     return {config.model_type, *(part.model_type for part in parts)}
-
-
-def _replace(path: Path, content: str):
-    """Writes a file so that it is there as a whole or as it was before."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard
 
 from .report import ConversionReport
@@ -61,5 +62,5 @@ def license_beside(weights: Path) -> str | None:
         return None
     try:
         return ModelCard.load(card, ignore_metadata_errors=True).data.license
-    except (ValueError, TypeError):  # a README without a card's metadata
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError):  # a README without a card's metadata
         return None

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ._cli_messages import errors_as_messages
+from ._cli_messages import UsageError, errors_as_messages, hide_progress_bars_in_logs
 from ._cli_options import Traceback
 
 
@@ -20,9 +20,10 @@ def push(
     revision: Annotated[str, typer.Option(metavar="BRANCH", help="Branch to upload to.")] = "main",
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     with_code: Annotated[
-        bool, typer.Option("--bundle/--no-bundle", help="First put the model's code beside it, as bundle does.")
+        bool,
+        typer.Option("--bundle/--no-bundle", help="Put the model's code beside it, as bundle does, and upload it."),
     ] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and upload nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and change nothing.")] = False,
     traceback: Traceback = False,
 ):
     """Upload a converted folder to the Hugging Face Hub.
@@ -31,12 +32,19 @@ def push(
     interruption the same command goes on. Files that could run code when loaded are refused.
     """
     with errors_as_messages(traceback):
-        from .convert_scripts.bundle import bundle_folder
-        from .convert_scripts.push import plan_push, push_folder
+        if not folder.expanduser().is_dir():
+            raise UsageError(f"{folder}: there is no such folder; expected one that `convert` has written.")
+        if create_pr and revision != "main":
+            raise UsageError("A pull request is for the branch main: leave out --revision or --create-pr.")
 
-        if with_code and not dry_run:
-            bundle_folder(folder)
-        plan = plan_push(folder, repo_id, revision=revision)
+        from .convert_scripts.push import check_repo_id, plan_push, push_folder
+
+        try:
+            check_repo_id(repo_id)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        hide_progress_bars_in_logs()
+        plan = plan_push(folder, repo_id, revision=revision, with_code=with_code)
         typer.echo(str(plan))
         if not dry_run:
             typer.echo(push_folder(plan, private=private, create_pr=create_pr))
