@@ -68,7 +68,8 @@ class TimmVisionModel(OpenClipPreTrainedModel):
         }
         if not missing:
             return
-        with torch.device("meta" if not any(isinstance(t, nn.Parameter) for t in missing.values()) else "cpu"):
+        # Tables alone cost nothing: what a checkpoint holds need not be made for them.
+        with torch.device("cpu" if missing.keys() & self.state_dict().keys() else "meta"):
             modules = build_modules(self.config)
         for name, value in {**dict(modules.named_parameters()), **dict(modules.named_buffers())}.items():
             if name in missing:

@@ -109,6 +109,21 @@ def test_new_weights_are_timms_whatever_way_the_model_was_made(family, tmp_path,
     assert 0.01 < fresh.head.proj.weight.std() < 0.03
 
 
+def test_missing_running_statistics_are_those_of_a_new_model(tmp_path, memory_of_nans):
+    family_model("fastvit").save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if not name.endswith("running_mean")}
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    loaded = TimmVisionModel.from_pretrained(tmp_path)
+    for name, buffer in loaded.named_buffers():
+        assert (buffer == 0).all() if name.endswith("running_mean") else torch.equal(buffer, weights[name]), name
+
+
+def test_timms_model_is_never_split_over_devices():
+    for name in ("timm_vision", "clip_timm_vision"):
+        assert "Eva" in tiny_model(name)._no_split_modules
+
+
 @pytest.mark.parametrize("family", ["eva02", "pe_core", "swin", "relpos"])
 def test_tables_in_half_precision_are_those_of_fp32_rounded(family, tmp_path):
     model = family_model(family)
