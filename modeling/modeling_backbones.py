@@ -36,6 +36,7 @@ class TowerBackbone(BackboneMixin):
 
     # Modules behind the stages.
     head: tuple[str, ...]
+    _keys_to_ignore_on_load_unexpected: list[str]
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)

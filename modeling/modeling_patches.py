@@ -3,6 +3,8 @@
 open_clip leaves this to the users of `VisionTransformer.forward_intermediates` (`transformer.py`).
 """
 
+from typing import Any
+
 import torch
 
 from ..configuration.configuration_common import height_and_width
@@ -10,6 +12,13 @@ from ..configuration.configuration_common import height_and_width
 
 class PatchTowerMixin:
     """A vision transformer whose patches, behind `num_prefix_tokens` others, are a grid of places in the image."""
+
+    # Of the class that the mixin stands before.
+    config: Any
+    embeddings: Any
+    pre_layernorm: Any
+    encoder: Any
+    projection: Any
 
     num_prefix_tokens = 1
 

@@ -110,8 +110,9 @@ def draw_maps(
     scale = PANEL / max(picture.size)
     width, height = (max(1, round(edge * scale)) for edge in picture.size)
     panel = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
-    box = tuple(edge * scale for edge in box)
-    panels = [(title, panel), *((label, draw_heat(panel, heat, box)) for label, heat in maps)]
+    left, top, right, bottom = (edge * scale for edge in box)
+    heated = [(label, draw_heat(panel, heat, (left, top, right, bottom))) for label, heat in maps]
+    panels = [(title, panel), *heated]
     font = ImageFont.truetype(font_file, FONT_SIZE) if font_file else ImageFont.load_default(FONT_SIZE)
     columns = min(COLUMNS, len(panels), max(3, math.ceil(math.sqrt(len(panels)))))
     label_height = round(1.6 * FONT_SIZE)

@@ -30,4 +30,4 @@ def let_local_folders_pass():
 def _is_our_folder(name) -> bool:
     if not os.path.isfile(os.path.join(name, "config.json")):
         return False
-    return PreTrainedConfig.get_config_dict(name)[0].get("model_type", "").startswith("open_clip")
+    return (PreTrainedConfig.get_config_dict(name)[0].get("model_type") or "").startswith("open_clip")

@@ -38,8 +38,9 @@ def draw_attention(
         max_new_tokens: longest caption in tokens.
         font: a font file for the labels.
     """
-    settings = {} if texts else {"attn_implementation": "eager"}  # which alone gives weights
-    model, processor = load(AutoModel, model_name, device, dtype, **settings)
+    # Which alone gives weights.
+    attn_implementation = None if texts else "eager"
+    model, processor = load(AutoModel, model_name, device, dtype, attn_implementation=attn_implementation)
     if not texts and not model.can_generate():
         raise UsageError(
             f"{model_name} is a {KINDS[model.config.model_type]}, which writes no captions: give --text for what to "
@@ -56,7 +57,7 @@ def draw_attention(
         title, maps = _word_maps(model, processor, pixel_values, max_new_tokens)
         print_columns(name, title)
         maps = [(word, _between_0_and_1(heat, 0.0)) for word, heat in maps]
-    sheet = draw_maps(image, maps, _patch_box(model, processor, image.size, maps), title, font and str(font))
+    sheet = draw_maps(image, maps, _patch_box(model, processor, image.size, maps), title, str(font) if font else None)
     with written_whole(output) as temporary:
         sheet.save(temporary)
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from huggingface_hub.errors import HFValidationError
 from tiny_configs import tiny_clip_cfg, tiny_coca_cfg
 from tiny_models import randomized, tiny_config, tiny_inputs, tiny_model, tiny_siglip_vit_config, tiny_timm_dual_config
 from transformers import AutoBackbone, AutoConfig
@@ -17,6 +18,7 @@ from open_clip_transformers import (
     SiglipVitBackbone,
     SiglipVitModel,
 )
+from open_clip_transformers.convert_scripts.bundle import bundle_folder
 from open_clip_transformers.modeling.modeling_coca import CoCaModel
 
 
@@ -239,3 +241,28 @@ def test_patch_features_are_refused_where_the_pooling_is_not_known():
     tower = SiglipVitModel(tiny_siglip_vit_config(ignore_head=True))
     with pytest.raises(ValueError, match="ignore_head"):
         tower.get_patch_features(torch.randn(1, 3, 24, 24))
+
+
+@every_tower
+def test_bundle_of_a_tower_names_its_backbone(name, backbone_class, tmp_path):
+    tiny_model(name).save_pretrained(tmp_path)
+    files = bundle_folder(tmp_path)
+    module = backbone_class.__module__.rpartition(".")[2]
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert auto_map["AutoBackbone"] == f"{module}.{backbone_class.__name__}"
+    assert {"modeling_backbones.py", "configuration_backbones.py"} <= set(files)
+
+
+def test_backbone_compiles_whole():
+    backbone = OpenClipVitBackbone(tiny_model("vit").config).eval()
+    pixel_values = torch.randn(2, 3, 24, 24)
+    compiled = torch.compile(backbone, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(pixel_values).feature_maps, backbone(pixel_values).feature_maps)
+
+
+def test_auto_backbone_leaves_other_folders_to_transformers(tmp_path):
+    for config in ({"model_type": "dinov2"}, {"model_type": None}):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(HFValidationError):
+            AutoBackbone.from_pretrained(str(tmp_path))
