@@ -40,10 +40,13 @@ class FolderComparison:
     """
 
     def __init__(self, converted: ConvertedFolder, prepared: PreparedOpenClip, groups: set[str], pairs: int):
-        self.converted, self.groups = converted, groups
-        self.source, self.plan = prepared.source, prepared.plan
+        self.converted, self.source, self.plan = converted, prepared.source, prepared.plan
         # What open_clip builds, whatever the folder says.
         self.config = self.plan.model.config
+        self.wanted = groups
+        # Fused layers are for inference alone, and have no parameters in common with those that they were.
+        is_fused = getattr(self.config.vision_config, "reparameterized", False)
+        self.groups = groups - ({"gradients"} if is_fused else set())
         self.inputs = verification_inputs(self.config, pairs)
 
     @property
@@ -68,10 +71,14 @@ class FolderComparison:
         for dtype in dtypes:
             is_fp32 = dtype == torch.float32
             yield from self._fp32_checks(exact, captions) if is_fp32 else self._half_precision_checks(exact, dtype)
-            for group in ("losses", "gradients"):
-                if group in self.groups and not any(key[0] == group for key in exact):
-                    reason = "an image or a text has a vector for each of its tokens"
-                    yield Check(group, group, dtype=_name(dtype), detail=reason)
+            yield from self._left_out(exact, dtype)
+
+    def _left_out(self, exact: Values, dtype: torch.dtype) -> Iterator[Check]:
+        for group in ("losses", "gradients"):
+            if group in self.wanted and not any(key[0] == group for key in exact):
+                no_vectors = "an image or a text has a vector for each of its tokens"
+                reason = no_vectors if group in self.groups else "the folder's layers are fused, for inference alone"
+                yield Check(group, group, dtype=_name(dtype), detail=reason)
 
     def _weights_check(self) -> Check:
         tensors = self.converted.tensors

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from reduced_models import reduced_cfg, reduced_timm
 from safetensors.torch import load_file, save_file
 from tiny_configs import (
     open_clip_model,
@@ -16,6 +17,7 @@ from tiny_configs import (
     tiny_siglip_cfg,
 )
 
+from open_clip_transformers.convert_scripts.architectures import get_architecture, list_architectures
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
 from open_clip_transformers.convert_scripts.errors import ConversionError
 from open_clip_transformers.convert_scripts.verify_folder import verify_folder
@@ -93,6 +95,29 @@ def test_verify_folder_passes_every_kind_of_model(tmp_path, model_cfg):
     assert "Not compared: pixels, tokens." in report.verdict()
     layers = {check.name.split(" layer ")[0] for check in report.checks if check.group == "intermediates"}
     assert len(layers) >= 2, layers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_architectures())
+def test_verify_folder_passes_every_architecture_at_reduced_size(tmp_path, name):
+    with reduced_timm():
+        save_open_clip_folder(tmp_path / "source", reduced_cfg(get_architecture(name)))
+        convert_open_clip_checkpoint(tmp_path / "source", tmp_path / "out", with_processor=False, verify="none")
+        report = verify_folder(tmp_path / "out", tmp_path / "source")
+    assert report.passed, str(report)
+
+
+@pytest.mark.slow
+def test_verify_folder_passes_fused_layers_without_gradients(tmp_path):
+    with reduced_timm():
+        save_open_clip_folder(tmp_path / "source", reduced_cfg(get_architecture("MobileCLIP2-S0")))
+        convert_open_clip_checkpoint(
+            tmp_path / "source", tmp_path / "out", with_processor=False, verify="none", reparameterize=True
+        )
+        report = verify_folder(tmp_path / "out", tmp_path / "source", **FP32)
+    assert report.passed, str(report)
+    gradients = [check for check in report.checks if check.group == "gradients"]
+    assert [check.detail for check in gradients] == ["the folder's layers are fused, for inference alone"]
 
 
 def test_verify_folder_of_half_precision_rounds_the_reference(originals, tmp_path):
