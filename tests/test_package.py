@@ -94,7 +94,7 @@ def test_module_runs_the_command_line():
 def wheel(tmp_path_factory):
     """A wheel, built from a copy of what the build reads so that nothing is left in the checkout."""
     source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for folder in ("open_clip_transformers", *FOLDERS, "tests"):
+    for folder in ("open_clip_transformers", *FOLDERS, "model_cards", "tests"):
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.cfg", "pyproject.toml", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, source)
