@@ -67,7 +67,8 @@ def test_source_file_imports_optional_packages_only_behind_a_check(path):
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     required = re.findall(r"(?m)^\s*([\w-]+)", setup["options"]["install_requires"])
-    known = {{"Pillow": "PIL", "PyYAML": "yaml"}.get(name, name.replace("-", "_")) for name in required} | set(sys.stdlib_module_names)
+    modules = {"Pillow": "PIL", "PyYAML": "yaml"}
+    known = {modules.get(name, name.replace("-", "_")) for name in required} | set(sys.stdlib_module_names)
     tree = ast.parse(path.read_text(encoding="utf-8"))
     roots = {module.split(".")[0] for level, module, _ in imports(tree, lazy_too=False) if not level}
     assert roots <= known | {FACE}
