@@ -3,8 +3,8 @@
     python examples/torchao_int8.py [FOLDER]
 
 FOLDER is a converted CoCa; by default the digits checkpoint is converted. The weights of all linear layers but the
-caption head are held in int8 and computed with in the model's dtype. Quantise when loading: torchao cannot read back
-what it saved of a model with a parameter of its own, as CLIP's `logit_scale` is (0.18, transformers' CLIPModel alike).
+caption head are held in int8 and computed with in the model's dtype. Quantise when loading, each time: torchao 0.18
+cannot read back what it saved of a model with a parameter of its own, outside all modules, as `logit_scale` is.
 """
 
 import argparse
