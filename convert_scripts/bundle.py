@@ -113,7 +113,7 @@ def _read_config(folder: Path) -> PreTrainedConfig:
 def _references(config: PreTrainedConfig, folder: Path) -> dict[str, dict[str, Any]]:
     """JSON file of the folder -> Auto class -> our class, or our classes by back end."""
     kind = type(config)
-    references = {CONFIG_FILE: {"AutoConfig": kind}}
+    references: dict[str, dict[str, Any]] = {CONFIG_FILE: {"AutoConfig": kind}}
     for name, auto_class in sorted(vars(modeling_auto).items()):
         models = getattr(auto_class, "_model_mapping", None)
         if isinstance(auto_class, type) and models is not None and kind in models:
