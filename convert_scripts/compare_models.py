@@ -40,12 +40,10 @@ OUTPUT_GROUPS = {
     "logits": "logits",
     "caption logits": "logits",
 }
-# The logits whose errors a loss inherits: it changes by no more than twice the largest change of a logit.
-LOGITS_OF_LOSSES = {
-    "contrastive loss": ["logits"],
-    "caption loss": ["caption logits"],
-    "loss": ["logits", "caption logits"],
-}
+FEATURES = ("image features", "text features")
+# The logits that losses come from; everything else that is trained on comes from both.
+LOGITS_OF_LOSSES = {"contrastive loss": ("logits",), "caption loss": ("caption logits",)}
+LOGITS = ("logits", "caption logits")
 # In half precision gradients are judged by part: those of a single parameter may be off by chance.
 PARTS = {"vision_model": "vision", "text_model": "text", "multimodal_decoder": "decoder", "lm_head": "decoder"}
 
@@ -208,14 +206,27 @@ def half_precision_checks(theirs: Errors, ours: Errors, dtype: torch.dtype) -> I
         if key in theirs and not math.isfinite(reference.relative):
             yield Check(*key, dtype=name, detail="open_clip's own value is not finite")
             continue
-        allowed = reference.relative
-        if key[0] == "losses" and key in theirs:
-            # The error of a single number may be small by chance.
-            inherited = max(theirs["logits", logits].largest for logits in LOGITS_OF_LOSSES[key[1]])
-            allowed = max(allowed, inherited / reference.size)
+        allowed = max(reference.relative, _inherited(key, theirs))
         bound = RATIO * allowed + FLOOR * torch.finfo(dtype).eps
         detail = _whose(key, theirs, ours) or f"open_clip's own error {reference.relative:.1e}"
         yield Check(*key, error.relative, bound, name, detail)
+
+
+def _inherited(key: Key, theirs: Errors) -> float:
+    """The relative error that open_clip's value may have because of those that it is computed from.
+
+    Its own is that large or smaller by chance, where it consists of a few numbers only.
+    """
+    group, name = key
+    if name == "logits":
+        return math.hypot(*(error.relative for (_, name), error in theirs.items() if name in FEATURES))
+    # A loss changes by no more than twice the largest change of a logit, and the slope at the logits, which gradients
+    # are in proportion to, by no larger part.
+    names = LOGITS_OF_LOSSES.get(name, LOGITS)
+    logits = max((error.largest for (_, name), error in theirs.items() if name in names), default=0.0)
+    if group == "losses":
+        return logits / theirs[key].size if key in theirs and theirs[key].size else 0.0
+    return logits if group == "gradients" else 0.0
 
 
 def _all_keys(theirs: Collection[Key], ours: Collection[Key]) -> list[Key]:

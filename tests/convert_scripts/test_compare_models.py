@@ -121,6 +121,24 @@ def test_half_precision_allows_a_loss_the_error_of_the_logits():
         assert [check.passed for check in checks] == [True, passed]
 
 
+def test_half_precision_allows_logits_the_error_of_the_features():
+    image, text = FEATURES, ("features", "text features")
+    exact = {image: torch.tensor([10.0]), text: torch.tensor([10.0]), LOGITS: torch.tensor([2.0])}
+    # By chance, the errors of open_clip's features cancel in its logits.
+    theirs = {image: torch.tensor([10.3]), text: torch.tensor([10.4]), LOGITS: exact[LOGITS]}
+    for logit, passed in ((2.19, True), (2.25, False)):
+        checks = half_check(exact, theirs, {**theirs, LOGITS: torch.tensor([logit])})
+        assert [check.passed for check in checks] == [True, True, passed]
+
+
+def test_half_precision_allows_gradients_the_error_of_the_logits():
+    exact = {LOGITS: torch.tensor([20.0]), WEIGHT: torch.tensor([3.0])}
+    theirs = {LOGITS: torch.tensor([20.1]), WEIGHT: torch.tensor([3.0])}
+    for gradient, passed in ((3.59, True), (3.65, False)):
+        checks = half_check(exact, theirs, {**theirs, WEIGHT: torch.tensor([gradient])})
+        assert [check.passed for check in checks] == [True, passed]
+
+
 def test_half_precision_judges_gradients_by_part():
     text = ("gradients", "text_model.b")
     exact = {WEIGHT: torch.tensor([3.0]), BIAS: torch.tensor([4.0]), text: torch.ones(2)}
