@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from reduced_models import reduced_cfg, reduced_timm
@@ -69,6 +70,15 @@ def test_verify_folder_passes_what_was_converted(originals, tmp_path, name):
     assert all(check.passed for check in report.checks)
     assert {check.dtype for check in report.checks} == {None, "float32", "bfloat16", "float16"}
     assert "Passed: " in str(report)
+
+
+def test_verify_folder_passes_the_digits_model(tmp_path):
+    source = Path(__file__).parents[2] / "examples" / "digits" / "open_clip_checkpoint"
+    convert_open_clip_checkpoint(source, tmp_path / "out", verify="none")
+    report = verify_folder(tmp_path / "out", source)
+    assert report.passed, str(report)
+    assert all(check.passed for check in report.checks)
+    assert {check.group for check in report.checks} == EVERYTHING | {"captions"}
 
 
 MODELS = {
