@@ -128,13 +128,12 @@ def fp32_checks(exact: Values, run: Run) -> Iterator[Check]:
         exact: open_clip's values in fp32.
         run: of our model in fp32.
     """
-    largest = max((value.abs().max().item() for (group, _), value in exact.items() if group == "gradients"), default=0)
-    smallest = {"gradients": SMALLEST_GRADIENT * largest}
+    smallest = _smallest_gradients(exact)
     differences: dict[Key, float] = {}
 
     def compare(key: Key, value: torch.Tensor):
         if key in exact:
-            differences[key] = relative_difference(value, exact[key], smallest.get(key[0], 0.0))
+            differences[key] = relative_difference(value, exact[key], smallest.get(key, 0.0))
         else:
             differences[key] = INFINITE
 
@@ -142,6 +141,17 @@ def fp32_checks(exact: Values, run: Run) -> Iterator[Check]:
     for key in _all_keys(exact, differences):
         bound = GRADIENT_BOUND if key[0] == "gradients" else BOUND
         yield Check(*key, differences.get(key, INFINITE), bound, "float32", _whose(key, exact, differences))
+
+
+def _smallest_gradients(exact: Values) -> dict[Key, float]:
+    """What the differences of gradients are relative to where these are smaller, so that rounding is all there is."""
+    largest = {key: value.abs().max().item() for key, value in exact.items() if key[0] in ("gradients", "logits")}
+    gradients = {key: value for key, value in largest.items() if key[0] == "gradients"}
+    smallest = dict.fromkeys(gradients, SMALLEST_GRADIENT * max(gradients.values(), default=0.0))
+    # Sums of the logits' gradients, each at most 1, times the logits or 1, in which most cancels.
+    smallest["gradients", "logit_scale"] = largest.get(("logits", "logits"), 0.0)
+    smallest["gradients", "logit_bias"] = 1.0
+    return smallest
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.initialization import no_init_weights
 
+from ..configuration.configuration_common import height_and_width
 from ..modeling.modeling_timm_factory import reparameterize
 from .conversion_plan import ConversionPlan
 from .conversion_timm_vision import is_fused
@@ -108,6 +109,7 @@ def load_open_clip_model(
     if getattr(config, "reparameterized", False) and is_fused(state_dict):
         reparameterize(model.visual.trunk)
     _load_state_dict(model, state_dict)
+    _set_image_size(model, config)
     if getattr(config, "reparameterized", False) and dtype != torch.float32:
         # What is rounded are the fused weights.
         reparameterize(model.visual.trunk)
@@ -115,6 +117,14 @@ def load_open_clip_model(
         if tensor.is_floating_point():
             tensor.copy_(tensor.to(dtype))
     return model
+
+
+def _set_image_size(model: torch.nn.Module, config: PreTrainedConfig):
+    """What open_clip's `create_model` does with `force_image_size`: timm's models are made for a size of their own."""
+    patch_embed = getattr(getattr(model.visual, "trunk", None), "patch_embed", None)
+    image_size = height_and_width(config.image_size)
+    if getattr(patch_embed, "img_size", None) not in (None, image_size):
+        model.visual.set_input_size(image_size)
 
 
 def _load_state_dict(model: torch.nn.Module, state_dict: dict[str, torch.Tensor]):

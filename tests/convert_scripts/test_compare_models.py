@@ -70,6 +70,15 @@ def test_fp32_checks_do_not_take_rounding_for_a_gradient():
     assert all(check.passed for check in checks)
 
 
+def test_fp32_checks_do_not_take_the_rest_of_a_sum_for_a_gradient():
+    scale, bias = ("gradients", "logit_scale"), ("gradients", "logit_bias")
+    exact = {LOGITS: torch.tensor([20.0]), scale: torch.tensor(0.01), bias: torch.tensor(1e-9)}
+    ours = {LOGITS: torch.tensor([20.0]), scale: torch.tensor(0.0119), bias: torch.tensor(9e-5)}
+    assert [check.passed for check in fp32_checks(exact, running(ours))] == [True, True, True]
+    ours = {LOGITS: torch.tensor([20.0]), scale: torch.tensor(0.0121), bias: torch.tensor(1.1e-4)}
+    assert [check.passed for check in fp32_checks(exact, running(ours))] == [True, False, False]
+
+
 def test_fp32_checks_name_what_one_model_alone_has():
     checks = list(fp32_checks({FEATURES: torch.ones(1)}, running({LOGITS: torch.ones(1)})))
     assert [(check.name, check.passed) for check in checks] == [("image features", False), ("logits", False)]

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from model_pairs import converted
+from reduced_models import reduced_cfg, reduced_timm
 from tiny_configs import open_clip_model, tiny_clip_cfg, tiny_hf_text_cfg, tiny_resnet_cfg, tiny_siglip_cfg
 
+from open_clip_transformers.convert_scripts.architectures import get_architecture
 from open_clip_transformers.convert_scripts.config_mapping import build_config
 from open_clip_transformers.convert_scripts.conversion_plan import plan_conversion
 from open_clip_transformers.convert_scripts.open_clip_reference import (
@@ -79,3 +81,13 @@ def test_text_prefix_is_where_the_text_tower_is():
 
 def test_require_open_clip_names_the_reference():
     assert require_open_clip() == "open_clip 3.3.0"
+
+
+def test_load_open_clip_model_sets_models_of_timm_to_the_image_size():
+    with reduced_timm():
+        model_cfg = reduced_cfg(get_architecture("ViT-B-16-SigLIP"))
+        source = open_clip_model(model_cfg).state_dict()
+        resized = {**model_cfg, "vision_cfg": {**model_cfg["vision_cfg"], "image_size": [160, 192]}}
+        model = load_open_clip_model(resized, plan_conversion(build_config(resized), source))
+    assert model.visual.trunk.pos_embed.shape[1] == 10 * 12
+    assert model.visual(torch.randn(1, 3, 160, 192)).isfinite().all()
