@@ -4,7 +4,9 @@ import glob
 import os
 import sys
 import urllib.parse
+import urllib.request
 from collections.abc import Iterable, Iterator
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
@@ -87,13 +89,18 @@ def read_image(name: str) -> Image.Image:
     Raises:
         OSError: it cannot be read, or is not an image. Damaged files make Pillow raise other exceptions as well.
     """
-    from .processing.image_settings_open_clip import open_image
-
-    # A URL may be given as people write it, with spaces and letters of any script.
-    url = urllib.parse.quote(name, safe=URL_SAFE)
-    with open_image(url if is_url(name) else name, timeout=URL_TIMEOUT) as image:
+    with _open_url(name) if is_url(name) else Image.open(name) as image:
         image.load()
         return image
+
+
+def _open_url(url: str) -> Image.Image:
+    # A URL may be given as people write it, with spaces and letters of any script. Some servers turn urllib's own name
+    # away.
+    headers = {"User-Agent": "open-clip-transformers"}
+    request = urllib.request.Request(urllib.parse.quote(url, safe=URL_SAFE), headers=headers)
+    with urllib.request.urlopen(request, timeout=URL_TIMEOUT) as response:
+        return Image.open(BytesIO(response.read()))
 
 
 def read_lines(path: Path) -> list[str]:
