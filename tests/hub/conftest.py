@@ -30,6 +30,7 @@ def hub(monkeypatch):
             monkeypatch.setenv(name, value)
         # huggingface_hub reads most of these when it is imported.
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.endpoint)
         monkeypatch.setattr(
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         )

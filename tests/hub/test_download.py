@@ -1,0 +1,74 @@
+"""Repositories that were pushed, downloaded again: with and without this package, offline, and pinned to a commit."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny_families import save_tiny_family
+from tiny_folders import randomize
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from open_clip_transformers.convert_scripts.model_card import write_model_card
+
+
+pytestmark = pytest.mark.floor
+
+REPO = "some-org/tiny-coca"
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("use_from_hub.py")
+
+
+@torch.inference_mode()
+def generated(model, folder: Path) -> list[list[int]]:
+    processor = AutoProcessor.from_pretrained(folder)
+    image = Image.radial_gradient("L").resize((61, 43)).convert("RGB")
+    return model.eval().generate(**processor(images=image, return_tensors="pt")).tolist()
+
+
+def in_a_process_of_its_own(cache: Path, *arguments: str, **environment: str) -> dict:
+    environment = {**os.environ, "HF_HOME": str(cache), "PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, SCRIPT, *arguments]
+    run = subprocess.run(command, cwd=cache, env=environment, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_repository_works_with_and_without_the_package_pinned_and_offline(hub, run, tmp_path):
+    folder, caches = tmp_path / "model", [tmp_path / "a", tmp_path / "b"]
+    [cache.mkdir() for cache in caches]
+    # Weights and code of the main branch change after the commit.
+    first = generated(save_tiny_family("coca", folder), folder)
+    write_model_card(folder, REPO)
+    run("push", folder, REPO)
+    commit = hub.repos[REPO].refs["main"]
+    model = randomize(AutoModelForImageTextToText.from_pretrained(folder), seed=1)
+    second = generated(model, folder)
+    model.save_pretrained(folder)
+    run("push", folder, REPO)
+    for path in folder.glob("*.py"):
+        path.write_text(f'{path.read_text()}\n\nMARK = "new"\n')
+    run("push", folder, REPO, "--no-bundle")
+
+    results = in_a_process_of_its_own(caches[0], "transformers-alone", REPO, commit)
+    assert results["main"]["ids"] == second != first == results["pinned"]["ids"]
+    assert set(results["main"]["marks"].values()) == {"new"}
+    assert set(results["pinned"]["marks"].values()) == {"old"}
+    assert {"ImageToTextPipeline", "OpenClipTokenizer", "OpenClipImageProcessor"} <= results["main"]["marks"].keys()
+    for result in results.values():
+        assert result["packages"] == ["transformers_modules"]
+    hub.requests.clear()
+    offline = in_a_process_of_its_own(caches[0], "transformers-alone", REPO, commit, HF_HUB_OFFLINE="1")
+    assert offline == results
+    assert not hub.requests
+
+    installed = in_a_process_of_its_own(caches[1], "installed", REPO, commit)
+    for name in ("main", "pinned"):
+        assert installed[name]["ids"] == results[name]["ids"]
+        assert installed[name]["caption"] == results[name]["caption"]
+        assert installed[name]["packages"] == ["open_clip_transformers"]
+    assert not [path for _, path in hub.requests if path.endswith(".py")]
