@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .bundle import bundle_folder
 from .errors import ConversionError
 from .native_sources import find_native_source, prepare_native
 from .output_forms import check_form, output_form, processor_parts
@@ -36,6 +37,7 @@ def convert_open_clip_checkpoint(
     reparameterize: bool = False,
     target: str = "ours",
     tower: str | None = None,
+    bundle: bool = False,
 ) -> ConversionReport:
     """Converts an open_clip checkpoint.
 
@@ -70,6 +72,7 @@ def convert_open_clip_checkpoint(
         target: `"ours"`, or `"native"` for transformers' own `CLIPModel`, `SiglipModel` or `MetaClip2Model` where the
             architecture is the same, for libraries that know these alone.
         tower: `"vision"` or `"text"` for that tower alone, with its projection, and its part of the processor.
+        bundle: also write the code that people need who do not have this package; see `bundle_folder`.
 
     Returns:
         A report of what was read, decided, written and verified.
@@ -118,5 +121,7 @@ def convert_open_clip_checkpoint(
             changed=prepared.plan.changed,
             notes=notes,
         )
+        if bundle:
+            bundle_folder(folder)
         write_provenance(folder, report, license_beside(prepared.weights))
     return report

@@ -62,6 +62,9 @@ def convert(
         ),
     ] = Target.ours,
     tower: Annotated[Tower, typer.Option(help="Write one tower alone, with its projection.")] = Tower.both,
+    bundle: Annotated[
+        bool, typer.Option("--bundle", help="Also write the code that people need who do not have this package.")
+    ] = False,
     traceback: Traceback = False,
 ):
     """Convert an open_clip checkpoint to a folder that transformers loads.
@@ -87,5 +90,6 @@ def convert(
             reparameterize=reparameterize,
             target=target.value,
             tower=None if tower == Tower.both else tower.value,
+            bundle=bundle,
         )
         typer.echo(str(report))

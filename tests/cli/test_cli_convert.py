@@ -134,3 +134,11 @@ def test_convert_of_a_source_that_is_not_there(run, tmp_path):
     result = run("convert", tmp_path / "missing", tmp_path / "out", exit_code=1)
     assert str(tmp_path / "missing") in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_convert_bundles_the_code_on_request(run, source, tmp_path):
+    run("convert", source, tmp_path / "out", "--no-processor", "--bundle", "--verify", "structure")
+    assert {"modeling_coca.py", "pipeline_image_to_text.py", "conversion.json"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+    assert "CoCaModel" in (tmp_path / "out" / "config.json").read_text()
