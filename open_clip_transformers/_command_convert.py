@@ -28,6 +28,11 @@ class Tower(str, Enum):
     text = "text"
 
 
+Bundle = Annotated[
+    bool, typer.Option("--bundle", help="Also write the code that people need who do not have this package.")
+]
+
+
 def convert(
     source: Annotated[str, typer.Argument(help=SOURCE_HELP)],
     output: Annotated[Path, typer.Argument(help="The folder to write, new or empty.")],
@@ -62,9 +67,7 @@ def convert(
         ),
     ] = Target.ours,
     tower: Annotated[Tower, typer.Option(help="Write one tower alone, with its projection.")] = Tower.both,
-    bundle: Annotated[
-        bool, typer.Option("--bundle", help="Also write the code that people need who do not have this package.")
-    ] = False,
+    bundle: Bundle = False,
     traceback: Traceback = False,
 ):
     """Convert an open_clip checkpoint to a folder that transformers loads.
