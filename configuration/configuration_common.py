@@ -56,10 +56,11 @@ class OpenClipPreTrainedConfig(PreTrainedConfig):
                 f"{type(self).__name__} has no field named {', '.join(unknown)}: stored, but nothing reads it. "
                 "Check the spelling."
             )
-        # With our package imported, `pipeline("image-to-text")` is registered; the entry that a Hub repository
-        # carries for users without the package would make transformers ask for `trust_remote_code`.
+        # What a Hub repository says of the code beside it is for users without our package, in its copy of this file.
+        # Here it would make transformers ask for `trust_remote_code`, and name code that saving does not copy.
         if not __name__.startswith("transformers_modules"):
-            kwargs.pop("custom_pipelines", None)
+            for name in ("auto_map", "custom_pipelines"):
+                kwargs.pop(name, None)
         super().__post_init__(**kwargs)
 
 

@@ -97,9 +97,9 @@ class OpenClipImageSettings:
     def to_dict(self) -> dict[str, Any]:
         """The settings as they are saved; from a Hub repository's copy of this code, for both back ends again."""
         settings = super().to_dict()
-        auto_map = settings.get("auto_map") or {}
-        # transformers names the one class that it saves.
-        if "AutoImageProcessor" in auto_map:
+        auto_map = settings.pop("auto_map", None) or {}
+        if __name__.startswith("transformers_modules") and auto_map:
+            # transformers names the one class that it saves.
             settings["auto_map"] = {**auto_map, "AutoImageProcessor": dict(_BACK_ENDS)}
         return settings
 

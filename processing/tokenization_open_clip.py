@@ -106,6 +106,8 @@ class OpenClipTokenizer(TokenizersBackend):
         clean_up_tokenization_spaces: bool | None = None,
         **kwargs,
     ):
+        if not __name__.startswith("transformers_modules"):  # else the copy of this file in a Hub repository
+            kwargs.pop("auto_map", None)
         self._tokenizer = _backend(tokenizer_file, tokenizer_object)
         self._is_clip_bpe = is_clip_bpe(self._tokenizer)
         if self._is_clip_bpe:
