@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from subprocess_output import own_output
 from tiny_configs import tiny_clip_cfg, tiny_coca_cfg
 from tiny_folders import CLIP_VOCABULARY, COCA_CLIP_VOCABULARY, save_tiny_folder
 from tiny_models import COCA, SIGLIP, main_outputs, randomized, tiny_config, tiny_inputs, tiny_model
@@ -192,7 +193,7 @@ def run_python(code: str):
     command = [sys.executable, "-W", "error", "-c", code]
     result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
-    return result.stdout + result.stderr
+    return result.stdout + own_output(result.stderr)
 
 
 @pytest.mark.floor

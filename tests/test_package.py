@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from subprocess_output import own_output
 
 import open_clip_transformers
 
@@ -23,7 +24,7 @@ def run_python(*arguments: str, folder: Path = ROOT, path: Path = ROOT) -> str:
     environment = {**os.environ, "PYTHONPATH": str(path), "PYTHONWARNINGS": "default"}
     done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
+    return done.stdout + own_output(done.stderr)
 
 
 @pytest.mark.floor

@@ -1,0 +1,12 @@
+"""What subprocesses print, without what other libraries of the test environment print by themselves."""
+
+import re
+
+
+# torchao 0.18 is imported by transformers where it is installed, and sets off this warning of torch's log.
+_WARNINGS_OF_TORCHAO = re.compile(r"^W\d{4} .*torch/utils/_pytree\.py.*\n", flags=re.MULTILINE)
+
+
+def own_output(text: str) -> str:
+    """`text` without the lines that are not ours."""
+    return _WARNINGS_OF_TORCHAO.sub("", text)
