@@ -9,10 +9,11 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
@@ -159,10 +160,9 @@ class Handler(BaseHTTPRequestHandler):
             self.hub.on_request(self.command, url.path)
             result = self.route(url.path)
             if result is not None:
-                self.send(200, json.dumps(result).encode(), {"Content-Type": "application/json"})
+                self.send_json(result)
         except Refusal as refusal:
-            content = json.dumps({"error": str(refusal)}).encode()
-            self.send(refusal.status, content, {"Content-Type": "application/json", **refusal.headers})
+            self.send_json({"error": str(refusal)}, refusal.status, refusal.headers)
         except OSError:  # the client has left
             self.close_connection = True
 
@@ -182,6 +182,9 @@ class Handler(BaseHTTPRequestHandler):
             self.rfile.readline()
         self.rfile.readline()
         return body
+
+    def send_json(self, content, status: int = 200, headers: Mapping[str, str] = MappingProxyType({})):
+        self.send(status, json.dumps(content).encode(), {"Content-Type": "application/json", **headers})
 
     def send(self, status: int, content: bytes, headers: dict[str, str]):
         self.send_response(status)
@@ -222,10 +225,12 @@ class Handler(BaseHTTPRequestHandler):
             status = 401 if self.user is None else 403
             raise Refusal(status, f"You don't have the rights to create a model under the namespace {account!r}")
         repo_id = f"{account}/{asked['name']}"
+        answer = {"url": f"{self.hub.endpoint}/{repo_id}", "name": repo_id, "id": repo_id}
         if repo_id in self.hub.repos:
-            raise Refusal(409, "You already created this model repo")
+            self.send_json({"error": "You already created this model repo", **answer}, status=409)
+            return None
         self.hub.create(repo_id, private=asked.get("private") or asked.get("visibility") == "private")
-        return {"url": f"{self.hub.endpoint}/{repo_id}", "name": repo_id, "id": repo_id}
+        return answer
 
     def model_info(self, repo_id: str, revision: str = "main"):
         repo = self.repo(repo_id)
@@ -261,8 +266,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             yaml.safe_load(content.split("---")[1])
         except yaml.YAMLError as error:
-            content = json.dumps({"errors": [{"message": str(error)}], "warnings": []}).encode()
-            self.send(400, content, {"Content-Type": "application/json"})
+            self.send_json({"errors": [{"message": str(error)}], "warnings": []}, status=400)
             return None
         return {"errors": [], "warnings": []}
 

@@ -54,7 +54,7 @@ def test_repository_works_with_and_without_the_package_pinned_and_offline(hub, r
         path.write_text(f'{path.read_text()}\n\nMARK = "new"\n')
     run("push", folder, REPO, "--no-bundle")
 
-    results = in_a_process_of_its_own(caches[0], "transformers-alone", REPO, commit)
+    results = in_a_process_of_its_own(caches[0], "transformers-alone", REPO, commit, f"{REPO}-again")
     assert results["main"]["ids"] == second != first == results["pinned"]["ids"]
     assert set(results["main"]["marks"].values()) == {"new"}
     assert set(results["pinned"]["marks"].values()) == {"old"}
@@ -66,9 +66,21 @@ def test_repository_works_with_and_without_the_package_pinned_and_offline(hub, r
     assert offline == results
     assert not hub.requests
 
-    installed = in_a_process_of_its_own(caches[1], "installed", REPO, commit)
+    installed = in_a_process_of_its_own(caches[1], "installed", REPO, commit, f"{REPO}-plain")
     for name in ("main", "pinned"):
         assert installed[name]["ids"] == results[name]["ids"]
         assert installed[name]["caption"] == results[name]["caption"]
         assert installed[name]["packages"] == ["open_clip_transformers"]
     assert not [path for _, path in hub.requests if path.endswith(".py")]
+
+    # What `push_to_hub` sent: of a model that came with code, all of it.
+    pinned, again, plain = (hub.repos[name] for name in (REPO, f"{REPO}-again", f"{REPO}-plain"))
+    for copy in (again, plain):
+        assert copy.tree()["model.safetensors"].sha256 == pinned.tree(commit)["model.safetensors"].sha256
+    code = {name: blob.content for name, blob in pinned.tree(commit).items() if name.endswith(".py")}
+    assert {name: blob.content for name, blob in again.tree().items() if name.endswith(".py")} == code
+    assert set(again.tree()) == set(pinned.tree(commit))
+    assert b"--" not in again.tree()["config.json"].content  # it names its own code, not another repository's
+    assert set(plain.tree()) == set(pinned.tree(commit)) - code.keys()
+    for name, blob in plain.tree().items():
+        assert not name.endswith("config.json") or b"auto_map" not in blob.content
