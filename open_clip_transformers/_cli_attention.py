@@ -23,6 +23,7 @@ def draw_attention(
     texts: list[str],
     *,
     model_name: str,
+    revision: str | None,
     device: str,
     dtype: str,
     max_new_tokens: int | None,
@@ -34,13 +35,13 @@ def draw_attention(
         name: path or URL of the image.
         output: a `.png` file, which is there once it is whole.
         texts: texts to find in the image; without any, the words of the caption that the model writes.
-        model_name, device, dtype: see `_cli_models.load`.
+        model_name, revision, device, dtype: see `_cli_models.load`.
         max_new_tokens: longest caption in tokens.
         font: a font file for the labels.
     """
     # Which alone gives weights.
     attn_implementation = None if texts else "eager"
-    model, processor = load(AutoModel, model_name, device, dtype, attn_implementation=attn_implementation)
+    model, processor = load(AutoModel, model_name, revision, device, dtype, attn_implementation=attn_implementation)
     if not texts and not model.can_generate():
         raise UsageError(
             f"{model_name} is a {KINDS[model.config.model_type]}, which writes no captions: give --text for what to "

@@ -38,6 +38,7 @@ def caption_images(
     prompt: str | None,
     seed: int | None,
     model_name: str,
+    revision: str | None,
     device: str,
     dtype: str,
     batch_size: int,
@@ -51,13 +52,13 @@ def caption_images(
         settings: arguments of `generate`, `None` for the model's own.
         prompt: text that every caption continues, and starts with.
         seed: makes sampling repeatable, for the same images in the same batches.
-        model_name, device, dtype: see `_cli_models.load`.
+        model_name, revision, device, dtype: see `_cli_models.load`.
         batch_size: images that are captioned at once.
         as_json: print one JSON object a line, `{"image": name, "caption": ...}`; else `name<TAB>caption`.
         failures: gets the images that cannot be read.
     """
     check_generation(settings)
-    model, processor = load(AutoModelForImageTextToText, model_name, device, dtype, captions=True)
+    model, processor = load(AutoModelForImageTextToText, model_name, revision, device, dtype, captions=True)
     settings = {name: value for name, value in settings.items() if value is not None}
     if settings.keys() & set(SAMPLING):
         settings["do_sample"] = True

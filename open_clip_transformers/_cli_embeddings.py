@@ -19,6 +19,7 @@ def classify_images(
     templates: list[str],
     *,
     model_name: str,
+    revision: str | None,
     device: str,
     dtype: str,
     batch_size: int,
@@ -34,14 +35,14 @@ def classify_images(
         names: paths and URLs of the images.
         labels: what to tell apart.
         templates: texts in which `{}` stands for a label; the embeddings of several are averaged.
-        model_name, device, dtype: see `_cli_models.load`.
+        model_name, revision, device, dtype: see `_cli_models.load`.
         batch_size: images, or texts, that are embedded at once.
         top: how many labels to print for an image.
         as_json: print one JSON object a line: `{"image": name, "labels": [{"label": ..., "score": ...}, ...]}`; else
             a line `name<TAB>label<TAB>score` for each label.
         failures: gets the images that cannot be read.
     """
-    model, processor = load(AutoModelForZeroShotImageClassification, model_name, device, dtype)
+    model, processor = load(AutoModelForZeroShotImageClassification, model_name, revision, device, dtype)
     texts = [template.replace("{}", label) for template in templates for label in labels]
     embeds = embed_texts(model, processor, texts, batch_size).view(len(templates), len(labels), -1)
     label_embeds = F.normalize(embeds.mean(0), dim=-1).to(model.device)
@@ -66,6 +67,7 @@ def embed_inputs(
     output: Path,
     *,
     model_name: str,
+    revision: str | None,
     device: str,
     dtype: str,
     batch_size: int,
@@ -78,11 +80,11 @@ def embed_inputs(
         texts: texts.
         output: a `.safetensors` file with `image_embeds` and `text_embeds` (inputs, projection_dim), and in its
             metadata JSON lists, `images` and `texts`, of what the rows are; or a `.npy` file with one of the two.
-        model_name, device, dtype: see `_cli_models.load`.
+        model_name, revision, device, dtype: see `_cli_models.load`.
         batch_size: images, or texts, that are embedded at once.
         failures: gets the images that cannot be read; they have no row.
     """
-    model, processor = load(AutoModelForZeroShotImageClassification, model_name, device, dtype)
+    model, processor = load(AutoModelForZeroShotImageClassification, model_name, revision, device, dtype)
     embeddings, rows = {}, {}
     if names:
         batches = [

@@ -16,13 +16,14 @@ KINDS = {OpenClipConfig.model_type: "CLIP", OpenClipSiglipConfig.model_type: "Si
 
 
 def load(
-    auto_class, name: str, device: str, dtype: str, *, captions: bool = False, **settings
+    auto_class, name: str, revision: str | None, device: str, dtype: str, *, captions: bool = False, **settings
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A converted model, ready for inference, and its processor.
 
     Args:
         auto_class: the Auto class of the model.
         name: a folder or a Hub id.
+        revision: branch, tag or commit of the Hub repository, by default its main branch.
         device: such as `"cpu"` or `"cuda:1"`; `"auto"` for the accelerator of this machine, if it has one.
         dtype: such as `"bfloat16"`; `"auto"` for the one it was saved in.
         captions: whether the model must be able to caption.
@@ -33,15 +34,16 @@ def load(
     """
     hide_progress_bars_in_logs()
     place = pick_device(device)
-    folder = find_model(name, captions)
+    folder = find_model(name, revision, captions)
     try:
-        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(folder, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{name} has no processor that can be loaded; converting it again writes one. {error}"
         ) from error
     model, info = auto_class.from_pretrained(
         folder,
+        revision=revision,
         dtype=dtype if dtype == "auto" else getattr(torch, dtype),
         output_loading_info=True,
         trust_remote_code=False,
@@ -66,7 +68,7 @@ def pick_device(device: str) -> torch.device:
         raise UsageError(f"--device {device} cannot be used here: {reason}. `auto` picks a device.") from error
 
 
-def find_model(name: str, captions: bool) -> str:
+def find_model(name: str, revision: str | None, captions: bool) -> str:
     """The folder or Hub id to load, after a look at the model's type. For the arguments see [`load`]."""
     path = Path(name).expanduser()
     convert = f"`open-clip-transformers convert {name} FOLDER` makes a folder of an open_clip checkpoint"
@@ -74,9 +76,11 @@ def find_model(name: str, captions: bool) -> str:
         raise UsageError(f"{name} is a file, expected a folder or a Hub id; {convert}.")
     if not path.is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise UsageError(f"{name}: there is no such folder, and it is not a Hub id (org/name).")
+    if path.is_dir() and revision is not None:
+        raise UsageError(f"{name} is on this machine and has no revisions: leave out --revision {revision}.")
     folder = str(path) if path.is_dir() else name
     try:
-        model_type = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
+        model_type = PreTrainedConfig.get_config_dict(folder, revision=revision)[0].get("model_type")
     except (OSError, ValueError) as error:
         raise UsageError(f"{name}: there is no configuration that can be read. {error}") from error
     if model_type is None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ._cli_messages import UsageError, errors_as_messages
-from ._cli_options import Device, Dtype, Model, ModelDtype, Traceback
+from ._cli_options import Device, Dtype, Model, ModelDtype, Revision, Traceback
 from ._cli_output import check_output_file
 
 
@@ -21,6 +21,7 @@ def attention(
     font: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A font file for words that are not in Latin letters.")
     ] = None,
+    revision: Revision = None,
     device: Device = "auto",
     dtype: ModelDtype = Dtype.auto,
     traceback: Traceback = False,
@@ -46,6 +47,7 @@ def attention(
             output,
             text or [],
             model_name=model,
+            revision=revision,
             device=device,
             dtype=dtype.value,
             max_new_tokens=max_new_tokens,

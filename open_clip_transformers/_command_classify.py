@@ -7,7 +7,7 @@ import typer
 
 from ._cli_inputs import find_images, read_lines
 from ._cli_messages import Failures, UsageError, errors_as_messages
-from ._cli_options import BatchSize, Device, Dtype, Images, Json, Model, ModelDtype, Traceback
+from ._cli_options import BatchSize, Device, Dtype, Images, Json, Model, ModelDtype, Revision, Traceback
 
 
 def classify(
@@ -23,6 +23,7 @@ def classify(
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Labels to print for each image.")] = 1,
     batch_size: BatchSize = 16,
+    revision: Revision = None,
     device: Device = "auto",
     dtype: ModelDtype = Dtype.auto,
     as_json: Json = False,
@@ -50,6 +51,7 @@ def classify(
             all_labels,
             templates,
             model_name=model,
+            revision=revision,
             device=device,
             dtype=dtype.value,
             batch_size=batch_size,

@@ -4,6 +4,7 @@ import contextlib
 
 import huggingface_hub
 import pytest
+import transformers
 from hub_server import WRITER, running_hub
 from huggingface_hub import constants
 from typer.testing import CliRunner
@@ -31,6 +32,7 @@ def hub(monkeypatch):
         # huggingface_hub reads most of these when it is imported.
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
         monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.endpoint)
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)  # not in 5.5
         monkeypatch.setattr(
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         )

@@ -84,3 +84,31 @@ def test_repository_works_with_and_without_the_package_pinned_and_offline(hub, r
     assert set(plain.tree()) == set(pinned.tree(commit)) - code.keys()
     for name, blob in plain.tree().items():
         assert not name.endswith("config.json") or b"auto_map" not in blob.content
+
+
+def test_commands_take_a_revision(hub, run, tmp_path):
+    folder, image = tmp_path / "model", tmp_path / "image.png"
+    Image.radial_gradient("L").resize((61, 43)).convert("RGB").save(image)
+    model = save_tiny_family("coca", folder)
+    write_model_card(folder, REPO)
+    run("push", folder, REPO)
+    commit = hub.repos[REPO].refs["main"]
+    commands = [
+        ("caption", image),
+        ("classify", image, "--labels", "a cat,two dogs", "--top", "2"),
+        ("attention", image, "-o", tmp_path / "sheet.png"),
+    ]
+    expected = [run(command, folder, *arguments).stdout for command, *arguments in commands]
+    randomize(model, seed=1).save_pretrained(folder)
+    run("push", folder, REPO)
+    for (command, *arguments), output in zip(commands, expected):
+        assert run(command, REPO, *arguments, "--revision", commit).stdout == output != ""
+        assert run(command, REPO, *arguments).stdout == run(command, folder, *arguments).stdout != output
+        stderr = run(command, folder, *arguments, "--revision", commit, exit_code=2).stderr
+        assert f"is on this machine and has no revisions: leave out --revision {commit}" in stderr
+    outputs = [tmp_path / f"{name}.safetensors" for name in ("pinned", "main")]
+    for output, revision in zip(outputs, (commit, "main")):
+        run("embed", REPO, image, "-o", output, "--revision", revision)
+    assert outputs[0].read_bytes() != outputs[1].read_bytes()
+    stderr = run("caption", REPO, image, "--revision", "nowhere", exit_code=2).stderr
+    assert "nowhere is not a valid git identifier" in stderr

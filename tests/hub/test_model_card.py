@@ -7,20 +7,15 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
-from tiny_configs import save_open_clip_folder, tiny_clip_cfg, tiny_coca_cfg, tiny_resnet_cfg, tiny_siglip_cfg
-from tiny_folders import CLIP_VOCABULARY, COCA_CLIP_VOCABULARY, save_tiny_folder
+from tiny_configs import save_open_clip_folder, tiny_coca_cfg
+from tiny_families import FAMILIES, save_tiny_family
+from tiny_folders import COCA_CLIP_VOCABULARY
 
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
 from open_clip_transformers.convert_scripts.errors import ConversionError
 from open_clip_transformers.convert_scripts.model_card import build_model_card, write_model_card
 
 
-FAMILIES = {
-    "clip": tiny_clip_cfg(**CLIP_VOCABULARY),
-    "siglip": tiny_siglip_cfg(**CLIP_VOCABULARY),
-    "resnet": tiny_resnet_cfg(**CLIP_VOCABULARY),
-    "coca": tiny_coca_cfg(**COCA_CLIP_VOCABULARY),
-}
 TASKS = {"coca": "image-to-text"}
 
 
@@ -32,14 +27,14 @@ def snippets(card: ModelCard) -> list[str]:
 def source(tmp_path_factory):
     """A CoCa as open_clip publishes it, with a model card of its own."""
     folder = tmp_path_factory.mktemp("source") / "coca"
-    save_open_clip_folder(folder, FAMILIES["coca"])
+    save_open_clip_folder(folder, tiny_coca_cfg(**COCA_CLIP_VOCABULARY))
     (folder / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# A CoCa\n")
     return folder
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_examples_of_the_card_run(family, tmp_path, monkeypatch):
-    save_tiny_folder(tmp_path / "model", FAMILIES[family])
+    save_tiny_family(family, tmp_path / "model")
     card = build_model_card(tmp_path / "model", "some-org/model")
     assert "some-org/model" in card.text
     monkeypatch.chdir(tmp_path)
@@ -52,13 +47,22 @@ def test_examples_of_the_card_run(family, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_metadata_name_the_task_and_the_library(family, tmp_path):
-    save_tiny_folder(tmp_path / "model", FAMILIES[family])
+    save_tiny_family(family, tmp_path / "model")
     data = build_model_card(tmp_path / "model").data
     assert data.library_name == "transformers"
     assert data.pipeline_tag == TASKS.get(family, "zero-shot-image-classification")
     assert {"open_clip", "safetensors"} <= set(data.tags)
     # Nothing was said of them, so nothing is invented.
     assert data.license is None and data.base_model is None
+
+
+def test_card_of_a_tower_shows_how_to_load_it(tmp_path):
+    model = save_tiny_family("clip", tmp_path / "whole")
+    model.vision_model.save_pretrained(tmp_path / "tower")
+    card = build_model_card(tmp_path / "tower", "some-org/tower")
+    assert card.data.pipeline_tag == "feature-extraction"
+    (example,) = snippets(card)
+    exec(example.replace("some-org/tower", str(tmp_path / "tower")), {})
 
 
 def test_card_of_a_conversion_tells_its_source(source, tmp_path):
@@ -85,7 +89,7 @@ def test_card_has_the_table_of_a_verification_report(source, tmp_path):
 
 
 def test_base_model_is_the_hub_repository_that_was_converted(tmp_path):
-    save_tiny_folder(tmp_path, FAMILIES["clip"])
+    save_tiny_family("clip", tmp_path)
     provenance = {
         "source": "hf-hub:some-org/some-clip",
         "weights_file": "a",
@@ -101,7 +105,7 @@ def test_base_model_is_the_hub_repository_that_was_converted(tmp_path):
 
 
 def test_write_model_card_keeps_a_card_that_is_there(tmp_path):
-    save_tiny_folder(tmp_path, FAMILIES["clip"])
+    save_tiny_family("clip", tmp_path)
     (tmp_path / "README.md").write_text("mine")
     with pytest.raises(ConversionError, match="exists: move it away"):
         write_model_card(tmp_path)
