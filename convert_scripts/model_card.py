@@ -27,7 +27,8 @@ _TOWER_FAMILIES = {
 }
 _MODEL_FAMILIES = {"open_clip_coca": "coca", "open_clip_siglip": "siglip"}
 # Family -> the task that the Hub lists it under.
-_TASKS = {"coca": "image-to-text", "tower": "feature-extraction"}
+_TASKS = {"coca": "image-to-text"}
+_TOWER_TASKS = {"vision_config": "image-feature-extraction", "text_config": "feature-extraction"}
 _HUB_ID = re.compile(r"(?:hf-hub:)?([\w.-]+/[\w.-]+)(?:@\S+)?")
 
 
@@ -66,7 +67,7 @@ def build_model_card(folder: str | os.PathLike, model_id: str | None = None) -> 
     hub_id = _HUB_ID.fullmatch((provenance or {}).get("source", ""))
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag=_TASKS.get(family, "zero-shot-image-classification"),
+        pipeline_tag=_TOWER_TASKS.get(config.base_config_key) or _TASKS.get(family, "zero-shot-image-classification"),
         tags=["open_clip", "safetensors", {"tower": "clip", "coca": "coca", "siglip": "siglip"}.get(family, "clip")],
         license=license,
         base_model=hub_id[1] if hub_id else None,

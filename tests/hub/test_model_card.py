@@ -60,7 +60,7 @@ def test_card_of_a_tower_shows_how_to_load_it(tmp_path):
     model = save_tiny_family("clip", tmp_path / "whole")
     model.vision_model.save_pretrained(tmp_path / "tower")
     card = build_model_card(tmp_path / "tower", "some-org/tower")
-    assert card.data.pipeline_tag == "feature-extraction"
+    assert card.data.pipeline_tag == "image-feature-extraction"
     (example,) = snippets(card)
     exec(example.replace("some-org/tower", str(tmp_path / "tower")), {})
 
