@@ -162,26 +162,31 @@ class Error:
         norm: of the difference.
         size: norm of the exact value.
         largest: largest difference of a number.
+        spread: norm of what is not common to all rows of the exact value.
     """
 
     norm: float
     size: float
     largest: float
+    spread: float
 
     @property
     def relative(self) -> float:
+        return self.relative_to(self.size)
+
+    def relative_to(self, size: float) -> float:
         if self.norm == 0:
             return 0.0
-        return self.norm / self.size if self.size else INFINITE
+        return self.norm / size if size else INFINITE
 
     def __add__(self, other: "Error") -> "Error":
         """The error of two values taken together."""
         norm, size = math.hypot(self.norm, other.norm), math.hypot(self.size, other.size)
-        return Error(norm, size, max(self.largest, other.largest))
+        return Error(norm, size, max(self.largest, other.largest), math.hypot(self.spread, other.spread))
 
 
 Errors = dict[Key, Error]
-_NOT_THERE = Error(INFINITE, 1.0, INFINITE)
+_NOT_THERE = Error(INFINITE, 1.0, INFINITE, 1.0)
 
 
 def measure_errors(exact: Values, run: Run) -> Errors:
@@ -196,8 +201,14 @@ def measure_errors(exact: Values, run: Run) -> Errors:
     def measure(key: Key, value: torch.Tensor):
         error = _NOT_THERE
         if key in exact and value.shape == exact[key].shape:
-            difference = value.float() - exact[key]
-            error = Error(difference.norm().item(), exact[key].norm().item(), difference.abs().max().item())
+            difference, reference = value.float() - exact[key], exact[key]
+            sizes = (
+                difference.norm(),
+                reference.norm(),
+                difference.abs().max(),
+                (reference - reference.mean(0)).norm(),
+            )
+            error = Error(*(size.item() for size in sizes))
         if key[0] != "gradients":
             errors[key] = error
         elif part := PARTS.get(key[1].split(".")[0]):
@@ -228,15 +239,19 @@ def _inherited(key: Key, theirs: Errors) -> float:
     Its own is that large or smaller by chance, where it consists of a few numbers only.
     """
     group, name = key
+    features = [error for (_, name), error in theirs.items() if name in FEATURES]
     if name == "logits":
-        return math.hypot(*(error.relative for (_, name), error in theirs.items() if name in FEATURES))
+        return math.hypot(*(error.relative for error in features))
     # A loss changes by no more than twice the largest change of a logit, and the slope at the logits, which gradients
-    # are in proportion to, by no larger part.
+    # are in proportion to, by no larger part. Gradients are also in proportion to the differences between the features
+    # of the other side.
     names = LOGITS_OF_LOSSES.get(name, LOGITS)
     logits = max((error.largest for (_, name), error in theirs.items() if name in names), default=0.0)
     if group == "losses":
         return logits / theirs[key].size if key in theirs and theirs[key].size else 0.0
-    return logits if group == "gradients" else 0.0
+    if group == "gradients":
+        return math.hypot(logits, *(error.relative_to(error.spread) for error in features))
+    return 0.0
 
 
 def _all_keys(theirs: Collection[Key], ours: Collection[Key]) -> list[Key]:

@@ -23,12 +23,15 @@ Inputs = tuple[torch.Tensor, torch.Tensor]
 def verification_inputs(config: PreTrainedConfig, pairs: int = 2) -> Inputs:
     """Fixed inputs for a model: `pixel_values` (pairs, 3, height, width) and `input_ids` (pairs, text length).
 
-    The first text is as long as the model takes, the last half as long and the others in between, so that padding is
-    in the picture.
+    Images are noise, from the coarsest to the finest: noise of one kind is all alike to a model. The first text is as
+    long as the model takes, the last half as long and the others in between, so that padding is in the picture.
     """
     generator = torch.Generator().manual_seed(0)
     vision, text = config.vision_config, config.text_config
-    pixel_values = torch.randn(pairs, 3, *height_and_width(vision.image_size), generator=generator)
+    size = height_and_width(vision.image_size)
+    grids = [*((2 << i, 2 << i) for i in range(pairs - 1)), size]
+    noise = [torch.randn(1, 3, *grid, generator=generator) for grid in grids]
+    pixel_values = torch.cat([F.interpolate(image, size, mode="bilinear") for image in noise])
     # CoCa's decoder may take shorter texts than its text tower, and know fewer words.
     length = getattr(config, "max_position_embeddings", text.max_position_embeddings)
     vocab_size = min(getattr(config, "vocab_size", text.vocab_size), text.vocab_size)

@@ -148,6 +148,16 @@ def test_half_precision_allows_gradients_the_error_of_the_logits():
         assert [check.passed for check in checks] == [True, passed]
 
 
+def test_half_precision_allows_gradients_what_the_features_differ_in():
+    # Two images that are nearly the same: their difference is off by a tenth, although open_clip is right by chance.
+    exact = {FEATURES: torch.tensor([[100.0, 0.0], [100.0, 2.0]]), WEIGHT: torch.tensor([3.0])}
+    theirs = {FEATURES: torch.tensor([[100.0, 0.0], [100.0, 2.1]]), WEIGHT: torch.tensor([3.0])}
+    allowed = RATIO * 0.1 / 2**0.5
+    for factor, passed in ((0.98, True), (1.02, False)):
+        checks = half_check(exact, theirs, {**theirs, WEIGHT: torch.tensor([3 * (1 + factor * allowed)])})
+        assert [check.passed for check in checks] == [True, passed]
+
+
 def test_half_precision_judges_gradients_by_part():
     text = ("gradients", "text_model.b")
     exact = {WEIGHT: torch.tensor([3.0]), BIAS: torch.tensor([4.0]), text: torch.ones(2)}
