@@ -50,6 +50,7 @@ class Source:
         tokenizer_folder: where tokenizer files may lie; `None` where they are those that `model_cfg` names.
         model_name: the built-in architecture that was asked for by its name alone; `None` where the checkpoint, a
             configuration or a pretrained tag describes the model.
+        hub: id and revision of the Hub repository that it was downloaded from.
         notes: what was decided about the checkpoint, for the report.
     """
 
@@ -59,6 +60,7 @@ class Source:
     preprocess_cfg: Mapping[str, Any]
     tokenizer_folder: Path | None = None
     model_name: str | None = None
+    hub: tuple[str, str | None] | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -91,7 +93,7 @@ def open_source(
             raise ConversionError("pretrained knows the architecture and the image settings: leave out config.")
         return _open_pretrained(name, model_name, pretrained, revision)
     given = _given_config(model_name, config)
-    name, path = _find(name, revision, needs_config=given is None)
+    name, path, hub = _find(name, revision, needs_config=given is None)
     folder = path if path.is_dir() else path.parent
     own_config = folder / CONFIG_FILE
     if given is not None and path.is_dir() and own_config.is_file():
@@ -114,6 +116,7 @@ def open_source(
         preprocess_cfg=own["preprocess_cfg"],
         tokenizer_folder=folder,
         model_name=model_name,
+        hub=hub,
         notes=notes,
     )
 
@@ -134,28 +137,30 @@ def _open_pretrained(name: str, model_name: str | None, pretrained: str, revisio
     if tag.quick_gelu and not model_cfg.get("quick_gelu"):
         model_cfg["quick_gelu"] = True
         notes.append(f"QuickGELU, with which {tag.tag} was trained, in place of the GELU of {tag.model}")
+    hub: tuple[str, str | None] | None
     if model_name is None:
-        path = _download_pretrained(tag, revision)
+        path, hub = _download_pretrained(tag, revision), (tag.hub_id, revision)
         name = f"{tag.model} {tag.tag} ({tag.hub_id}{'' if revision is None else f'@{revision}'})"
     else:
-        name, path = _find(name, revision, needs_config=False)
+        name, path, hub = _find(name, revision, needs_config=False)
     return Source(
         name=name,
         weights=find_weights(path) if path.is_dir() else path,
         model_cfg=model_cfg,
         preprocess_cfg=tag.preprocess_cfg,
         tokenizer_folder=None if model_name is None else path if path.is_dir() else path.parent,
+        hub=hub,
         notes=tuple(notes),
     )
 
 
-def _find(name: str, revision: str | None, needs_config: bool) -> tuple[str, Path]:
-    """`name` with its revision, and the local folder or file; that of a Hub repository is downloaded."""
+def _find(name: str, revision: str | None, needs_config: bool) -> tuple[str, Path, tuple[str, str | None] | None]:
+    """`name` with its revision, the local folder or file, and `Source.hub` of what was downloaded from the Hub."""
     path = Path(name.removeprefix("local-dir:")).expanduser()
     if not name.startswith("hf-hub:") and path.exists():
         if revision is not None:
             raise ConversionError(f"{name} is on this machine and has no revisions: leave out revision={revision!r}.")
-        return name, path
+        return name, path, None
     if not re.fullmatch(r"(hf-hub:.+|[\w.-]+/[\w.-]+(@.+)?)", name) or path.suffix in WEIGHTS_SUFFIXES:
         raise ConversionError(_not_found(name))
     repo_id, _, own_revision = name.removeprefix("hf-hub:").partition("@")
@@ -163,7 +168,7 @@ def _find(name: str, revision: str | None, needs_config: bool) -> tuple[str, Pat
         raise ConversionError(f"The revision is given twice: {name} and {revision!r}.")
     revision = own_revision or revision
     path = _download(repo_id, revision, needs_config)
-    return name if own_revision or revision is None else f"{name}@{revision}", path
+    return name if own_revision or revision is None else f"{name}@{revision}", path, (repo_id, revision)
 
 
 def _not_found(name: str) -> str:

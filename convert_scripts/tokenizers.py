@@ -166,8 +166,11 @@ def tokenizer_folder(source: Source, hf_name: str) -> Path:
     beside = source.tokenizer_folder
     if _has_vocabulary(beside):
         return beside
+    # The revision that was asked for is that of the checkpoint's repository, not of another one with a tokenizer.
+    repo_id, revision = source.hub or (None, None)
+    revision = revision if repo_id == hf_name else None
     try:
-        folder = Path(huggingface_hub.snapshot_download(hf_name, allow_patterns=HUB_FILES))
+        folder = Path(huggingface_hub.snapshot_download(hf_name, revision=revision, allow_patterns=HUB_FILES))
         if _has_vocabulary(folder):
             return folder
         problem, cause = f"{hf_name} has none of the files {', '.join(VOCABULARY_FILES)}.", None

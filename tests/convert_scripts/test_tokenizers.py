@@ -135,7 +135,8 @@ def hub(tmp_path, monkeypatch):
     """A Hub with one repository, a folder on this machine; returns what was asked for."""
     asked = []
 
-    def snapshot_download(repo_id, allow_patterns):
+    def snapshot_download(repo_id, revision, allow_patterns):
+        assert revision is None  # that of the weights is another repository's
         asked.append((repo_id, allow_patterns))
         return str(tmp_path / "hub")
 

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_server import Blob
 from PIL import Image
+from tiny_configs import save_open_clip_folder, tiny_clip_cfg
 from tiny_families import save_tiny_family
 from tiny_folders import randomize
+from tiny_tokenizers import save_tiny_tokenizer
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from open_clip_transformers.convert_scripts.model_card import write_model_card
@@ -112,3 +115,28 @@ def test_commands_take_a_revision(hub, run, tmp_path):
     assert outputs[0].read_bytes() != outputs[1].read_bytes()
     stderr = run("caption", REPO, image, "--revision", "nowhere", exit_code=2).stderr
     assert "nowhere is not a valid git identifier" in stderr
+
+
+def test_conversion_takes_weights_and_tokenizer_of_a_revision(hub, run, tmp_path):
+    repo = hub.create("some-org/open-clip")
+    text_cfg = {"vocab_size": 700, "hf_tokenizer_name": "some-org/open-clip"}
+    save_open_clip_folder(tmp_path / "first", tiny_clip_cfg(text_cfg=text_cfg))
+    save_tiny_tokenizer("roberta", tmp_path / "first")
+    save_open_clip_folder(tmp_path / "second", tiny_clip_cfg(text_cfg=text_cfg, embed_dim=24))
+    save_tiny_tokenizer("xlm_roberta", tmp_path / "second")
+    commits = [
+        repo.commit("main", {path.name: Blob(path.read_bytes(), False) for path in folder.iterdir()}, "Upload")
+        for folder in (tmp_path / "first", tmp_path / "second")
+    ]
+    for commit, name in zip(commits, ("first", "second")):
+        local = tmp_path / f"{name}-local"
+        run("convert", tmp_path / name, local, "--verify", "none")
+        for number, source in enumerate(
+            [("some-org/open-clip", "--revision", commit), (f"hf-hub:some-org/open-clip@{commit}",)]
+        ):
+            output = tmp_path / f"{name}-{number}"
+            run("convert", *source, "--verify", "none", output)
+            for file in ("model.safetensors", "config.json", "tokenizer.json"):
+                assert (output / file).read_bytes() == (local / file).read_bytes()
+            provenance = json.loads((output / "conversion.json").read_text())
+            assert provenance["source"].endswith(f"some-org/open-clip@{commit}")
