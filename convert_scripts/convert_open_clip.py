@@ -85,7 +85,7 @@ def convert_open_clip_checkpoint(
     """
     if verify not in MODES:
         raise ConversionError(f"verify must be one of {', '.join(MODES)}, got {verify!r}.")
-    check_form(target, tower)
+    check_form(target, tower, bundle)
     output = Path(output_dir).expanduser()
     check_output(output)
     needed = processor_parts(tower) if with_processor else ()

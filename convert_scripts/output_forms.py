@@ -50,12 +50,14 @@ class OutputForm:
         return verify_against(folder, self.plan, reference, mode)
 
 
-def check_form(target: str, tower: str | None):
+def check_form(target: str, tower: str | None, bundle: bool = False):
     """Raises `ConversionError` for forms that there are not."""
     if target not in TARGETS:
         raise ConversionError(f"target must be one of {', '.join(TARGETS)}, got {target!r}.")
     if tower is not None and tower not in TOWERS:
         raise ConversionError(f"tower must be one of {', '.join(TOWERS)}, or None for both, got {tower!r}.")
+    if bundle and target == "native":
+        raise ConversionError("The code of transformers' own models is in transformers: leave out bundle.")
 
 
 def processor_parts(tower: str | None) -> tuple[str, ...]:

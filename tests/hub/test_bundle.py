@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tiny_configs import save_open_clip_folder, tiny_clip_cfg
 from tiny_families import FAMILIES, save_tiny_family
+from tiny_folders import CLIP_VOCABULARY
 from transformers import AutoModel, AutoProcessor, CLIPConfig
 from typer.testing import CliRunner
 
 import open_clip_transformers
 from open_clip_transformers.cli import app
 from open_clip_transformers.convert_scripts.bundle import bundle_folder
+from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
 from open_clip_transformers.convert_scripts.errors import ConversionError
 
 
@@ -44,18 +47,31 @@ def folders(tmp_path_factory):
     return {family: (root / family, model, bundle_folder(root / family)) for family, model in models.items()}
 
 
+@pytest.fixture(scope="module")
+def towers(folders):
+    """Bundled folders of towers alone, with their part of the processor."""
+    towers = []
+    for family, tower, part in (("siglip_vit", "vision", "image_processor"), ("clip", "text", "tokenizer")):
+        folder, model, _ = folders[family]
+        towers.append(folder.with_name(f"{tower}_tower"))
+        getattr(model, f"{tower}_model").save_pretrained(towers[-1])
+        getattr(AutoProcessor.from_pretrained(folder), part).save_pretrained(towers[-1])
+        bundle_folder(towers[-1])
+    return towers
+
+
 @pytest.fixture(params=FAMILIES, ids=str)
 def bundled(request, folders):
     return folders[request.param]
 
 
 @pytest.fixture(scope="module")
-def elsewhere(folders, tmp_path_factory):
-    """Family -> what one process without the package got from its folder, and from what it saved of that.
+def elsewhere(folders, towers, tmp_path_factory):
+    """Name of a folder -> what one process without the package got from it, and from what it saved of that.
 
     One process for all of them: most of its time goes to importing torch and transformers.
     """
-    paths = [folder for folder, _, _ in folders.values()]
+    paths = [*(folder for folder, _, _ in folders.values()), *towers]
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path_factory.mktemp("modules")), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, SCRIPT, *paths]
     run = subprocess.run(command, cwd=paths[0], env=environment, capture_output=True, text=True, timeout=900)
@@ -89,9 +105,19 @@ def test_bundle_saved_again_keeps_all_files(bundled, elsewhere):
         assert (copy / path.name).read_text() == path.read_text()
 
 
-def test_bundled_tokenizer_without_files_says_where_they_are(elsewhere):
-    for results in elsewhere.values():
-        assert "with `from_pretrained`, or install the package" in results["first"]["tokenizer without files"]
+def test_bundle_of_a_tower_works_without_the_package(towers, elsewhere):
+    for folder in towers:
+        results = elsewhere[folder.name]
+        assert "error" not in results, results["error"]
+        assert results["first"] == results["second"] and any(results["first"]["features"])
+        copy = folder.with_name(f"{folder.name}_copy")
+        assert {path.name for path in copy.iterdir()} == {path.name for path in folder.iterdir()}
+
+
+def test_bundled_tokenizer_without_files_says_where_they_are(folders, elsewhere):
+    for family in folders:
+        message = elsewhere[family]["first"]["tokenizer without files"]
+        assert "with `from_pretrained`, or install the package" in message
 
 
 def test_bundle_names_an_auto_class_for_everything_that_transformers_loads(bundled):
@@ -191,3 +217,17 @@ def test_bundle_command_prints_the_files(tmp_path):
     result = CliRunner().invoke(app, ["bundle", str(tmp_path / "model")])
     assert result.exit_code == 0, result.stderr
     assert {"config.json", "modeling_open_clip.py"} <= set(result.stdout.splitlines())
+
+
+def test_conversion_bundles_what_bundling_it_would(tmp_path):
+    save_open_clip_folder(tmp_path / "source", tiny_clip_cfg(**CLIP_VOCABULARY))
+    convert_open_clip_checkpoint(tmp_path / "source", tmp_path / "out", bundle=True, verify="structure")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert {"modeling_open_clip.py", "conversion.json"} <= before.keys()
+    bundle_folder(tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_conversion_to_a_model_of_transformers_has_no_code_to_bundle(tmp_path):
+    with pytest.raises(ConversionError, match="leave out bundle"):
+        convert_open_clip_checkpoint(tmp_path, tmp_path / "out", bundle=True, target="native")

@@ -1,6 +1,6 @@
 """Uses bundled folders as someone would who has transformers alone; run by `test_bundle.py` in a process of its own.
 
-python use_without_package.py FOLDER...: for each, takes what every Auto class, the processor and the pipelines give,
+python use_without_package.py FOLDER...: for each model or tower, takes what the Auto classes and the pipelines give,
 saves model and processor beside it as FOLDER_copy, and does the same with that. Prints JSON: name of the folder ->
 {"first": ..., "second": ...}, or {"error": traceback}.
 """
@@ -63,13 +63,30 @@ def use(folder: Path) -> tuple[dict, transformers.PreTrainedModel, transformers.
     return results, model, processor
 
 
+@torch.inference_mode()
+def use_tower(folder: Path) -> tuple[dict, transformers.PreTrainedModel, object]:
+    auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
+    # AutoBackbone by itself loads no local folders.
+    names = auto_map.keys() - {"AutoBackbone"}
+    loaded = {name: getattr(transformers, name).from_pretrained(folder, **TRUSTED) for name in names}
+    is_image_tower = loaded["AutoModel"].main_input_name == "pixel_values"
+    name = "AutoImageProcessor" if is_image_tower else "AutoTokenizer"
+    loaded[name] = getattr(transformers, name).from_pretrained(folder, **TRUSTED)
+    assert all(type(part).__module__.startswith("transformers_modules.") for part in loaded.values()), loaded
+    inputs = Image.radial_gradient("L").resize((61, 43)).convert("RGB") if is_image_tower else "two cats"
+    inputs = {name: tensor for name, tensor in loaded[name](inputs, return_tensors="pt").items() if "mask" not in name}
+    model = loaded["AutoModel"].eval()
+    return {"features": numbers(model(**inputs).pooler_output)}, model, loaded[name]
+
+
 def use_and_save(folder: Path) -> dict:
     copy = folder.with_name(f"{folder.name}_copy")
+    use_folder = use if "vision_config" in json.loads((folder / "config.json").read_text()) else use_tower
     try:
-        first, model, processor = use(folder)
+        first, model, processor = use_folder(folder)
         model.save_pretrained(copy)
         processor.save_pretrained(copy)
-        return {"first": first, "second": use(copy)[0]}
+        return {"first": first, "second": use_folder(copy)[0]}
     except Exception:
         return {"error": traceback.format_exc()}
 
