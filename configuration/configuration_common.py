@@ -4,6 +4,7 @@ Mirrors the part of open_clip's `CLIPVisionCfg` / `CLIPTextCfg` (`model.py`) tha
 """
 
 from dataclasses import fields
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig
@@ -15,6 +16,17 @@ logger = logging.get_logger(__name__)
 
 NORM_LAYERS = ("layer_norm", "layer_norm_fp32")
 
+# Keys that choose code for a model to run, which may be a kernel on the Hub: the caller's to say, never a file's.
+_CODE_KEYS = frozenset(
+    {
+        "_attn_implementation",
+        "_attn_implementation_internal",
+        "_experts_implementation",
+        "_experts_implementation_internal",
+        "attn_implementation",
+        "experts_implementation",
+    }
+)
 # Keys that transformers itself passes to, or stores in, every configuration without declaring a field for them.
 _UPSTREAM_KEYS = frozenset(
     {
@@ -41,10 +53,16 @@ _UPSTREAM_KEYS = frozenset(
 
 @strict
 class OpenClipPreTrainedConfig(PreTrainedConfig):
-    r"""Base of all configurations here: warns about field names that it does not know.
+    r"""Base of all configurations here: leaves out field names that it does not know, and warns about them.
 
-    transformers stores unknown keyword arguments silently, so a misspelt field would leave its default in force.
+    transformers would set whatever it is given as an attribute, in silence: a misspelt field, or what the file of a
+    stranger says.
     """
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """The configuration that a file's contents describe; see [`~PreTrainedConfig.from_dict`]."""
+        return super().from_dict(_without_code_keys(config_dict), **kwargs)
 
     def __post_init__(self, **kwargs):
         known = {field.name for field in fields(self)} | _UPSTREAM_KEYS
@@ -53,15 +71,23 @@ class OpenClipPreTrainedConfig(PreTrainedConfig):
         # A head may be loaded from the folder of another model, whose configuration has other fields.
         if unknown and kwargs.get("model_type", self.model_type) == self.model_type:
             logger.warning(
-                f"{type(self).__name__} has no field named {', '.join(unknown)}: stored, but nothing reads it. "
-                "Check the spelling."
+                f"{type(self).__name__} has no field named {', '.join(unknown)}: left out. Check the spelling."
             )
+        for name in unknown:
+            del kwargs[name]
         # What a Hub repository says of the code beside it is for users without our package, in its copy of this file.
         # Here it would make transformers ask for `trust_remote_code`, and name code that saving does not copy.
         if not __name__.startswith("transformers_modules"):
             for name in ("auto_map", "custom_pipelines"):
                 kwargs.pop(name, None)
         super().__post_init__(**kwargs)
+
+
+def _without_code_keys(content):
+    """The contents of a file, without `_CODE_KEYS` at any depth."""
+    if isinstance(content, dict):
+        return {key: _without_code_keys(value) for key, value in content.items() if key not in _CODE_KEYS}
+    return [_without_code_keys(value) for value in content] if isinstance(content, list) else content
 
 
 @strict

@@ -1,5 +1,7 @@
 """Configuration of the Hugging Face text tower (open_clip: `HFTextEncoder` in `hf_model.py`)."""
 
+from dataclasses import fields
+
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto import AutoConfig
@@ -25,7 +27,7 @@ _ROBERTA_BASE = {
 
 
 def encoder_config(config: PreTrainedConfig | dict) -> PreTrainedConfig:
-    """The configuration object of transformers for an encoder, or for the fields of one.
+    """The configuration object of transformers for an encoder, or for the fields of one; unknown ones are left out.
 
     Raises:
         ValueError: `model_type` is missing, or not one of `ENCODER_MODEL_TYPES`.
@@ -33,7 +35,11 @@ def encoder_config(config: PreTrainedConfig | dict) -> PreTrainedConfig:
     model_type = config.get("model_type") if isinstance(config, dict) else config.model_type
     if model_type not in ENCODER_MODEL_TYPES:
         raise ValueError(f"hf_config: model_type must be one of {', '.join(ENCODER_MODEL_TYPES)}, got {model_type!r}.")
-    return AutoConfig.for_model(**config) if isinstance(config, dict) else config
+    if not isinstance(config, dict):
+        return config
+    config_class = type(AutoConfig.for_model(model_type))
+    names = {field.name for field in fields(config_class)} | config_class.attribute_map.keys()
+    return config_class(**{name: value for name, value in config.items() if name in names})
 
 
 @strict

@@ -231,7 +231,8 @@ def test_a_number_is_not_taken_for_a_switch():
 )
 def test_misspelt_field_is_reported(make, warnings_of_transformers):
     make()
-    assert any("no field named hiden_size" in record.getMessage() for record in warnings_of_transformers.records)
+    messages = [record.getMessage() for record in warnings_of_transformers.records]
+    assert any("no field named hiden_size: left out" in message for message in messages)
 
 
 def test_settings_of_transformers_are_not_reported(warnings_of_transformers):
