@@ -1,0 +1,107 @@
+"""From samples to figures: medians with their spread, ratios of contestants, and differences of outputs."""
+
+import math
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .cells import Cell, Measurement, Result
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median between its quartiles, or between the least and the largest of fewer than four values."""
+
+    median: float
+    low: float
+    high: float
+    count: int
+
+
+def spread(values: list[float]) -> Spread | None:
+    """The spread of `values`; None where there are none."""
+    if not values:
+        return None
+    if len(values) < 4:
+        low, high = min(values), max(values)
+    else:
+        low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(statistics.median(values), low, high, len(values))
+
+
+def ratio(ours: Measurement, peer: Measurement) -> Spread | None:
+    """The peer's time over ours: of the rounds that both took part in, else of the medians."""
+    if not ours.seconds or not peer.seconds:
+        return None
+    by_round = dict(zip(ours.rounds, ours.seconds))
+    paired = [seconds / by_round[turn] for turn, seconds in zip(peer.rounds, peer.seconds) if turn in by_round]
+    if paired:
+        return spread(paired)
+    middle = statistics.median(peer.seconds) / statistics.median(ours.seconds)
+    return Spread(middle, middle, middle, 0)
+
+
+def ratios(result: Result) -> dict[str, Spread]:
+    """The ratio of each peer that was measured."""
+    found = {peer.contestant: ratio(result.ours, peer) for peer in result.measurements[1:]}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def goal_ratio(result: Result) -> tuple[str, Spread] | None:
+    """The peer that the goal is against, and its ratio; None without a goal, or where that peer was not measured."""
+    found = ratios(result)
+    if result.cell.goal is None or not found:
+        return None
+    peer = result.cell.reference or min(found, key=lambda name: found[name].median)
+    return (peer, found[peer]) if peer in found else None
+
+
+def verdict(result: Result) -> str | None:
+    """Whether the goal is met; "within noise" where the upper quartile of the ratio reaches it. None without one."""
+    if result.cell.goal is None:
+        return None
+    found = goal_ratio(result)
+    if found is None:
+        return "not measured"
+    _, value = found
+    if value.median >= result.cell.goal:
+        return "met"
+    return "within noise" if value.high >= result.cell.goal else "missed"
+
+
+def throughput(cell: Cell, measurement: Measurement) -> float | None:
+    """Units per second."""
+    return cell.count / statistics.median(measurement.seconds) if measurement.seconds else None
+
+
+def bound_share(result: Result) -> float | None:
+    """The bound over our median: 1 is as fast as the machine."""
+    if not result.bound_seconds or not result.ours.seconds:
+        return None
+    return result.bound_seconds / statistics.median(result.ours.seconds)
+
+
+def difference(ours: list, theirs: list) -> tuple[float, bool]:
+    """How far outputs are apart, and whether they are tokens or strings.
+
+    Numbers: the largest difference over the largest value of theirs, infinite where any is not finite. Tokens
+    (integers) and strings: the share of places that differ, a missing one included.
+    """
+    left, right = list(_flat(ours)), list(_flat(theirs))
+    exact = not any(isinstance(value, float) for value in left + right)
+    longest = max(len(left), len(right))
+    if exact:
+        same = sum(a == b for a, b in zip(left, right))
+        return ((longest - same) / longest if longest else 0.0), True
+    if len(left) != len(right) or not all(map(math.isfinite, left + right)):
+        return math.inf, False
+    apart = max(abs(a - b) for a, b in zip(left, right))
+    return apart / (max(map(abs, right)) or 1.0), False
+
+
+def _flat(values: list) -> Iterator:
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _flat(value)
+        else:
+            yield value
