@@ -1,32 +1,22 @@
-"""Runs suites: workers for each cell, samples, what contestants report, and the ceilings before and after."""
+"""Runs the cells of a suite: workers, samples, what contestants report, and the ceilings before and after."""
 
 import datetime
 import itertools
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 
 import contestants
 
-from . import ceilings, machine
+from .ceilings import best_of, bound_seconds
 from .cells import Cell, Measurement, NotRun, Options, Result
-from .environments import ENVIRONMENTS, ROOT
 from .rounds import take_samples
 from .samples import difference
 from .workers import Worker, WorkerError
 
 
-def log(text: str):
-    """A line of progress, which is never part of the output."""
-    print(text, file=sys.stderr, flush=True)
-
-
 class Workers:
-    """The processes of a group of cells, by contestant; made when they are first needed."""
+    """The processes of a group of cells, by contestant, made when they are needed; a context manager."""
 
     def __init__(self, folder: Path, threads: int):
         self.folder = folder
@@ -41,16 +31,23 @@ class Workers:
             self._workers[contestant] = worker
         return worker
 
-    def close(self):
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *exception):
         for worker in self._workers.values():
             worker.close()
-        self._workers.clear()
 
 
-def describe(environment: str, threads: int) -> dict:
+def log(text: str):
+    """A line of progress, which is no part of what is printed as the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def describe(environment: str, options: Options, folder: Path) -> dict:
     """`{"versions", "gpu"}` of an environment; raises NotRun or WorkerError."""
-    with tempfile.TemporaryDirectory() as folder, Worker(environment, Path(folder), "describe", threads) as worker:
-        return worker.ask("describe")
+    with Worker(environment, folder, "describe", options.threads) as worker:
+        return worker.ask("describe", device=options.device)
 
 
 def measure_ceilings(options: Options, folder: Path) -> dict[str, float]:
@@ -63,38 +60,85 @@ def measure_ceilings(options: Options, folder: Path) -> dict[str, float]:
         return {}
 
 
+def run_cells(
+    cells: Iterable[Cell], options: Options, folder: Path, on_result: Callable[[Result], None]
+) -> dict[str, dict[str, float]]:
+    """Measures cells in their order.
+
+    Args:
+        folder: an empty one, for what contestants share.
+        on_result: called with each result as soon as it is there. Its bound is by the ceilings before; it is set again
+            once those after the cells are known.
+
+    Returns: the ceilings "before" and "after".
+    """
+    ceilings = {"before": measure_ceilings(options, folder)}
+    results = []
+    for _, group in itertools.groupby(cells, key=lambda cell: (cell.group is None, cell.group or cell.name)):
+        with Workers(folder, options.threads) as workers:
+            for cell in group:
+                log(f"{cell.suite}: {cell.name}")
+                result = run_cell(cell, options, workers)
+                result.bound_seconds = bound_seconds(result.bound, ceilings["before"])
+                results.append(result)
+                on_result(result)
+    ceilings["after"] = measure_ceilings(options, folder)
+    best = best_of(ceilings.values())
+    for result in results:
+        result.bound_seconds = bound_seconds(result.bound, best)
+    return ceilings
+
+
 def run_cell(cell: Cell, options: Options, workers: Workers) -> Result:
     """Builds the contestants of a cell one after the other, then measures them side by side."""
-    measurements, built, outputs = {}, {}, {}
-    for name in cell.contestants:
-        environment, module = contestants.find(cell.suite, name)
-        own = measurements[name] = Measurement(name, environment)
-        settings = {**cell.settings, "device": options.device}
-        try:
-            worker = workers.get(name, environment)
-            worker.ask("build", module=module, contestant=name, settings=settings, folder=str(workers.folder))
-        except (WorkerError, NotRun) as error:
-            own.error = describe_error(error)
-        else:
-            built[name] = worker
-    samples = take_samples({name: worker.run for name, worker in built.items()}, options)
-    result = Result(cell, list(measurements.values()), date=datetime.date.today().isoformat())
-    for name, taken in samples.items():
-        own = measurements[name]
+    measurements = {name: _build(cell, name, options, workers) for name in cell.contestants}
+    running = {name: worker for name, (_, worker) in measurements.items() if worker is not None}
+    samples = take_samples({name: worker.run for name, worker in running.items()}, options)
+    result = Result(cell, [own for own, _ in measurements.values()], date=datetime.date.today().isoformat())
+    outputs = {}
+    for name, worker in running.items():
+        own, taken = measurements[name][0], samples[name]
         own.seconds, own.rounds, own.repeats = taken.seconds, taken.rounds, taken.repeats
         try:
             if taken.error:
                 raise taken.error
-            report = built[name].ask("finish")
+            report = worker.ask("finish")
         except WorkerError as error:
             own.error = describe_error(error)
             continue
         own.baseline, own.peak, own.figures = report["baseline"], report["peak"], report["figures"] or {}
         outputs[name] = report["outputs"]
-        if name == cell.contestants[0]:
-            result.bound = as_list(cell.bound if cell.bound is not None else report["bound"])
-    ours = outputs.get(cell.contestants[0])
-    for name, theirs in outputs.items():
-        if name != cell.contestants[0] and ours is not None and theirs is not None:
-            measurements[name].difference, measurements[name].exact = difference(ours, theirs)
+        if own is result.ours:
+            bound = report["bound"] if cell.bound is None else cell.bound
+            result.bound = [bound] if isinstance(bound, dict) else bound or []
+    _compare(result, outputs)
     return result
+
+
+def _build(cell: Cell, name: str, options: Options, workers: Workers) -> tuple[Measurement, Worker | None]:
+    """An empty measurement with the worker that holds the contestant, or with an error and none."""
+    environment, module = contestants.find(cell.suite, name)
+    own = Measurement(name, environment)
+    settings = {**cell.settings, "device": options.device}
+    try:
+        worker = workers.get(name, environment)
+        worker.ask("build", module=module, contestant=name, settings=settings, folder=str(workers.folder))
+    except (WorkerError, NotRun) as error:
+        own.error = describe_error(error)
+        return own, None
+    return own, worker
+
+
+def _compare(result: Result, outputs: dict[str, list | None]):
+    """Sets how far the outputs of the peers are from ours, where both have any."""
+    ours = outputs.get(result.ours.contestant)
+    for peer in result.measurements[1:]:
+        theirs = outputs.get(peer.contestant)
+        if ours is not None and theirs is not None:
+            peer.difference, peer.exact = difference(ours, theirs)
+
+
+def describe_error(error: WorkerError | NotRun) -> str:
+    """The text of a row without a measurement."""
+    not_run = isinstance(error, NotRun) or error.not_run
+    return f"{'not run' if not_run else 'failed'}: {error}"

@@ -5,11 +5,11 @@ measured, so libraries are imported at its top. Raise `harness.cells.NotRun(reas
 
 Answers are lines of JSON on what was standard output; what is printed goes to standard error. Commands:
 
-    {"command": "describe"}                                         -> {"versions": {...}, "gpu": name or None}
-    {"command": "ceilings", "device", "quick"}                      -> {"ceilings": {...}}
-    {"command": "build", "module", "contestant", "settings", "folder"} -> {}
-    {"command": "run", "repeats"}                                   -> {"seconds": of all repeats}
-    {"command": "finish"}                      -> {"baseline", "peak", "outputs", "bound", "figures"}
+    {"command": "describe", "device"}             -> {"versions": {...}, "gpu": its name, or None}
+    {"command": "ceilings", "device", "quick"}    -> {"ceilings": {...}}
+    {"command": "build", "module", "contestant", "settings", "folder"}  -> {}
+    {"command": "run", "repeats"}                 -> {"seconds": of all repeats}
+    {"command": "finish"}                         -> {"baseline", "peak", "outputs", "bound", "figures"}
 
 An error is answered with {"error": message, "not_run": bool}, and the process goes on.
 """
@@ -67,8 +67,8 @@ class Session:
         self.device = "cpu"
         self.baseline = None
 
-    def describe(self) -> dict:
-        return {"versions": machine.versions(), "gpu": machine.gpu_name()}
+    def describe(self, device: str) -> dict:
+        return {"versions": machine.versions(), "gpu": None if device == "cpu" else machine.gpu_name()}
 
     def ceilings(self, device: str, quick: bool) -> dict:
         return {"ceilings": ceilings.measure(device, quick)}

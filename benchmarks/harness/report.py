@@ -1,0 +1,207 @@
+"""Pages of results: one table for the console and for Markdown, and what a reader must know beside it."""
+
+import json
+import math
+from collections.abc import Callable
+
+from .cells import Measurement, Result
+from .records import Record
+from .samples import Spread, bound_share, goal_ratio, ratio, spread, throughput, verdict
+
+
+NOTHING = "-"
+LEGEND = (
+    "Times are medians of the samples with their quartiles (least and largest of fewer than four). A ratio is the "
+    "peer's time over ours in the same round: more than 1 is faster than the peer. *Of bound* is the least time that "
+    "the counted operations and bytes need at the measured ceilings, over ours. *Difference* is the largest of the "
+    "outputs over their largest value (of tokens, the share that is another). *Memory* is the most that the process "
+    "held while it ran beside its libraries. *Within noise*: the upper quartile of the ratio reaches the goal."
+)
+
+
+def seconds_text(value: Spread) -> str:
+    """A median with its spread, in the unit that suits it."""
+    unit, scale = next((unit for unit in (("s", 1.0), ("ms", 1e3)) if value.median * unit[1] >= 1), ("µs", 1e6))
+    median, low, high = (_digits(each * scale) for each in (value.median, value.low, value.high))
+    return f"{median} {unit} ({low}-{high})"
+
+
+def ratio_text(value: Spread) -> str:
+    """A ratio with its spread."""
+    return f"{_ratio(value.median)}x ({_ratio(value.low)}-{_ratio(value.high)})"
+
+
+def rate_text(value: float) -> str:
+    """A rate, with a prefix of a thousand where it is long."""
+    return f"{_digits(value)}" if value < 1e5 else f"{_digits(value / 1e3)}k"
+
+
+def table(record: Record) -> list[list[str]]:
+    """The results as rows of text, under a row of headings."""
+    peers = list(dict.fromkeys(name for result in record.results for name in result.cell.contestants[1:]))
+    columns: list[tuple[str, Callable[[Result], str]]] = [
+        ("Cell", lambda result: result.cell.name),
+        ("Ours", lambda result: _time(result.ours, record)),
+        ("Throughput", _throughput),
+        ("Of bound", _bound),
+    ]
+    for name in peers:
+        columns.append((name, lambda result, name=name: _time(result.of(name), record)))
+        columns.append(("ratio", lambda result, name=name: _ratio_to(result, name)))
+    columns += [("Difference", _difference), ("Memory, in this order", _memory), ("Goal", _goal)]
+    rows = [[text(result) for _, text in columns] for result in record.results]
+    # Columns in which nothing is said are left out; the ratio stays beside its peer.
+    kept = [index for index in range(len(columns)) if index < 2 or any(row[index] != NOTHING for row in rows)]
+    return [[columns[index][0] for index in kept], *([row[index] for index in kept] for row in rows)]
+
+
+def figures_table(record: Record) -> list[list[str]]:
+    """What contestants report beside their times; no rows where none does."""
+    pairs = [(result, each) for result in record.results for each in result.measurements if each.figures]
+    names = list(dict.fromkeys(name for _, each in pairs for name in each.figures))
+    rows = [
+        [result.cell.name, each.contestant, *(_figure(each.figures.get(name)) for name in names)]
+        for result, each in pairs
+    ]
+    return [["Cell", "Contestant", *names], *rows] if rows else []
+
+
+def markdown(record: Record) -> str:
+    """The page of a suite."""
+    machine = record.machine
+    environments = [
+        f"- `{name}`: " + ", ".join(f"{package} {version}" for package, version in versions.items())
+        for name, versions in record.environments.items()
+    ]
+    place = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}"
+    if machine.get("gpu"):
+        place = f"{machine['gpu']}; {place}"
+    parts = [
+        f"# {record.title}",
+        record.about,
+        f"Made by `{record.command}` on {record.date}" + (f", at commit {record.commit}." if record.commit else "."),
+        "\n".join([f"- {place}; {machine['threads']} threads", *environments, *_ceilings(record)]),
+        _markdown_table(table(record)),
+        LEGEND,
+    ]
+    figures = figures_table(record)
+    if figures:
+        parts += ["## More figures", _markdown_table(figures)]
+    notes = [*record.notes, *errors(record)]
+    if notes:
+        parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def console(record: Record) -> str:
+    """The table of a suite, aligned, with its notes."""
+    rows = table(record)
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows]
+    return "\n".join([record.title, "", *lines, *(f"- {note}" for note in [*record.notes, *errors(record)])])
+
+
+def to_json(record: Record) -> str:
+    """The record with every sample."""
+    return json.dumps(record.to_json(), indent=1) + "\n"
+
+
+def errors(record: Record) -> list[str]:
+    """What could not be measured, and why, on one line each."""
+    return [
+        f"{result.cell.name}, {each.contestant}: {' / '.join(each.error.split(chr(10)))}"
+        for result in record.results
+        for each in result.measurements
+        if each.error
+    ]
+
+
+def _ceilings(record: Record) -> list[str]:
+    """A line for each rate: before and after."""
+    lines = []
+    for name in record.ceilings.get("before", {}):
+        if name == "bandwidth":
+            label, unit = "memory bandwidth", "GB/s"
+        else:
+            label, unit = f"matrix multiply in {name.removeprefix('matmul_')}", "GFLOP/s"
+        rates = [f"{rates[name] / 1e9:.4g}" for rates in record.ceilings.values() if name in rates]
+        lines.append(f"- {label}: {' before and '.join(rates)} {unit}{' after' if len(rates) > 1 else ''}")
+    return lines
+
+
+def _time(measurement: Measurement | None, record: Record) -> str:
+    if measurement is None:
+        return NOTHING
+    taken = spread(measurement.seconds)
+    if taken is None:
+        return (measurement.error or "failed").split(":")[0]
+    fewer = f", n={taken.count}" if taken.count < record.options["rounds"] else ""
+    return seconds_text(taken) + fewer
+
+
+def _throughput(result: Result) -> str:
+    value = throughput(result.cell, result.ours)
+    return NOTHING if value is None else f"{rate_text(value)} {result.cell.unit}/s"
+
+
+def _bound(result: Result) -> str:
+    share = bound_share(result)
+    return NOTHING if share is None else f"{share:.0%}"
+
+
+def _ratio_to(result: Result, peer: str) -> str:
+    measurement = result.of(peer)
+    value = measurement and ratio(result.ours, measurement)
+    return ratio_text(value) if value else NOTHING
+
+
+def _difference(result: Result) -> str:
+    texts = {
+        each.contestant: f"{each.difference:.0%} of tokens" if each.exact else f"{each.difference:.1e}"
+        for each in result.measurements
+        if each.difference is not None
+    }
+    if len(set(texts.values())) < 2:
+        return next(iter(texts.values()), NOTHING)
+    return ", ".join(f"{text} ({name})" for name, text in texts.items())
+
+
+def _memory(result: Result) -> str:
+    values = [each.memory for each in result.measurements]
+    if not any(values):
+        return NOTHING
+    return " / ".join(NOTHING if value is None else f"{value / 1e6:.0f}" for value in values) + " MB"
+
+
+def _goal(result: Result) -> str:
+    outcome = verdict(result)
+    if outcome is None:
+        return NOTHING
+    found = goal_ratio(result)
+    against = result.cell.reference or (found[0] if found else "the fastest")
+    return f"{result.cell.goal:g}x {against}: {outcome}"
+
+
+def _figure(value: object) -> str:
+    if value is None:
+        return NOTHING
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{decimals}f}"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def _markdown_table(rows: list[list[str]]) -> str:
+    escaped = [[text.replace("|", "\\|") for text in row] for row in rows]
+    lines = ["| " + " | ".join(row) + " |" for row in escaped]
+    lines.insert(1, "|---" + "|---:" * (len(rows[0]) - 1) + "|")
+    return "\n".join(lines)
