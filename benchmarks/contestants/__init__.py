@@ -4,7 +4,13 @@ A module has `CONTESTANTS`, its classes by the names that are used here; harness
 """
 
 # (suite, contestant) -> (environment of harness/environments.py, module)
-TABLE: dict[tuple[str, str], tuple[str, str]] = {}
+TABLE: dict[tuple[str, str], tuple[str, str]] = {
+    **{("caption", name): ("newest", "contestants.caption_ours") for name in ("ours", "ours_fused", "ours_compiled")},
+    ("caption", "open_clip"): ("captioning", "contestants.caption_open_clip"),
+    ("caption", "blip"): ("newest", "contestants.caption_blip"),
+    **{("encoder", name): ("newest", "contestants.encoder_ours") for name in ("ours", "ours_fused", "ours_flash")},
+    **{("encoder", name): ("newest", f"contestants.encoder_{name}") for name in ("open_clip", "transformers", "timm")},
+}
 
 
 def find(suite: str, contestant: str) -> tuple[str, str]:

@@ -1,0 +1,17 @@
+"""What all captioners share. It is imported in every environment."""
+
+import torch
+
+
+EOS = 49407
+
+
+def captions(sequences: torch.Tensor, settings: dict) -> list | None:
+    """Token ids to compare, none where they are drawn.
+
+    Raises:
+        ValueError: a caption is not as long as the cell demands, so that times cannot be compared.
+    """
+    if sequences.shape != (settings["batch"], settings["length"]):
+        raise ValueError(f"Captions have shape {tuple(sequences.shape)}, not {settings['length']} tokens each.")
+    return None if settings["strategy"] == "top_p" else sequences.tolist()

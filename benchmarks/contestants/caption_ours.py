@@ -1,0 +1,69 @@
+"""Captions by this package: as it is loaded, with fused weights, and compiled around a static cache."""
+
+from pathlib import Path
+
+import torch
+from transformers import CompileConfig
+
+import open_clip_transformers  # noqa: F401  registers the models
+from contestants.caption_common import EOS, captions
+from contestants.model_bounds import caption_bound, meta_model
+from contestants.model_inputs import pixel_values
+from contestants.transformers_models import load
+from contestants.weights import weights_folder
+
+
+# What open_clip's `generate` does by these names.
+STRATEGIES = {
+    "beams": {"num_beams": 6, "num_beam_groups": 3},
+    "greedy": {"forced_eos_token_id": EOS},
+    "top_p": {"forced_eos_token_id": EOS, "do_sample": True, "top_p": 0.1, "top_k": 0},
+}
+
+
+class Ours:
+    """`generate` without an end of text before the last token."""
+
+    fused = False
+
+    def __init__(self, settings: dict, folder: Path):
+        self.settings = settings
+        self.path = weights_folder("ours", settings, folder)
+        self.model = load(self.path, settings["dtype"], settings["device"], fused=self.fused)
+        self.pixel_values = pixel_values(settings)
+        self.arguments = {
+            **STRATEGIES[settings["strategy"]],
+            "max_length": settings["length"],
+            "min_length": settings["length"] - 1,
+        }
+
+    def run(self) -> torch.Tensor:
+        return self.model.generate(pixel_values=self.pixel_values, **self.arguments)
+
+    def outputs(self) -> list | None:
+        return captions(self.result, self.settings)
+
+    def bound(self) -> list[dict]:
+        return caption_bound(meta_model(self.path), self.settings)
+
+
+class OursFused(Ours):
+    """With the weights laid out for inference."""
+
+    fused = True
+
+
+class OursCompiled(Ours):
+    """With a cache of fixed length, and the decoding step compiled."""
+
+    def __init__(self, settings: dict, folder: Path):
+        super().__init__(settings, folder)
+        torch.compiler.reset()
+        # transformers compiles on GPUs by itself, with CUDA graphs.
+        compile_config = CompileConfig() if settings["device"] == "cuda" else CompileConfig(mode="default")
+        compile_config._compile_all_devices = True
+        self.arguments |= {"cache_implementation": "static", "compile_config": compile_config}
+        self.run()
+
+
+CONTESTANTS = {"ours": Ours, "ours_fused": OursFused, "ours_compiled": OursCompiled}

@@ -1,0 +1,49 @@
+"""Towers of this package: as they are loaded, with fused weights, and with FlashAttention."""
+
+from collections.abc import Callable
+
+import torch
+from harness.cells import NotRun
+from transformers.utils import is_flash_attn_2_available
+
+import open_clip_transformers  # noqa: F401  registers the models
+from contestants.encoder_common import Encoder
+from contestants.model_bounds import meta_model, tower_bound
+from contestants.transformers_models import load
+from contestants.weights import weights_folder
+
+
+class Ours(Encoder):
+    """`get_image_features` and `get_text_features`."""
+
+    fused = False
+    attention: str | None = None
+
+    def load(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        path = weights_folder("ours", self.settings, self.folder)
+        model = load(path, self.settings["dtype"], self.settings["device"], self.attention, self.fused)
+        features = model.get_image_features if self.settings["tower"] == "image" else model.get_text_features
+        return lambda inputs: features(inputs).pooler_output
+
+    def bound(self) -> dict:
+        return tower_bound(meta_model(weights_folder("ours", self.settings, self.folder)), self.settings)
+
+
+class OursFused(Ours):
+    """With the weights laid out for inference."""
+
+    fused = True
+
+
+class OursFlash(Ours):
+    """With FlashAttention 2."""
+
+    attention = "flash_attention_2"
+
+    def load(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        if not is_flash_attn_2_available():
+            raise NotRun("flash-attn is not installed")
+        return super().load()
+
+
+CONTESTANTS = {"ours": Ours, "ours_fused": OursFused, "ours_flash": OursFlash}
