@@ -9,12 +9,13 @@ FOLDERS := configuration modeling processing convert_scripts
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 FLOOR := .venv-floor
+CAPTIONING := .venv-captioning
 PYTEST := python -m pytest -n $(WORKERS) $(ARGS)
 # mypy reads the source folders as the one package that they are once installed.
 TYPED := build/typed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-newest test-floor style quality clean
+.PHONY: help demo test test-newest test-floor bench style quality clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +31,9 @@ test-newest: .venv/installed  ## the tests on the newest transformers (ARGS="-k 
 test-floor: $(FLOOR)/installed  ## the tests marked `floor` on the oldest supported transformers
 	$(FLOOR)/bin/$(PYTEST) -m "floor and not slow"
 
+bench: .venv/installed $(CAPTIONING)/installed  ## measure us and our peers (ARGS="--suite caption" picks a suite)
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
 style: .venv/installed  ## format the code and fix what ruff can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -42,7 +46,7 @@ quality: .venv/installed  ## lint, formatting and types
 	MYPYPATH=$(TYPED) $(BIN)/mypy -p $(PACKAGE)
 
 clean:  ## remove environments, caches and build outputs
-	rm -rf .venv $(FLOOR) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv $(FLOOR) $(CAPTIONING) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 # torch and torchvision must be of one build. Where pip is configured with sources beside its index, one of those may
 # offer another build of torch alone; then both are taken from the index.
@@ -57,11 +61,19 @@ clean:  ## remove environments, caches and build outputs
 	$(PIP) --editable '.[test,dev,plot]'
 	@touch $@
 
-# The oldest supported transformers, with the huggingface_hub and tokenizers it needs, before all else of .venv.
+# $(1): an environment that has the packages $(2), with what they need, before all else of .venv.
+define make_beside
+$(BIN)/python -m venv --clear --without-pip $(1)
+@$(1)/bin/python -c 'import pathlib, sys, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "newest.pth").write_text(sys.argv[1])' \
+	"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check $(2)
+@touch $(1)/installed
+endef
+
+# The oldest supported transformers, with the huggingface_hub and tokenizers it needs.
 $(FLOOR)/installed: .venv/installed
-	$(BIN)/python -m venv --clear --without-pip $(FLOOR)
-	@$(FLOOR)/bin/python -c 'import pathlib, sys, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "newest.pth").write_text(sys.argv[1])' \
-		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-	$(FLOOR)/bin/python -m pip install --quiet --disable-pip-version-check \
-		'transformers==5.5.0' 'huggingface_hub<2' 'tokenizers<=0.23.0'
-	@touch $@
+	$(call make_beside,$(FLOOR),'transformers==5.5.0' 'huggingface_hub<2' 'tokenizers<=0.23.0')
+
+# The last transformers on which open_clip 3.3.0 writes captions.
+$(CAPTIONING)/installed: .venv/installed
+	$(call make_beside,$(CAPTIONING),'transformers==4.53.3' 'huggingface_hub<1' 'tokenizers<0.22')

@@ -59,10 +59,14 @@ def gpu_name() -> str | None:
 
 
 def commit(root: Path) -> str:
-    """The commit of a checkout, marked where files differ from it; empty where that is unknown."""
+    """The commit of a checkout, and whether files other than results differ from it; empty where it is unknown."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
-        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+        return git("rev-parse", "--short=10", "HEAD") + (" with changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
 

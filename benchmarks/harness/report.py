@@ -10,12 +10,14 @@ from .samples import Spread, bound_share, goal_ratio, ratio, spread, throughput,
 
 
 NOTHING = "-"
+DISTURBED = 0.1
 LEGEND = (
+    "Each contestant runs in a process of its own, in turn with the others, in an order that each round rotates. "
     "Times are medians of the samples with their quartiles (least and largest of fewer than four). A ratio is the "
     "peer's time over ours in the same round: more than 1 is faster than the peer. *Of bound* is the least time that "
     "the counted operations and bytes need at the measured ceilings, over ours. *Difference* is the largest of the "
     "outputs over their largest value (of tokens, the share that is another). *Memory* is the most that the process "
-    "held while it ran beside its libraries. *Within noise*: the upper quartile of the ratio reaches the goal."
+    "held while it ran, beside its libraries. *Within noise*: the upper quartile of the ratio reaches the goal."
 )
 
 
@@ -26,9 +28,9 @@ def seconds_text(value: Spread) -> str:
     return f"{median} {unit} ({low}-{high})"
 
 
-def ratio_text(value: Spread) -> str:
-    """A ratio with its spread."""
-    return f"{_ratio(value.median)}x ({_ratio(value.low)}-{_ratio(value.high)})"
+def ratio_text(value: float) -> str:
+    """A ratio without its "x": two decimals where it is small, none where it is large."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
 def rate_text(value: float) -> str:
@@ -48,7 +50,7 @@ def table(record: Record) -> list[list[str]]:
     for name in peers:
         columns.append((name, lambda result, name=name: _time(result.of(name), record)))
         columns.append(("ratio", lambda result, name=name: _ratio_to(result, name)))
-    columns += [("Difference", _difference), ("Memory, in this order", _memory), ("Goal", _goal)]
+    columns += [("Difference", _difference), ("Memory", _memory), ("Goal", _goal)]
     rows = [[text(result) for _, text in columns] for result in record.results]
     # Columns in which nothing is said are left out; the ratio stays beside its peer.
     kept = [index for index in range(len(columns)) if index < 2 or any(row[index] != NOTHING for row in rows)]
@@ -87,9 +89,8 @@ def markdown(record: Record) -> str:
     figures = figures_table(record)
     if figures:
         parts += ["## More figures", _markdown_table(figures)]
-    notes = [*record.notes, *errors(record)]
-    if notes:
-        parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
+    if notes(record):
+        parts += ["## Notes", "\n".join(f"- {note}" for note in notes(record))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -98,22 +99,36 @@ def console(record: Record) -> str:
     rows = table(record)
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows]
-    return "\n".join([record.title, "", *lines, *(f"- {note}" for note in [*record.notes, *errors(record)])])
+    return "\n".join([record.title, "", *lines, *(f"- {note}" for note in notes(record))])
 
 
 def to_json(record: Record) -> str:
-    """The record with every sample."""
-    return json.dumps(record.to_json(), indent=1) + "\n"
+    """The record with every sample, a line for each result."""
+    data = record.to_json()
+    rows = ",\n".join(json.dumps(row) for row in data.pop("results"))
+    return json.dumps(data, indent=1).removesuffix("\n}") + f',\n "results": [\n{rows}\n ]\n}}\n'
 
 
-def errors(record: Record) -> list[str]:
-    """What could not be measured, and why, on one line each."""
-    return [
+def notes(record: Record) -> list[str]:
+    """What the suite says of its results, what could not be measured, and whether the machine was quiet."""
+    disturbed = [
+        f"The rates of {name} before and after differ by {1 - low / high:.0%}: the machine was not quiet."
+        for name in record.ceilings.get("before", {})
+        for low, high in [_extremes(record, name)]
+        if low < (1 - DISTURBED) * high
+    ]
+    failures = [
         f"{result.cell.name}, {each.contestant}: {' / '.join(each.error.split(chr(10)))}"
         for result in record.results
         for each in result.measurements
         if each.error
     ]
+    return [*record.notes, *disturbed, *failures]
+
+
+def _extremes(record: Record, rate: str) -> tuple[float, float]:
+    values = [rates[rate] for rates in record.ceilings.values() if rate in rates]
+    return min(values), max(values)
 
 
 def _ceilings(record: Record) -> list[str]:
@@ -152,7 +167,9 @@ def _bound(result: Result) -> str:
 def _ratio_to(result: Result, peer: str) -> str:
     measurement = result.of(peer)
     value = measurement and ratio(result.ours, measurement)
-    return ratio_text(value) if value else NOTHING
+    if not value:
+        return NOTHING
+    return f"{ratio_text(value.median)}x ({ratio_text(value.low)}-{ratio_text(value.high)})"
 
 
 def _difference(result: Result) -> str:
@@ -170,7 +187,9 @@ def _memory(result: Result) -> str:
     values = [each.memory for each in result.measurements]
     if not any(values):
         return NOTHING
-    return " / ".join(NOTHING if value is None else f"{value / 1e6:.0f}" for value in values) + " MB"
+    ours, *peers = (NOTHING if value is None else f"{value / 1e6:.0f}" for value in values)
+    others = ", ".join(f"{name} {text}" for name, text in zip(result.cell.contestants[1:], peers))
+    return f"{ours} MB" + (f"; {others}" if others else "")
 
 
 def _goal(result: Result) -> str:
@@ -178,7 +197,7 @@ def _goal(result: Result) -> str:
     if outcome is None:
         return NOTHING
     found = goal_ratio(result)
-    against = result.cell.reference or (found[0] if found else "the fastest")
+    against = result.cell.reference or (f"fastest ({found[0]})" if found else "fastest")
     return f"{result.cell.goal:g}x {against}: {outcome}"
 
 
@@ -194,10 +213,6 @@ def _digits(value: float) -> str:
         return f"{value:g}"
     decimals = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:.{decimals}f}"
-
-
-def _ratio(value: float) -> str:
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
 def _markdown_table(rows: list[list[str]]) -> str:

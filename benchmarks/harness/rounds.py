@@ -42,6 +42,17 @@ def warm_up(run: Run) -> float:
     return seconds
 
 
+def calibrate(run: Run, options: Options) -> tuple[float, int]:
+    """Warms up; returns seconds of a run, and the runs of a sample."""
+    seconds = warm_up(run)
+    repeats = repeats_for(seconds, options)
+    if repeats > 1:
+        # One short run by itself says little.
+        seconds = run(repeats) / repeats
+        repeats = repeats_for(seconds, options)
+    return seconds, repeats
+
+
 def repeats_for(seconds: float, options: Options) -> int:
     """Runs of a sample, so that it is long enough to be timed."""
     return max(1, math.ceil(options.sample_seconds / max(seconds, 1e-9)))
@@ -69,12 +80,12 @@ def take_samples(runs: dict[str, Run], options: Options) -> dict[str, Samples]:
     plans: dict[str, set[int]] = {}
     for name, run in runs.items():
         try:
-            seconds = warm_up(run)
+            seconds, repeats = calibrate(run, options)
         except WorkerError as error:
             samples[name].error = error
             continue
-        samples[name].repeats = repeats_for(seconds, options)
-        plans[name] = rounds_for(seconds * samples[name].repeats, options.budget / len(runs), options)
+        samples[name].repeats = repeats
+        plans[name] = rounds_for(seconds * repeats, options.budget / len(runs), options)
     for turn in range(options.rounds):
         for name in rotated(list(runs), turn):
             own = samples[name]

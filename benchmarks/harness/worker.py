@@ -88,6 +88,8 @@ class Session:
 
     def run(self, repeats: int) -> dict:
         contestant = self.contestant
+        # What was made before is no part of the memory of this run.
+        contestant.result = None
         if hasattr(contestant, "timed_run"):
             return {"seconds": sum(contestant.timed_run() for _ in range(repeats))}
         self._synchronize()

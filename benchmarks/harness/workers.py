@@ -1,5 +1,6 @@
 """The parent's side of a worker: starts the process, asks it, and turns whatever goes wrong into one exception."""
 
+import contextlib
 import json
 import select
 import subprocess
@@ -10,6 +11,7 @@ from .environments import python_of, variables
 
 # Building may compile; a run of the slowest contestant takes minutes.
 LIMIT_SECONDS = 1800.0
+EXIT_SECONDS = 30.0
 STDERR_LINES = 12
 
 
@@ -80,8 +82,9 @@ class Worker:
         self.close()
 
     def _raise_death(self):
-        self.alive = False
-        self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=EXIT_SECONDS)
+        self.close()
         code = self._process.returncode
         ending = f"signal {-code}" if code < 0 else f"exit code {code}"
         lines = self._log.read_text(errors="replace").splitlines()[-STDERR_LINES:]

@@ -9,6 +9,7 @@ import pytest
 import run
 import suites
 from harness import runner
+from harness.workers import Worker, WorkerError
 
 
 # Contestants in processes of their own: what they claim to take is what they are measured at.
@@ -184,3 +185,12 @@ def test_a_missing_gpu_is_an_error(made_up, capsys, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert run_benchmarks("--device", "cuda") == 2
     assert "no GPU" in capsys.readouterr().err
+
+
+def test_worker_that_does_not_answer_is_ended(tmp_path):
+    with Worker("newest", tmp_path, "worker", 1) as worker:
+        with pytest.raises(WorkerError, match='no answer to "describe" within 0 s'):
+            worker.ask("describe", limit=0.001, device="cpu")
+        assert not worker.alive
+        with pytest.raises(WorkerError, match="died"):
+            worker.ask("describe", device="cpu")
