@@ -42,7 +42,8 @@ class Cell:
     suite: name of the suite.
     name: label of the row, which no other row of the suite has.
     settings: what a contestant needs, as JSON ("device" is added to it by the run).
-    contestants: their names; the first is ours, which the others are compared with.
+    contestants: their names; the first is ours, which the others are compared with. Other forms of ours ("ours_fused")
+        are compared likewise, and are no peers that a goal is against unless `reference` says so.
     unit: what one run makes, in the plural ("images", "tokens", "calls").
     count: how many of them one run makes.
     bound: `{"flops", "bytes", "dtype"}` of one run, or a list of them that follow each other; asked of ours where

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from .cells import Cell, Measurement, Result
 
 
+# What the name of a contestant begins with that is another form of ours, and no peer.
+OURS = "ours"
+
+
 @dataclass(frozen=True)
 class Spread:
     """A median between its quartiles, or between the least and the largest of fewer than four values."""
@@ -50,9 +54,10 @@ def ratios(result: Result) -> dict[str, Spread]:
 def goal_ratio(result: Result) -> tuple[str, Spread] | None:
     """The peer that the goal is against, and its ratio; None without a goal, or where that peer was not measured."""
     found = ratios(result)
-    if result.cell.goal is None or not found:
+    if result.cell.goal is None:
         return None
-    peer = result.cell.reference or min(found, key=lambda name: found[name].median)
+    others = [name for name in found if not name.startswith(OURS)]
+    peer = result.cell.reference or min(others, key=lambda name: found[name].median, default=None)
     return (peer, found[peer]) if peer in found else None
 
 

@@ -51,7 +51,7 @@ class Worker:
         try:
             self._process.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
             self._process.stdin.flush()
-        except OSError:
+        except (OSError, ValueError):  # the pipe is broken, or was closed here
             self._raise_death()
         # One answer to one command, so nothing waits in the buffer of the pipe's reader.
         if not select.select([self._process.stdout], [], [], limit)[0]:
@@ -71,6 +71,8 @@ class Worker:
 
     def close(self):
         """Ends the process and frees its memory before it returns."""
+        if not self.alive:
+            return
         self.alive = False
         self._process.kill()
         self._process.communicate()

@@ -106,6 +106,13 @@ def test_goal_is_judged_by_the_ratio_and_its_spread(goal, outcome):
     assert samples.verdict(result_of([1.0] * 3, [1.8, 2.0, 2.5], goal)) == outcome
 
 
+def test_goal_is_against_the_fastest_peer_and_not_another_form_of_ours():
+    result = result_of([1.0], [3.0], goal=2.0)
+    for name, seconds in (("ours_fused", 0.5), ("faster_peer", 2.5)):
+        result.measurements.append(Measurement(name, "newest", [seconds], [0]))
+    assert samples.goal_ratio(result)[0] == "faster_peer"
+
+
 def test_goal_without_its_peer_was_not_measured():
     assert samples.verdict(result_of([1.0], [], goal=2.0)) == "not measured"
     assert samples.verdict(result_of([1.0], [2.0], goal=2.0, reference="other")) == "not measured"
