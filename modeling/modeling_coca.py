@@ -15,6 +15,7 @@ from ..configuration.configuration_coca import CoCaConfig
 from .cache_coca import CoCaCache
 from .generation_coca import CoCaGenerationMixin
 from .modeling_coca_decoder import CoCaDecoderModel
+from .modeling_linear import Linear
 from .modeling_open_clip import OpenClipDualModel, OpenClipForImageClassification, OpenClipModel
 
 
@@ -72,7 +73,7 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         self.multimodal_decoder = CoCaDecoderModel._from_config(
             config.multimodal_config, cache_offset=config.text_config.num_hidden_layers
         )
-        self.lm_head = nn.Linear(config.multimodal_config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.multimodal_config.hidden_size, config.vocab_size, bias=False)
         # The loss of `labels`, which transformers would otherwise guess from the name of the class.
         self.loss_type = "ForConditionalGeneration"
         self.post_init()

@@ -1,7 +1,7 @@
 """Layers that the towers and CoCa's decoder are made of (open_clip: `transformer.py`)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -14,6 +14,8 @@ from transformers.cache_utils import Cache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .modeling_linear import FusibleMixin, Linear
 
 
 class LayerNorm(nn.LayerNorm):
@@ -95,9 +97,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
         self.activation_fn = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.activation_fn(self.fc1(hidden_states)))
@@ -171,7 +173,7 @@ def attend(
         return attention_interface(module, query, key, value, attention_mask, deterministic=True, **kwargs)
 
 
-class Attention(nn.Module):
+class Attention(FusibleMixin, nn.Module):
     """Multi-head self-attention (open_clip: `nn.MultiheadAttention`, whose `in_proj` is split in three here)."""
 
     def __init__(self, config: PreTrainedConfig, layer_idx: int, is_causal: bool):
@@ -181,10 +183,20 @@ class Attention(nn.Module):
         self.is_causal = is_causal
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.q_proj = Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = Linear(config.hidden_size, config.hidden_size)
+
+    def layers_to_fuse(self) -> tuple[nn.Module, ...]:
+        return self.q_proj, self.k_proj, self.v_proj
+
+    def project(self, hidden_states: torch.Tensor) -> Iterable[torch.Tensor]:
+        """(batch, length, hidden_size) -> queries, keys and values, of the same shape."""
+        layers = self.layers_to_fuse()
+        if self.fused is not None and self.fused.fits(hidden_states, *layers):
+            return self.fused(hidden_states).chunk(3, dim=-1)
+        return (layer(hidden_states) for layer in layers)
 
     def normalize_query_key(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Hook on queries and keys, both (batch, heads, length, head_dim)."""
@@ -203,9 +215,7 @@ class Attention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(batch, length, hidden_size) -> the same, and the attention weights where the function gives them."""
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)
-        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        query, key, value = (states.view(heads).transpose(1, 2) for states in self.project(hidden_states))
         query, key = self.normalize_query_key(query, key)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
@@ -282,10 +292,10 @@ class CrossAttention(nn.Module):
         self.is_causal = False
         self.head_dim = hidden_size // num_attention_heads
         self.scaling = self.head_dim**-0.5
-        self.q_proj = nn.Linear(hidden_size, hidden_size)
-        self.k_proj = nn.Linear(key_value_size, hidden_size)
-        self.v_proj = nn.Linear(key_value_size, hidden_size)
-        self.out_proj = nn.Linear(hidden_size, output_size or hidden_size)
+        self.q_proj = Linear(hidden_size, hidden_size)
+        self.k_proj = Linear(key_value_size, hidden_size)
+        self.v_proj = Linear(key_value_size, hidden_size)
+        self.out_proj = Linear(hidden_size, output_size or hidden_size)
 
     def project_key_value(self, image_hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(images, tokens, key_value_size) -> keys and values, both (images, heads, tokens, head_dim)."""

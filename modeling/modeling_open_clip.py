@@ -12,6 +12,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
+from .modeling_linear import Linear
 from .modeling_losses import sigmoid_contrastive_loss, softmax_contrastive_loss
 from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
 from .modeling_towers import TEXT_MODELS, VISION_MODELS, build_tower
@@ -328,7 +329,7 @@ class OpenClipForImageClassification(OpenClipPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.vision_model = build_tower(config.vision_config, VISION_MODELS)
-        self.classifier = nn.Linear(config.projection_dim, config.num_labels)
+        self.classifier = Linear(config.projection_dim, config.num_labels)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

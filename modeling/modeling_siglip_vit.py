@@ -26,6 +26,7 @@ from .modeling_layers import (
     SiglipVitAttention,
     norm_layer,
 )
+from .modeling_linear import Linear
 from .modeling_patches import PatchTowerMixin
 from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
 from .pixel_values import check_pixel_values
@@ -250,9 +251,9 @@ class ProjectionMLP(nn.Module):
     def __init__(self, config: SiglipVitConfig):
         super().__init__()
         projection_dim = cast(int, config.projection_dim)
-        self.fc1 = nn.Linear(config.hidden_size, 2 * projection_dim)
+        self.fc1 = Linear(config.hidden_size, 2 * projection_dim)
         self.dropout = nn.Dropout(config.projection_dropout)
-        self.fc2 = nn.Linear(2 * projection_dim, projection_dim, bias=config.proj_bias)
+        self.fc2 = Linear(2 * projection_dim, projection_dim, bias=config.proj_bias)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.dropout(F.gelu(self.fc1(pooled))))
@@ -292,7 +293,7 @@ class SiglipVitModel(PatchTowerMixin, OpenClipPreTrainedModel):
         self.dropout = nn.Dropout(config.projection_dropout)
         self.projection = nn.Identity()
         if config.proj_type == "linear":
-            self.projection = nn.Linear(config.hidden_size, config.projection_dim, bias=config.proj_bias)
+            self.projection = Linear(config.hidden_size, config.projection_dim, bias=config.proj_bias)
         elif config.proj_type == "mlp":
             self.dropout, self.projection = nn.Identity(), ProjectionMLP(config)
         # A checkpoint may have the layers behind the selected one.

@@ -13,6 +13,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_text import OpenClipTextConfig
 from .modeling_layers import Encoder, norm_layer
+from .modeling_linear import Linear
 from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
 
 
@@ -75,7 +76,7 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
         if config.proj_type == "none":
             self.projection = nn.Identity()
         else:
-            self.projection = nn.Linear(config.hidden_size, config.projection_dim, bias=config.proj_bias)
+            self.projection = Linear(config.hidden_size, config.projection_dim, bias=config.proj_bias)
         self.post_init()
 
     def _without_flash(self, attn_implementation: str | None) -> str | None:

@@ -15,6 +15,7 @@ from ..configuration.configuration_common import height_and_width
 from ..configuration.configuration_vit import OpenClipVitConfig
 from .modeling_backbones import TransformerBackbone
 from .modeling_layers import AttentionalPooler, Encoder, PatchDropout, norm_layer
+from .modeling_linear import Linear
 from .modeling_patches import PatchTowerMixin
 from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
 from .pixel_values import check_pixel_values
@@ -126,7 +127,7 @@ class OpenClipVitModel(PatchTowerMixin, OpenClipPreTrainedModel):
         if config.attentional_pool in ("parallel", "cascade"):
             self.attn_pool_contrastive = AttentionalPooler(config, 1)
         self.post_layernorm = norm_layer(config, config.token_dim)
-        self.projection = nn.Linear(config.token_dim, config.projection_dim, bias=False)
+        self.projection = Linear(config.token_dim, config.projection_dim, bias=False)
         self.post_init()
 
     def _pool_tokens(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

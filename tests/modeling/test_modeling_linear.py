@@ -1,0 +1,185 @@
+"""The kernels of linear layers for inference, and their fusion: the same numbers, and no trace of it elsewhere."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from tiny_models import main_outputs, tiny_inputs, tiny_model
+from torch import nn
+from torch.nn import functional as F
+
+from open_clip_transformers.modeling import modeling_linear
+from open_clip_transformers.modeling.modeling_linear import FusibleMixin, Linear
+
+
+needs_packing = pytest.mark.skipif(not modeling_linear.HAS_ONEDNN, reason="fusing on this processor has no use")
+
+INPUTS = {
+    "vector": torch.Size((37,)),
+    "no rows": torch.Size((0, 37)),
+    "a row": torch.Size((1, 37)),
+    "a batch": torch.Size((3, 5, 37)),
+    "heads": torch.Size((2, 3, 4, 37)),
+}
+VIEWS = {
+    "transposed": lambda: torch.randn(5, 3, 37).transpose(0, 1),
+    "features apart": lambda: torch.randn(3, 37, 5).transpose(1, 2),
+    "first tokens": lambda: torch.randn(4, 9, 37)[:, 0],
+    "expanded": lambda: torch.randn(1, 37).expand(4, 37),
+    "every second": lambda: torch.randn(4, 74)[:, ::2],
+}
+MAKERS = {name: lambda shape=shape: torch.randn(shape) for name, shape in INPUTS.items()} | VIEWS
+
+
+def fused_modules(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, FusibleMixin) and module.fused is not None]
+
+
+def close(ours, expected, tolerance=2e-5) -> bool:
+    return torch.allclose(ours, expected, atol=tolerance * max(1, expected.abs().max().item()))
+
+
+@pytest.mark.parametrize("fuses", [False, True], ids=["plain", "fused"])
+@pytest.mark.parametrize("bias", [False, True], ids=["without bias", "with bias"])
+@pytest.mark.parametrize("name", MAKERS)
+def test_linear_computes_what_torch_computes(name, bias, fuses):
+    torch.manual_seed(0)
+    layer, inputs = Linear(37, 53, bias=bias), MAKERS[name]()
+    expected = F.linear(inputs, layer.weight, layer.bias)
+    if fuses:
+        layer.fuse()
+    for without_gradients in (torch.no_grad, torch.inference_mode):
+        with without_gradients():
+            outputs = layer(inputs)
+        assert outputs.shape == expected.shape
+        assert not outputs.numel() or close(outputs, expected)
+
+
+@pytest.mark.parametrize("fuses", [False, True], ids=["plain", "fused"])
+def test_gradients_and_autocast_are_torchs(fuses):
+    torch.manual_seed(0)
+    layer, inputs = Linear(37, 53), torch.randn(3, 37)
+    if fuses:
+        layer.fuse()
+    layer(inputs).sum().backward()
+    assert torch.allclose(layer.weight.grad, inputs.sum(0).expand(53, -1))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert layer(inputs).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip_vit", "resnet", "coca"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@torch.no_grad()
+def test_fused_model_computes_the_same_and_is_saved_as_before(name, dtype, tmp_path):
+    model = tiny_model(name).eval().to(dtype)
+    inputs, keys = tiny_inputs(model), model.state_dict().keys()
+    inputs = {key: value.to(dtype) if value.is_floating_point() else value for key, value in inputs.items()}
+    expected = main_outputs(model(**inputs))
+    assert model.fuse() is model
+    outputs = main_outputs(model(**inputs))
+    tolerance = 2e-5 if dtype == torch.float32 else 3e-2
+    for ours, theirs in zip(outputs, expected, strict=True):
+        assert close(ours, theirs, tolerance)
+    assert model.state_dict().keys() == keys
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert all(torch.equal(loaded.state_dict()[key], value) for key, value in model.state_dict().items())
+    assert not fused_modules(model.unfuse())
+    for ours, theirs in zip(main_outputs(model(**inputs)), expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@needs_packing
+def test_weights_are_held_twice_at_most():
+    model = tiny_model("coca").fuse()
+    layers = [layer for module in fused_modules(model) for layer in module.layers_to_fuse()]
+    assert len(layers) == len(set(layers)) == sum(type(module) is Linear for module in model.modules())
+
+
+@torch.no_grad()
+def test_captions_of_a_fused_model_are_the_same():
+    model = tiny_model("coca").eval()
+    pixel_values = tiny_inputs(model)["pixel_values"]
+    calls = {"greedy": {}, "beams": {"num_beams": 4}, "groups": {"num_beams": 6, "num_beam_groups": 3}}
+    expected = {name: model.generate(pixel_values=pixel_values, max_length=8, **call) for name, call in calls.items()}
+    model.fuse()
+    for name, call in calls.items():
+        assert torch.equal(model.generate(pixel_values=pixel_values, max_length=8, **call), expected[name]), name
+
+
+def change_in_place(layer):
+    layer.weight.add_(1)
+
+
+def change_by_loading(layer):
+    layer.load_state_dict({name: value + 1 for name, value in layer.state_dict().items()})
+
+
+def change_by_assigning(layer):
+    layer.load_state_dict({name: value + 1 for name, value in layer.state_dict().items()}, assign=True)
+
+
+def change_the_data(layer):
+    layer.weight.data = layer.weight.data + 1
+
+
+def change_the_parameter(layer):
+    layer.weight = nn.Parameter(layer.weight + 1)
+
+
+def change_by_training(layer):
+    with torch.enable_grad():
+        layer(torch.ones(1, layer.in_features)).sum().backward()
+    torch.optim.SGD(layer.parameters(), lr=1.0).step()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_in_place,
+        change_by_loading,
+        change_by_assigning,
+        change_the_data,
+        change_the_parameter,
+        change_by_training,
+    ],
+)
+@torch.no_grad()
+def test_changed_weights_are_seen(change):
+    torch.manual_seed(0)
+    layer, inputs = Linear(37, 53), torch.randn(3, 37)
+    layer.fuse()
+    before = layer(inputs)
+    change(layer)
+    assert close(layer(inputs), F.linear(inputs, layer.weight, layer.bias))
+    assert not close(layer(inputs), before)
+
+
+@torch.no_grad()
+def test_replaced_projection_is_used():
+    model = tiny_model("coca").eval()
+    inputs = tiny_inputs(model)
+    attention = model.text_model.encoder.layers[0].self_attn
+    model.fuse()
+    before = model(**inputs).logits
+
+    class Zero(nn.Module):
+        def forward(self, hidden_states):
+            return torch.zeros_like(hidden_states)
+
+    attention.v_proj = Zero()
+    after = model(**inputs).logits
+    assert not torch.allclose(after, before)
+    assert torch.allclose(after, model.unfuse()(**inputs).logits, atol=1e-5)
+
+
+@needs_packing
+@pytest.mark.parametrize(
+    "move", [torch.nn.Module.bfloat16, copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))]
+)
+def test_fusion_ends_with_moving_and_is_not_copied(move):
+    layer = Linear(37, 53)
+    layer.fuse()
+    assert fused_modules(layer)
+    assert not fused_modules(move(layer))
