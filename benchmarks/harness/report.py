@@ -115,7 +115,7 @@ def notes(record: Record) -> list[str]:
         f"The rates of {name} before and after differ by {1 - low / high:.0%}: the machine was not quiet."
         for name in record.ceilings.get("before", {})
         for low, high in [_extremes(record, name)]
-        if low < (1 - DISTURBED) * high
+        if low < (1 - DISTURBED) * high and not record.options["quick"]
     ]
     failures = [
         f"{result.cell.name}, {each.contestant}: {' / '.join(each.error.split(chr(10)))}"
@@ -187,9 +187,8 @@ def _memory(result: Result) -> str:
     values = [each.memory for each in result.measurements]
     if not any(values):
         return NOTHING
-    ours, *peers = (NOTHING if value is None else f"{value / 1e6:.0f}" for value in values)
-    others = ", ".join(f"{name} {text}" for name, text in zip(result.cell.contestants[1:], peers))
-    return f"{ours} MB" + (f"; {others}" if others else "")
+    ours, *peers = (NOTHING if value is None else f"{value / 1e6:.0f} MB" for value in values)
+    return "; ".join([ours, *(f"{name} {text}" for name, text in zip(result.cell.contestants[1:], peers))])
 
 
 def _goal(result: Result) -> str:

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from .cells import Cell, Measurement, Result
@@ -104,7 +104,7 @@ def difference(ours: list, theirs: list) -> tuple[float, bool]:
     return apart / (max(map(abs, right)) or 1.0), False
 
 
-def _flat(values: list) -> Iterator:
+def _flat(values: Iterable) -> Iterator:
     for value in values:
         if isinstance(value, list | tuple):
             yield from _flat(value)

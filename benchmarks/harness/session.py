@@ -26,11 +26,13 @@ def run_suite(name: str, options: Options, only: str | None = None, output: Path
 
     Raises:
         ValueError: where no cell has `only` in its name.
-        NotRun: where there is no GPU for the device.
+        NotRun: where there is no GPU for the device, or the suite has nothing to measure on it.
     """
     suite = suites.load(name)
     every_cell = suite.cells(options)
     cells = [cell for cell in every_cell if only is None or only.lower() in cell.name.lower()]
+    if not every_cell:
+        raise NotRun(f"{name} has nothing to measure on {options.device}.")
     if not cells:
         raise ValueError(f"No cell of {name} has {only!r} in its name: {', '.join(each.name for each in every_cell)}")
     with tempfile.TemporaryDirectory(prefix="benchmark_") as temporary:

@@ -1,20 +1,22 @@
-"""The suites: one module each, named as in `SUITES`, which imports neither torch nor a model library.
+"""The suites: one module of this folder each, which imports neither torch nor a model library.
 
 A module has
 
     TITLE: str                                what heads its page
     ABOUT: str                                a paragraph or more of Markdown: what is compared, and how
-    cells(options: Options) -> list[Cell]     the rows, in their order; tiny ones where `options.quick`
+    cells(options: Options) -> list[Cell]     the rows, in their order; tiny ones where `options.quick`,
+                                              none where there is nothing to measure on `options.device`
     notes(results: list[Result]) -> list[str] may be left out: sentences that follow from the results
 
 with `Options`, `Cell` and `Result` of harness/cells.py.
 """
 
 import importlib
+import pkgutil
 from types import ModuleType
 
 
-SUITES = ("caption", "encoder", "processing", "startup", "conversion", "quantization")
+SUITES = tuple(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def load(name: str) -> ModuleType:

@@ -74,7 +74,7 @@ def test_table_says_all_of_a_row():
         "peer": "1.60 s (1.50-1.70), n=2",
         "ratio": "2.71x (2.43-3.00)",
         "Difference": "2.0e-06",
-        "Memory": "200 MB; peer 500",
+        "Memory": "200 MB; peer 500 MB",
         "Goal": "2x fastest (peer): met",
     }
 
