@@ -29,7 +29,9 @@ class Ours:
     def __init__(self, settings: dict, folder: Path):
         self.settings = settings
         self.path = weights_folder("ours", settings, folder)
-        self.model = load(self.path, settings["dtype"], settings["device"], fused=self.fused)
+        self.model = load(self.path, settings["dtype"], settings["device"])
+        if self.fused:
+            self.model.fuse()
         self.pixel_values = pixel_values(settings)
         self.arguments = {
             **STRATEGIES[settings["strategy"]],

@@ -21,8 +21,11 @@ class Ours(Encoder):
 
     def load(self) -> Callable[[torch.Tensor], torch.Tensor]:
         path = weights_folder("ours", self.settings, self.folder)
-        model = load(path, self.settings["dtype"], self.settings["device"], self.attention, self.fused)
-        features = model.get_image_features if self.settings["tower"] == "image" else model.get_text_features
+        model = load(path, self.settings["dtype"], self.settings["device"], self.attention)
+        is_image = self.settings["tower"] == "image"
+        if self.fused:
+            (model.vision_model if is_image else model.text_model).fuse()
+        features = model.get_image_features if is_image else model.get_text_features
         return lambda inputs: features(inputs).pooler_output
 
     def bound(self) -> dict:

@@ -8,7 +8,6 @@ from transformers import AutoModel, PreTrainedModel
 
 
 @lru_cache(maxsize=1)
-def load(path: Path, dtype: str, device: str, attention: str | None = None, fused: bool = False) -> PreTrainedModel:
+def load(path: Path, dtype: str, device: str, attention: str | None = None) -> PreTrainedModel:
     """The model of a folder; the last one is kept for the cells that follow."""
-    model = AutoModel.from_pretrained(path, dtype=getattr(torch, dtype), attn_implementation=attention).to(device)
-    return model.fuse() if fused else model
+    return AutoModel.from_pretrained(path, dtype=getattr(torch, dtype), attn_implementation=attention).to(device)

@@ -26,17 +26,29 @@ def weights_folder(form: str, settings: dict, folder: Path) -> Path:
         settings: a cell's; `model` and `reduced` are read.
         folder: the run's folder, which all contestants share.
     """
-    path = folder / f"{settings['model']}{'-reduced' if settings['reduced'] else ''}-{form}"
+    path = _path(form, settings, folder)
     if not path.exists():
-        if form != "open_clip":
-            weights_folder("open_clip", settings, folder)
-        arguments = [form, settings["model"], str(path), *["--reduced"] * settings["reduced"]]
-        made = subprocess.run(
-            [sys.executable, "-m", "contestants.weights", *arguments], capture_output=True, text=True
-        )
+        arguments = [form, settings["model"], str(folder), *["--reduced"] * settings["reduced"]]
+        command = [sys.executable, "-m", "contestants.weights", *arguments]
+        made = subprocess.run(command, capture_output=True, text=True)
         if made.returncode:
             raise OSError(f"contestants.weights {' '.join(arguments)} failed:\n{made.stderr}")
     return path
+
+
+def make_weights(form: str, settings: dict, folder: Path) -> Path:
+    """The same within this process."""
+    path = _path(form, settings, folder)
+    if not path.exists():
+        unfinished = path.with_name(f"{path.name}.unfinished")
+        unfinished.mkdir()
+        FORMS[form](settings, folder, unfinished)
+        unfinished.rename(path)
+    return path
+
+
+def _path(form: str, settings: dict, folder: Path) -> Path:
+    return folder / f"{settings['model']}{'-reduced' if settings['reduced'] else ''}-{form}"
 
 
 def random_tensor(name: str, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -51,7 +63,7 @@ def random_tensor(name: str, like: torch.Tensor, generator: torch.Generator) -> 
     return values * (0.02 if like.ndim < 2 else like.shape[1:].numel() ** -0.5)
 
 
-def write_open_clip(settings: dict, path: Path, unfinished: Path):
+def write_open_clip(settings: dict, folder: Path, output: Path):
     """What open_clip loads as `local-dir:FOLDER`, with normally distributed weights of a fixed seed."""
     from open_clip.coca_model import CoCa
     from open_clip.model import CLIP, CustomTextCLIP
@@ -63,31 +75,32 @@ def write_open_clip(settings: dict, path: Path, unfinished: Path):
         layout = model_class(**arguments).state_dict()
     generator = torch.Generator().manual_seed(0)
     tensors = {name: random_tensor(name, tensor, generator) for name, tensor in layout.items()}
-    save_file(tensors, unfinished / "open_clip_model.safetensors", {"format": "pt"})
+    save_file(tensors, output / "open_clip_model.safetensors", {"format": "pt"})
     config = {"model_cfg": model_cfg, "preprocess_cfg": {}}
-    (unfinished / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (output / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
-def write_converted(settings: dict, path: Path, unfinished: Path, target: str):
+def write_converted(settings: dict, folder: Path, output: Path, target: str):
     """The converted folder: ours, or with `target="native"` that of transformers' own class."""
     from open_clip_transformers import convert_open_clip_checkpoint
 
-    source = weights_folder("open_clip", settings, path.parent)
-    convert_open_clip_checkpoint(source, unfinished, with_processor=False, verify="none", target=target)
+    source = make_weights("open_clip", settings, folder)
+    convert_open_clip_checkpoint(source, output, with_processor=False, verify="none", target=target)
 
 
-def write_features(settings: dict, path: Path, unfinished: Path):
+def write_features(settings: dict, folder: Path, output: Path):
     """`image` and `text`: open_clip's features in fp32 of the first image and text that cells run on."""
     import open_clip
 
     settings = {**settings, "batch": 1, "dtype": "float32", "device": "cpu"}
-    model = open_clip.create_model(f"local-dir:{weights_folder('open_clip', settings, path.parent)}").eval()
+    source = make_weights("open_clip", settings, folder)
+    model = open_clip.create_model(f"local-dir:{source}").eval()
     with torch.inference_mode():
         features = {
             "image": model.encode_image(pixel_values(settings)),
             "text": model.encode_text(input_ids(settings)),
         }
-    save_file(features, unfinished / "features.safetensors")
+    save_file(features, output / "features.safetensors")
 
 
 FORMS = {
@@ -102,13 +115,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("form", choices=FORMS)
     parser.add_argument("model", help="open_clip's name of an architecture")
-    parser.add_argument("path", type=Path, help="the folder to make")
+    parser.add_argument("folder", type=Path, help="the folder to make it in")
     parser.add_argument("--reduced", action="store_true", help="narrow and shallow")
     args = parser.parse_args()
-    unfinished = args.path.with_name(f"{args.path.name}.unfinished")
-    unfinished.mkdir()
-    FORMS[args.form]({"model": args.model, "reduced": args.reduced}, args.path, unfinished)
-    unfinished.rename(args.path)
+    make_weights(args.form, {"model": args.model, "reduced": args.reduced}, args.folder)
 
 
 if __name__ == "__main__":

@@ -85,5 +85,5 @@ def _cell(options: Options, model: str, tower: str, batch: int, dtype: str, comp
         unit=f"{tower}s",
         count=batch,
         goal=None if options.quick else GOAL,
-        group=f"{model} {dtype}",
+        group=f"{model} {tower} {dtype}",
     )
