@@ -9,7 +9,8 @@ from transformers.image_utils import SizeDict
 from transformers.processing_utils import Unpack
 from transformers.utils import TensorType, is_torchvision_available, requires_backends
 
-from .image_processing_pil_open_clip import center_crop_pil, resize_pil
+from .image_batches import to_pixel_values
+from .image_processing_pil_open_clip import pil_to_tensor, resize_and_crop_pil
 from .image_settings_open_clip import (
     OpenClipImageProcessorKwargs,
     OpenClipImageSettings,
@@ -28,9 +29,9 @@ class OpenClipImageProcessor(OpenClipImageSettings, TorchvisionBackend):
     """Image processor on torchvision, for batches and for tensors on any device.
 
     Its settings and inputs are those of [`OpenClipImageProcessorPil`]. PIL images are resized and cropped by Pillow,
-    as conversion to RGB comes after that, and equal open_clip's up to the rounding of single precision (1e-6).
+    as conversion to RGB comes after that, and equal open_clip's bit for bit.
 
-    Arrays and tensors are resized by torchvision, three times as fast, with other rounding. uint8 images on a CPU
+    Arrays and tensors are resized by torchvision, several times as fast, with other rounding. uint8 images on a CPU
     come, before normalisation, within 1/255 of open_clip's with a bilinear filter. With a bicubic one they come within
     0.5/255 on average, and single pixels within 9/255 in photographs and 20/255 in white noise: Pillow limits values
     to 0..255 between its two passes over an image, and chooses their order.
@@ -46,28 +47,20 @@ class OpenClipImageProcessor(OpenClipImageSettings, TorchvisionBackend):
     def process_image(self, image, do_convert_rgb=None, input_data_format=None, device=None, **kwargs) -> torch.Tensor:
         """The image as a channels-first tensor. PIL images come resized, and pass unchanged through `_preprocess`."""
         if isinstance(image, Image.Image):
-            image = self._resize_and_crop_pil(image, **kwargs)
-            image = tvF.pil_to_tensor(image.convert("RGB") if do_convert_rgb else image)
+            image = pil_to_tensor(resize_and_crop_pil(image, **kwargs), do_convert_rgb)
         else:
             image = image if isinstance(image, torch.Tensor) else torch.from_numpy(image)
             image = channels_first(image, input_data_format)
             image = image[:3] if do_convert_rgb else image
-        return image.contiguous() if device is None else image.contiguous().to(device)
-
-    def _resize_and_crop_pil(
-        self, image, do_resize, size, resample, resize_mode, fill_color, do_center_crop, **kwargs
-    ):
-        target = (size.height, size.width)
-        if do_resize:
-            image = resize_pil(image, target, resize_mode, resample)
-        if do_center_crop:
-            image = center_crop_pil(image, target, fill_color if resize_mode == "longest" else 0)
-        return image
+        image = image if device is None else image.to(device)
+        # torch resizes uint8 on a CPU as it lies in memory, and decoded images, whose channels lie together, fastest.
+        return image if image.dtype == torch.uint8 and image.device.type == "cpu" else image.contiguous()
 
     def resize(self, image: torch.Tensor, size, resample, resize_mode: str = "shortest", **kwargs) -> torch.Tensor:
         """Images (..., channels, height, width) resized for `size`, before crop or padding."""
-        height, width = image.shape[-2:]
-        height, width = resized_size(height, width, (size.height, size.width), resize_mode)
+        height, width = resized_size(*image.shape[-2:], (size.height, size.width), resize_mode)
+        if image.shape[-2:] == (height, width):
+            return image
         return super().resize(image, SizeDict(height=height, width=width), resample, **kwargs)
 
     def center_crop(self, image: torch.Tensor, size, fill_color=0, **kwargs) -> torch.Tensor:
@@ -79,7 +72,7 @@ class OpenClipImageProcessor(OpenClipImageSettings, TorchvisionBackend):
             image = tvF.pad(image, list(padding), fill=fill_color)
             height, width = image.shape[-2:]
         top, left = center_offset(height, width, target)
-        return tvF.crop(image, top, left, *target)
+        return image[..., top : top + target[0], left : left + target[1]]
 
     def _preprocess(
         self,
@@ -108,10 +101,10 @@ class OpenClipImageProcessor(OpenClipImageSettings, TorchvisionBackend):
                 stacked_images = self.center_crop(stacked_images, size, fill_color if resize_mode == "longest" else 0)
             if do_convert_rgb and stacked_images.shape[-3] == 1:
                 stacked_images = stacked_images.expand(*stacked_images.shape[:-3], 3, *stacked_images.shape[-2:])
-            grouped_images[shape] = self.rescale_and_normalize(
-                stacked_images, do_rescale, rescale_factor, do_normalize, image_mean, image_std
-            )
-        pixel_values = reorder_images(grouped_images, index)
+            grouped_images[shape] = stacked_images
+        images = reorder_images(grouped_images, index)
+        pixel_values = to_pixel_values(images, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
+        pixel_values = list(pixel_values) if return_tensors is None else pixel_values
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
 
 

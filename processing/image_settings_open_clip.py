@@ -1,6 +1,7 @@
 """What both image processors share: settings, geometry and checks (open_clip: `image_transform` in `transform.py`)."""
 
 import os
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -13,6 +14,8 @@ from transformers.image_utils import (
     load_image,
 )
 from transformers.processing_utils import ImagesKwargs
+
+from .image_batches import map_images
 
 
 RESIZE_MODES = ("shortest", "longest", "squash")
@@ -80,6 +83,16 @@ class OpenClipImageSettings:
         kwargs["crop_size"] = size
         super()._validate_preprocess_kwargs(size=size, resample=resample, **kwargs)
 
+    def preprocess(self, images, *args, **kwargs):
+        """Images as a `BatchFeature` with `pixel_values`; settings can be given as arguments."""
+        if args or kwargs.keys() - {"return_tensors"}:
+            return super().preprocess(images, *args, **kwargs)
+        # What that would come to, without looking at the types of twenty arguments that were not given.
+        settings = {name: getattr(self, name, None) for name in self._valid_kwargs_names}
+        settings = self._standardize_kwargs(**settings | kwargs)
+        self._validate_preprocess_kwargs(**settings)
+        return self._preprocess_image_like_inputs(images, **settings)
+
     def _check_settings(self, size, resample, resize_mode):
         if not size or not size.get("height") or not size.get("width"):
             raise ValueError(f"{type(self).__name__}: got size={size}; expected {{'height': ..., 'width': ...}}.")
@@ -115,6 +128,13 @@ class OpenClipImageSettings:
         if isinstance(images, (list, tuple)) and not images:
             raise ValueError(f"{type(self).__name__}: got an empty list of images: pass at least one image.")
         return super()._prepare_images_structure(images, expected_ndims=expected_ndims)
+
+    def _prepare_image_like_inputs(self, images, *args, expected_ndims=3, **kwargs) -> list:
+        images = self._prepare_images_structure(images, expected_ndims=expected_ndims)
+        process = partial(self.process_image, *args, **kwargs)
+        if self.backend == "pil" or any(isinstance(image, Image.Image) for image in images):
+            return map_images(process, images)
+        return [process(image) for image in images]
 
 
 def open_image(source: str | os.PathLike, timeout: float = 60) -> Image.Image:

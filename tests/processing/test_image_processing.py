@@ -76,6 +76,55 @@ def test_image_processor_batches_equal_single_images(processor_class, array):
 
 
 @every_processor
+def test_image_processor_threads_change_nothing(processor_class, array, tmp_path, monkeypatch):
+    processor = processor_class(size=SIZE)
+    paths = [tmp_path / f"{index}.jpg" for index in range(4)]
+    for index, path in enumerate(paths):
+        Image.fromarray(np.roll(array, index)).save(path)
+
+    def images() -> list:
+        # Read when they are used, by whichever thread comes first; two that share a file, and one that comes twice.
+        twice, file = Image.open(paths[0]), paths[1].open("rb")
+        return [twice, Image.open(file), array, twice, Image.open(file), paths[2], str(paths[3])]
+
+    expected = pixel_values(processor, images())
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    for _ in range(5):
+        assert torch.equal(pixel_values(processor, images()), expected)
+    (tmp_path / "torn.jpg").write_bytes(paths[0].read_bytes()[:500])
+    with pytest.raises(OSError):
+        processor([*paths, tmp_path / "torn.jpg"])
+
+
+@every_processor
+def test_image_processor_leaves_its_inputs_alone(processor_class, array):
+    processor = processor_class(do_resize=False, do_center_crop=False)
+    for image in (torch.from_numpy(array.transpose(2, 0, 1).astype(np.float32)), torch.from_numpy(array.copy())):
+        before = image.clone()
+        pixel_values(processor, image)
+        assert torch.equal(image, before)
+
+
+@every_processor
+@pytest.mark.parametrize("planar", [True, False], ids=["planar", "interleaved"])
+def test_image_processor_memory_layout_changes_nothing(processor_class, array, planar):
+    processor = processor_class(size=SIZE)
+    image = torch.from_numpy(array).permute(2, 0, 1)
+    image = image.contiguous() if planar else image
+    batch = pixel_values(processor, image[None])
+    assert batch.is_contiguous()
+    assert torch.equal(batch, pixel_values(processor, image.flip(-1).flip(-1)))
+
+
+@every_processor
+def test_image_processor_checks_settings_that_were_changed(processor_class, array):
+    processor = processor_class(size=SIZE)
+    processor.resize_mode = "stretch"
+    with pytest.raises(ValueError, match="stretch"):
+        processor(array)
+
+
+@every_processor
 def test_image_processor_grey_and_alpha_arrays(processor_class, array):
     processor = processor_class(size=SIZE, resample=2)
     grey = pixel_values(processor, array[..., :1])
