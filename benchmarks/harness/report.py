@@ -68,8 +68,8 @@ def figures_table(record: Record) -> list[list[str]]:
     return [["Cell", "Contestant", *names], *rows] if rows else []
 
 
-def markdown(record: Record) -> str:
-    """The page of a suite."""
+def markdown(record: Record, picture: str | None = None) -> str:
+    """The page of a suite, with the picture of that name beside it."""
     machine = record.machine
     environments = [
         f"- `{name}`: " + ", ".join(f"{package} {version}" for package, version in versions.items())
@@ -82,10 +82,12 @@ def markdown(record: Record) -> str:
         f"# {record.title}",
         record.about,
         f"Made by `{record.command}` on {record.date}" + (f", at commit {record.commit}." if record.commit else "."),
-        "\n".join([f"- {place}; {machine['threads']} threads", *environments, *_ceilings(record)]),
+        "\n".join([f"- {place}; threads: {machine['threads']}", *environments, *_ceilings(record)]),
         _markdown_table(table(record)),
         LEGEND,
     ]
+    if picture:
+        parts.append(f"![Ratios of {record.suite}]({picture})")
     figures = figures_table(record)
     if figures:
         parts += ["## More figures", _markdown_table(figures)]

@@ -18,7 +18,7 @@ from .workers import WorkerError
 
 
 def run_suite(name: str, options: Options, only: str | None = None, output: Path | None = None) -> Record:
-    """Measures a suite, and writes its files to `output`, if given, after each cell.
+    """Measures a suite, and writes its files to `output`, if given: the record after each cell, the page at the end.
 
     Args:
         only: measures the cells whose name has this text (in any case) alone, and keeps what an earlier run on this
@@ -44,7 +44,7 @@ def run_suite(name: str, options: Options, only: str | None = None, output: Path
         def on_result(result: Result):
             record.add(result)
             if output is not None:
-                save(record, output)
+                save_json(record, output)
 
         record.ceilings = run_cells(cells, options, folder, on_result)
     record.sort([cell.name for cell in every_cell])
@@ -55,14 +55,19 @@ def run_suite(name: str, options: Options, only: str | None = None, output: Path
     return record
 
 
+def save_json(record: Record, folder: Path):
+    """Writes the record alone, to which a run of the cells that are left can be added."""
+    write(folder / f"{file_stem(record)}.json", report.to_json(record).encode())
+
+
 def save(record: Record, folder: Path):
     """Writes the JSON, the page and the picture of a record."""
+    save_json(record, folder)
     stem = file_stem(record)
-    write(folder / f"{stem}.json", report.to_json(record).encode())
-    write(folder / f"{stem}.md", report.markdown(record).encode())
     picture = plot(record)
     if picture is not None:
         write(folder / f"{stem}.png", picture)
+    write(folder / f"{stem}.md", report.markdown(record, picture and f"{stem}.png").encode())
 
 
 def file_stem(record: Record) -> str:

@@ -153,6 +153,7 @@ def test_run_writes_a_page_and_a_picture(made_up):
     ):
         assert text in page
     assert "2x peer: met" in page and "first, missing: not run: no such library" in page and "- 1 cells." in page
+    assert "(made_up.png)" in page
     assert (made_up / "made_up.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in made_up.iterdir()) == ["made_up.json", "made_up.md", "made_up.png"]
 
