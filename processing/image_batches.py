@@ -4,19 +4,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from PIL import Image
 
 
 def map_images(function: Callable, images: Sequence) -> list:
     """`function` of each image, in as many threads as torch uses; for work of Pillow's, which lets others run."""
-    threads = min(torch.get_num_threads(), len(images))
+    # Threads must not read one file at the same time, as an image that comes twice would let them.
+    files = {id(getattr(image, "fp", None) or image) for image in images}
+    threads = min(torch.get_num_threads(), len(images)) if len(files) == len(images) else 1
     if threads == 1:
         return [function(image) for image in images]
-    # Threads must not read one file at the same time, as an image that comes twice would let them.
-    if len({id(getattr(image, "fp", None) or image) for image in images}) < len(images):
-        for image in images:
-            if isinstance(image, Image.Image):
-                image.load()
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(function, images))
 

@@ -82,15 +82,18 @@ def test_image_processor_threads_change_nothing(processor_class, array, tmp_path
     for index, path in enumerate(paths):
         Image.fromarray(np.roll(array, index)).save(path)
 
-    def images() -> list:
-        # Read when they are used, by whichever thread comes first; two that share a file, and one that comes twice.
-        twice, file = Image.open(paths[0]), paths[1].open("rb")
-        return [twice, Image.open(file), array, twice, Image.open(file), paths[2], str(paths[3])]
+    def images(shared: bool) -> list:
+        """Images that are read when they are used; `shared` ones from files that others come from, too."""
+        first, file = Image.open(paths[0]), paths[1].open("rb")
+        others = [first, Image.open(file)] if shared else []
+        return [first, Image.open(file), array, *others, paths[2], str(paths[3])]
 
-    expected = pixel_values(processor, images())
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    for _ in range(5):
-        assert torch.equal(pixel_values(processor, images()), expected)
+    for shared in (False, True):
+        with monkeypatch.context() as context:
+            expected = pixel_values(processor, images(shared))
+            context.setattr(torch, "get_num_threads", lambda: 3)
+            for _ in range(5):
+                assert torch.equal(pixel_values(processor, images(shared)), expected)
     (tmp_path / "torn.jpg").write_bytes(paths[0].read_bytes()[:500])
     with pytest.raises(OSError):
         processor([*paths, tmp_path / "torn.jpg"])
