@@ -216,7 +216,8 @@ def test_generate_gives_embeddings_from_the_same_pass(num_beams, model, pixel_va
         pixel_values=pixel_values, num_beams=num_beams, return_dict_in_generate=True, output_scores=True
     )
     assert len(images) == 1
-    expected = torch.nn.functional.normalize(model.get_image_features(pixel_values).pooler_output, dim=-1)
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(model.get_image_features(pixel_values).pooler_output, dim=-1)
     assert torch.equal(outputs.image_embeds, expected)
     assert len(outputs.scores) == outputs.sequences.shape[1] - 1
 
