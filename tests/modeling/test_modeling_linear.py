@@ -13,7 +13,7 @@ from open_clip_transformers.modeling import modeling_linear
 from open_clip_transformers.modeling.modeling_linear import FusibleMixin, Linear
 
 
-needs_packing = pytest.mark.skipif(not modeling_linear.HAS_ONEDNN, reason="fusing on this processor has no use")
+needs_packing = pytest.mark.skipif(not modeling_linear.ONEDNN_DTYPES, reason="fusing on this processor has no use")
 
 INPUTS = {
     "vector": torch.Size((37,)),
@@ -172,6 +172,7 @@ def test_replaced_projection_is_used():
     after = model(**inputs).logits
     assert not torch.allclose(after, before)
     assert torch.allclose(after, model.unfuse()(**inputs).logits, atol=1e-5)
+    assert torch.allclose(after, model.fuse()(**inputs).logits, atol=1e-5)
 
 
 @needs_packing
