@@ -1,19 +1,26 @@
 """Rows of token ids brought to one length."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 
 
-def pad_lists(rows: Sequence[list[int]], length: int, fill: int, side: str) -> list[list[int]]:
-    """`rows` filled up with `fill` to `length` ids on `side`, `"right"` or `"left"`; longer ones stay as they are."""
-    if side == "left":
-        return [[fill] * (length - len(row)) + row for row in rows]
-    return [row + [fill] * (length - len(row)) for row in rows]
+def pad_lists(rows: Sequence[list[int]], length: int, fill: int, side: str) -> tuple[list[list[int]], list[list[int]]]:
+    """`rows` filled up with `fill` to `length` ids on `side`, `"right"` or `"left"`, and their masks of 1 and 0.
+
+    Longer rows stay as they are.
+    """
+
+    def padded(row: list[int], fill: int) -> list[int]:
+        padding = [fill] * (length - len(row))
+        return padding + row if side == "left" else row + padding
+
+    return [padded(row, fill) for row in rows], [padded([1] * len(row), 0) for row in rows]
 
 
-def pad_array(rows: Sequence[list[int]], length: int, fill: int, side: str) -> np.ndarray:
-    """`rows` as int64 of shape (rows, length), filled up with `fill` on `side`.
+def pad_arrays(rows: Sequence[list[int]], length: int, fill: int, side: str) -> tuple[np.ndarray, np.ndarray]:
+    """The same as int64 arrays of shape (rows, length).
 
     Raises:
         ValueError: a row is longer.
@@ -24,15 +31,15 @@ def pad_array(rows: Sequence[list[int]], length: int, fill: int, side: str) -> n
             f"A text of {longest} tokens does not fit the length of {length} tokens that was asked for: pass "
             "truncation=True, or padding='longest'."
         )
-    array = np.zeros((len(rows), length), dtype=np.int64)
-    if fill:
-        array.fill(fill)
-    for row, ids in zip(array, rows):
-        if side == "left":
-            row[length - len(ids) :] = ids
-        else:
-            row[: len(ids)] = ids
-    return array
+    if len(rows) == 1:  # for which the few large steps below take longer
+        ids, mask = pad_lists(rows, length, fill, side)
+        return np.array(ids, dtype=np.int64), np.array(mask, dtype=np.int64)
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    places = np.arange(length)
+    is_id = places >= length - lengths[:, None] if side == "left" else places < lengths[:, None]
+    array = np.full((len(rows), length), fill, dtype=np.int64)
+    array[is_id] = np.fromiter(chain.from_iterable(rows), np.int64, lengths.sum())
+    return array, is_id.astype(np.int64)
 
 
-__all__ = ["pad_array", "pad_lists"]
+__all__ = ["pad_arrays", "pad_lists"]

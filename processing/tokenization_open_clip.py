@@ -20,7 +20,7 @@ from transformers.utils import PaddingStrategy, TensorType, is_protobuf_availabl
 from .clip_bpe import BOS_TOKEN, EOS_TOKEN, build_clip_bpe, is_clip_bpe, mark_literal_tokens
 from .language_tokens import get_language, set_language
 from .text_cleaning import get_text_cleaner
-from .token_padding import pad_array, pad_lists
+from .token_padding import pad_arrays, pad_lists
 
 
 # Arguments of a call that ask for more than ids and a mask, which is left to the base class.
@@ -224,7 +224,7 @@ class OpenClipTokenizer(TokenizersBackend):
             length) with `return_tensors="pt"`.
         """
         is_default = text_pair is None and not args and padding in ("max_length", True) and self._has_max_length
-        if text is None or not is_default or kwargs.keys() - {"return_tensors"} or self.pad_token_id is None:
+        if text is None or not is_default or kwargs.keys() - {"return_tensors"} or self.pad_token is None:
             return super().__call__(text, text_pair, *args, padding=padding, **kwargs)
         # What that would come to, without looking at each of twenty arguments first.
         return self._encode_plus(
@@ -304,20 +304,24 @@ class OpenClipTokenizer(TokenizersBackend):
         splits = self.split_special_tokens if split_special_tokens is None else split_special_tokens
         if backend.encode_special_tokens != splits:
             backend.encode_special_tokens = splits
-        encodings = backend.encode_batch(texts, add_special_tokens=add_special_tokens)
+        if len(texts) == 1:  # without handing it to another thread
+            encodings = [backend.encode(texts[0], add_special_tokens=add_special_tokens)]
+        else:
+            encodings = backend.encode_batch(texts, add_special_tokens=add_special_tokens)
         rows: Any = [encoding.ids for encoding in encodings]
         if max_length is None:
             for row in rows:
                 self._eventual_warn_about_too_long_sequence(row, max_length, verbose)
-        masks: Any = [[1] * len(row) for row in rows]
         if pads:
             length = max(map(len, rows))
             if padding_strategy == PaddingStrategy.MAX_LENGTH and max_length is not None:
                 length = max_length
             if pad_to_multiple_of:
                 length = -(-length // pad_to_multiple_of) * pad_to_multiple_of
-            pad, side = pad_lists if return_tensors is None else pad_array, padding_side or self.padding_side
-            rows, masks = pad(rows, length, self.pad_token_id, side), pad(masks, length, 0, side)
+            pad = pad_lists if return_tensors is None else pad_arrays
+            rows, masks = pad(rows, length, self.pad_token_id, padding_side or self.padding_side)
+        else:
+            masks = [[1] * len(row) for row in rows]
         data = {"input_ids": rows, "attention_mask": masks}
         self._strip_sep_token(data)
         wants_mask = (
