@@ -10,6 +10,11 @@ TABLE: dict[tuple[str, str], tuple[str, str]] = {
     ("caption", "blip"): ("newest", "contestants.caption_blip"),
     **{("encoder", name): ("newest", "contestants.encoder_ours") for name in ("ours", "ours_fused", "ours_flash")},
     **{("encoder", name): ("newest", f"contestants.encoder_{name}") for name in ("open_clip", "transformers", "timm")},
+    **{
+        ("processing", name): ("newest", f"contestants.processing_{name}")
+        for name in ("ours", "open_clip", "transformers")
+    },
+    ("processing", "transformers_pil"): ("newest", "contestants.processing_transformers"),
 }
 
 
