@@ -42,6 +42,7 @@ def caption_images(
     device: str,
     dtype: str,
     batch_size: int,
+    workers: int,
     as_json: bool,
     failures: Failures,
 ):
@@ -54,6 +55,7 @@ def caption_images(
         seed: makes sampling repeatable, for the same images in the same batches.
         model_name, revision, device, dtype: see `_cli_models.load`.
         batch_size: images that are captioned at once.
+        workers: processes that read images; 0 for none.
         as_json: print one JSON object a line, `{"image": name, "caption": ...}`; else `name<TAB>caption`.
         failures: gets the images that cannot be read.
     """
@@ -66,7 +68,7 @@ def caption_images(
     settings |= fit_length(model, settings.get("max_new_tokens"), 1 if prompt_ids is None else prompt_ids.shape[1])
     if seed is not None:
         set_seed(seed)
-    for batch, pixel_values in ImageBatches(names, processor, batch_size, failures):
+    for batch, pixel_values in ImageBatches(names, processor, batch_size, workers, failures):
         captions = _captions(model, processor, pixel_values, prompt_ids, settings)
         for name, caption in zip(batch, captions):
             if as_json:

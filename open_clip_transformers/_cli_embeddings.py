@@ -23,6 +23,7 @@ def classify_images(
     device: str,
     dtype: str,
     batch_size: int,
+    workers: int,
     top: int,
     as_json: bool,
     failures: Failures,
@@ -37,6 +38,7 @@ def classify_images(
         templates: texts in which `{}` stands for a label; the embeddings of several are averaged.
         model_name, revision, device, dtype: see `_cli_models.load`.
         batch_size: images, or texts, that are embedded at once.
+        workers: processes that read images; 0 for none.
         top: how many labels to print for an image.
         as_json: print one JSON object a line: `{"image": name, "labels": [{"label": ..., "score": ...}, ...]}`; else
             a line `name<TAB>label<TAB>score` for each label.
@@ -47,7 +49,7 @@ def classify_images(
     embeds = embed_texts(model, processor, texts, batch_size).view(len(templates), len(labels), -1)
     label_embeds = F.normalize(embeds.mean(0), dim=-1).to(model.device)
     sigmoid = "siglip" in model.config.model_type
-    for batch, pixel_values in ImageBatches(names, processor, batch_size, failures):
+    for batch, pixel_values in ImageBatches(names, processor, batch_size, workers, failures):
         logits = model.compute_logits(embed_images(model, pixel_values), label_embeds)
         probabilities = logits.sigmoid() if sigmoid else logits.softmax(-1)
         scores, indices = (tensor.tolist() for tensor in probabilities.topk(min(top, len(labels))))
@@ -71,6 +73,7 @@ def embed_inputs(
     device: str,
     dtype: str,
     batch_size: int,
+    workers: int,
     failures: Failures,
 ):
     """Writes embeddings of length 1, in float32.
@@ -82,6 +85,7 @@ def embed_inputs(
             metadata JSON lists, `images` and `texts`, of what the rows are; or a `.npy` file with one of the two.
         model_name, revision, device, dtype: see `_cli_models.load`.
         batch_size: images, or texts, that are embedded at once.
+        workers: processes that read images; 0 for none.
         failures: gets the images that cannot be read; they have no row.
     """
     model, processor = load(AutoModelForZeroShotImageClassification, model_name, revision, device, dtype)
@@ -89,7 +93,7 @@ def embed_inputs(
     if names:
         batches = [
             (batch, embed_images(model, pixel_values).cpu())
-            for batch, pixel_values in ImageBatches(names, processor, batch_size, failures)
+            for batch, pixel_values in ImageBatches(names, processor, batch_size, workers, failures)
         ]
         if not batches:
             raise OSError(f"None of the images can be read: {output} was not written.")

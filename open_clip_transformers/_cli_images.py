@@ -1,19 +1,13 @@
-"""From the names of images to batches of pixels: read ahead in threads while the model works on the batch before."""
+"""From the names of images to batches of pixels, read ahead while the model works on the batch before."""
 
-import os
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from tqdm import tqdm
 from transformers import ProcessorMixin
 
-from ._cli_inputs import read_image
 from ._cli_messages import Failures
-
-
-WORKERS = min(8, os.cpu_count() or 1)
+from ._image_loading import ImageDataset, load_images
 
 
 class ImageBatches:
@@ -26,26 +20,31 @@ class ImageBatches:
         names: paths and URLs of the images.
         processor: makes pixels of an image.
         batch_size: images in a batch; the last one may be smaller.
+        workers: processes that read images, at most two batches ahead; 0 to read them in this one.
         failures: gets the images that cannot be read.
     """
 
-    def __init__(self, names: list[str], processor: ProcessorMixin, batch_size: int, failures: Failures):
+    def __init__(self, names: list[str], processor: ProcessorMixin, batch_size: int, workers: int, failures: Failures):
         self.names = names
         self.processor = processor
         self.batch_size = batch_size
+        self.workers = workers
         self.failures = failures
 
     def __iter__(self) -> Iterator[tuple[list[str], torch.Tensor]]:
+        # The image processor alone travels to the workers. They start before tqdm does its thread.
+        dataset = ImageDataset(self.names, self.processor.image_processor)
+        loaded = load_images(dataset, ahead=2 * self.batch_size, workers=self.workers)
         names, pixels = [], []
         # Where standard error is no terminal, tqdm shows nothing.
         with tqdm(total=len(self.names), unit="image", disable=None, leave=False) as progress:
-            for name, future in self._read_ahead():
-                try:
-                    pixels.append(future.result())
-                    names.append(name)
-                except Exception as error:  # Pillow and the network raise nearly everything
-                    self.failures.add(name, error)
+            for name, item in zip(self.names, loaded):
+                if isinstance(item, str):
+                    self.failures.add(name, item)
                     progress.update()
+                    continue
+                names.append(name)
+                pixels.append(torch.from_numpy(item))
                 if len(names) == self.batch_size:
                     yield names, torch.stack(pixels)
                     progress.update(len(names))
@@ -53,20 +52,3 @@ class ImageBatches:
             if names:
                 yield names, torch.stack(pixels)
                 progress.update(len(names))
-
-    def _read_ahead(self) -> Iterator[tuple[str, Future]]:
-        """Each name with its pixels to be, of which at most two batches are kept ready."""
-        waiting: deque[tuple[str, Future]] = deque()
-        pool = ThreadPoolExecutor(WORKERS)
-        try:
-            for name in self.names:
-                waiting.append((name, pool.submit(self._read, name)))
-                if len(waiting) > 2 * self.batch_size:
-                    yield waiting.popleft()
-            while waiting:
-                yield waiting.popleft()
-        finally:  # also where the work stops early
-            pool.shutdown(cancel_futures=True)
-
-    def _read(self, name: str) -> torch.Tensor:
-        return self.processor.image_processor(read_image(name), return_tensors="pt").pixel_values[0]

@@ -1,5 +1,6 @@
 """Options that several commands have."""
 
+import os
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,10 @@ class Dtype(str, Enum):
     bfloat16 = "bfloat16"
 
 
+# Cores that this process may use, which in a container can be fewer than there are.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+DEFAULT_WORKERS = min(8, CORES)
+
 IMAGES_HELP = (
     "Files, folders (searched with their subfolders), patterns such as 'scans/**/*.png', http(s) URLs, or - for lines "
     "of these on standard input."
@@ -21,6 +26,9 @@ IMAGES_HELP = (
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A converted folder, or a Hub id of one.")]
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE", help=IMAGES_HELP)]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images that the model works on at once.")]
+Workers = Annotated[
+    int, typer.Option(min=0, help="Processes that read images ahead of the model, fewer for few images; 0 for none.")
+]
 Device = Annotated[str, typer.Option(help="Such as cpu or cuda:1; auto is this machine's accelerator, if it has one.")]
 ModelDtype = Annotated[Dtype, typer.Option(help="What to compute in; auto is what the model was saved in.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]

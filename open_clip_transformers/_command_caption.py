@@ -6,7 +6,19 @@ import typer
 
 from ._cli_inputs import find_images
 from ._cli_messages import Failures, errors_as_messages
-from ._cli_options import BatchSize, Device, Dtype, Images, Json, Model, ModelDtype, Revision, Traceback
+from ._cli_options import (
+    DEFAULT_WORKERS,
+    BatchSize,
+    Device,
+    Dtype,
+    Images,
+    Json,
+    Model,
+    ModelDtype,
+    Revision,
+    Traceback,
+    Workers,
+)
 
 
 Groups = Annotated[int | None, typer.Option(min=1, help="Groups of beams; open_clip's default is 3, of 6 beams.")]
@@ -32,6 +44,7 @@ def caption(
     prompt: Annotated[str | None, typer.Option(help="How every caption starts.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
     batch_size: BatchSize = 16,
+    workers: Workers = DEFAULT_WORKERS,
     revision: Revision = None,
     device: Device = "auto",
     dtype: ModelDtype = Dtype.auto,
@@ -69,6 +82,7 @@ def caption(
             device=device,
             dtype=dtype.value,
             batch_size=batch_size,
+            workers=workers,
             as_json=as_json,
             failures=failures,
         )

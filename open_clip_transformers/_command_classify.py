@@ -7,7 +7,19 @@ import typer
 
 from ._cli_inputs import find_images, read_lines
 from ._cli_messages import Failures, UsageError, errors_as_messages
-from ._cli_options import BatchSize, Device, Dtype, Images, Json, Model, ModelDtype, Revision, Traceback
+from ._cli_options import (
+    DEFAULT_WORKERS,
+    BatchSize,
+    Device,
+    Dtype,
+    Images,
+    Json,
+    Model,
+    ModelDtype,
+    Revision,
+    Traceback,
+    Workers,
+)
 
 
 def classify(
@@ -23,6 +35,7 @@ def classify(
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Labels to print for each image.")] = 1,
     batch_size: BatchSize = 16,
+    workers: Workers = DEFAULT_WORKERS,
     revision: Revision = None,
     device: Device = "auto",
     dtype: ModelDtype = Dtype.auto,
@@ -55,6 +68,7 @@ def classify(
             device=device,
             dtype=dtype.value,
             batch_size=batch_size,
+            workers=workers,
             top=top,
             as_json=as_json,
             failures=failures,

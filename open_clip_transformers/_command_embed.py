@@ -7,7 +7,18 @@ import typer
 
 from ._cli_inputs import find_images, read_lines
 from ._cli_messages import Failures, UsageError, errors_as_messages
-from ._cli_options import IMAGES_HELP, BatchSize, Device, Dtype, Model, ModelDtype, Revision, Traceback
+from ._cli_options import (
+    DEFAULT_WORKERS,
+    IMAGES_HELP,
+    BatchSize,
+    Device,
+    Dtype,
+    Model,
+    ModelDtype,
+    Revision,
+    Traceback,
+    Workers,
+)
 from ._cli_output import check_embedding_file
 
 
@@ -18,6 +29,7 @@ def embed(
     text: Annotated[list[str] | None, typer.Option(help="A text to embed; may be given several times.")] = None,
     texts_file: Annotated[Path | None, typer.Option(help="A text file with a text to embed on each line.")] = None,
     batch_size: BatchSize = 16,
+    workers: Workers = DEFAULT_WORKERS,
     revision: Revision = None,
     device: Device = "auto",
     dtype: ModelDtype = Dtype.auto,
@@ -48,6 +60,7 @@ def embed(
             device=device,
             dtype=dtype.value,
             batch_size=batch_size,
+            workers=workers,
             failures=failures,
         )
         raise typer.Exit(failures.exit_code())

@@ -1,12 +1,19 @@
 """`open-clip-transformers caption` against `generate` called directly."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 from PIL import Image
+from subprocess_output import own_output
 from transformers import AutoModelForImageTextToText
+
+from open_clip_transformers import _image_loading
 
 
 def captions_of(reference, folder, images, **kwargs):
@@ -44,6 +51,30 @@ def test_caption_prints_what_generate_gives(run, coca, images, reference, option
 
 def test_caption_of_batches_is_the_same(run, coca, images):
     assert run("caption", coca, *images, "--batch-size", 2).stdout == run("caption", coca, images[0].parent).stdout
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_caption_is_the_same_whoever_reads_the_images(run, coca, images, broken, monkeypatch, workers):
+    names = [images[0], broken[0], *images[1:]]
+    expected = run("caption", coca, *names, exit_code=1)
+    monkeypatch.setattr(_image_loading, "FILES_WORTH_A_PROCESS", 1)
+    result = run("caption", coca, *names, "--workers", workers, "--batch-size", 2, exit_code=1)
+    assert (result.stdout, result.stderr) == (expected.stdout, expected.stderr)
+
+
+@pytest.mark.slow
+def test_caption_ends_quietly_on_ctrl_c(coca, images):
+    command = [sys.executable, "-m", "open_clip_transformers", "caption", str(coca), *map(str, images), "--json"]
+    command += [str(images[0])] * 500 + ["--workers", "2", "--batch-size", "1"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert json.loads(process.stdout.readline())["image"] == str(images[0])
+    os.killpg(process.pid, signal.SIGINT)
+    assert own_output(process.communicate(timeout=60)[1]) == ""
+    assert process.returncode == 130
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
 
 
 def test_caption_in_json(run, coca, images):
@@ -112,6 +143,7 @@ def test_caption_when_no_image_can_be_read(run, coca, broken):
         (["--device", "cuda:99"], "--device cuda:99 cannot be used here"),
         (["--device", "gpu"], "--device gpu cannot be used here"),
         (["--batch-size", 0], "batch-size"),
+        (["--workers", -1], "workers"),
         (["--top-p", 1.5], "top-p"),
     ],
     ids=lambda value: value.split(".")[0].replace(" ", "_") if isinstance(value, str) else "",

@@ -1,30 +1,46 @@
-"""Batches of pixels, read ahead in threads, with a stand-in for the processor."""
+"""Batches of pixels, read ahead by processes, with a stand-in for the processor."""
 
 import io
+import multiprocessing
+import os
+import pickle
+import signal
 import sys
-import threading
+import time
 import types
 
 import numpy
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoImageProcessor
 
+from open_clip_transformers import _image_loading
 from open_clip_transformers._cli_images import ImageBatches
 from open_clip_transformers._cli_messages import Failures
+from open_clip_transformers._image_loading import ImageDataset
+
+
+in_processes = pytest.mark.skipif(
+    _image_loading.START_METHOD != "fork", reason="starting processes takes seconds here"
+)
+
+
+@pytest.fixture(autouse=True)
+def any_file_is_worth_a_process(monkeypatch):
+    monkeypatch.setattr(_image_loading, "FILES_WORTH_A_PROCESS", 1)
 
 
 @pytest.fixture
-def processor():
-    """Makes one pixel of an image: its number. Remembers which thread it was called from."""
-    threads = set()
+def processor(tmp_path):
+    """Makes two pixels of an image: its number, and the process that read it. Leaves a file for each image."""
 
     def image_processor(image, return_tensors):
-        threads.add(threading.current_thread())
-        pixel_values = torch.from_numpy(numpy.array(image))[None, None, :1, :1]
-        return types.SimpleNamespace(pixel_values=pixel_values)
+        number = numpy.array(image)[0, 0]
+        (tmp_path / f"{number}.read").touch()
+        return types.SimpleNamespace(pixel_values=torch.tensor([[[[number, os.getpid()]]]]))
 
-    return types.SimpleNamespace(image_processor=image_processor, threads=threads)
+    return types.SimpleNamespace(image_processor=image_processor)
 
 
 @pytest.fixture
@@ -35,19 +51,23 @@ def numbered(tmp_path):
     return sorted(map(str, tmp_path.glob("*.png")))
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=in_processes), pytest.param(3, marks=in_processes)])
 @pytest.mark.parametrize("batch_size", [1, 4, 13, 99])
-def test_batches_keep_the_order(numbered, processor, batch_size):
-    batches = list(ImageBatches(numbered, processor, batch_size, Failures()))
+def test_batches_keep_the_order(numbered, processor, batch_size, workers):
+    batches = list(ImageBatches(numbered, processor, batch_size, workers, Failures()))
     assert [len(names) for names, _ in batches][:-1] == [batch_size] * (len(batches) - 1)
     assert [name for names, _ in batches for name in names] == numbered
-    assert torch.cat([pixels for _, pixels in batches]).flatten().tolist() == list(range(13))
-    assert threading.main_thread() not in processor.threads
+    numbers, processes = torch.cat([pixels.flatten(1) for _, pixels in batches]).T.tolist()
+    assert numbers == list(range(13))
+    assert len(set(processes)) == max(workers, 1)
+    assert (os.getpid() in processes) == (workers == 0)
 
 
-def test_batches_are_filled_up_where_images_are_left_out(numbered, processor, broken, capsys):
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=in_processes)])
+def test_batches_are_filled_up_where_images_are_left_out(numbered, processor, broken, capsys, workers):
     names = [str(broken[0]), *numbered[:3], str(broken[1]), *numbered[3:], "missing.png"]
     failures = Failures()
-    batches = list(ImageBatches(names, processor, 4, failures))
+    batches = list(ImageBatches(names, processor, 4, workers, failures))
     assert [len(names) for names, _ in batches] == [4, 4, 4, 1]
     assert [name for names, _ in batches for name in names] == numbered
     assert failures.count == 3
@@ -55,16 +75,77 @@ def test_batches_are_filled_up_where_images_are_left_out(numbered, processor, br
     assert reported == [*map(str, broken), "missing.png"]
 
 
-def test_batches_are_read_a_little_ahead(numbered, processor, monkeypatch):
-    read = []
-    monkeypatch.setattr(
-        "open_clip_transformers._cli_images.read_image", lambda name: read.append(name) or Image.open(name)
-    )
-    batches = iter(ImageBatches(numbered, processor, 2, Failures()))
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=in_processes)])
+def test_batches_report_errors_without_a_message_by_their_name(numbered, capsys, workers):
+    def image_processor(image, return_tensors):
+        raise MemoryError
+
+    processor = types.SimpleNamespace(image_processor=image_processor)
+    assert list(ImageBatches(numbered[:2], processor, 4, workers, Failures())) == []
+    assert capsys.readouterr().err.splitlines() == [f"{name}: MemoryError" for name in numbered[:2]]
+
+
+@in_processes
+def test_batches_are_read_a_little_ahead(numbered, processor, tmp_path):
+    batches = iter(ImageBatches(numbered, processor, 2, 2, Failures()))
     next(batches)
-    assert len(read) <= 2 + 2 * 2
+    deadline = time.monotonic() + 20
+    while len(list(tmp_path.glob("*.read"))) < 2 + 2 * 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert len(list(tmp_path.glob("*.read"))) == 2 + 2 * 2
+
+
+@in_processes
+def test_batches_end_their_processes_when_they_are_left(numbered, processor):
+    batches = iter(ImageBatches(numbered, processor, 2, 3, Failures()))
+    next(batches)
+    assert len(multiprocessing.active_children()) == 3
     batches.close()
-    assert len(read) <= 2 + 2 * 2
+    assert not multiprocessing.active_children()
+
+
+@in_processes
+def test_batches_leave_interrupts_to_the_main_process(numbered, processor):
+    handler = signal.getsignal(signal.SIGINT)
+    batches = iter(ImageBatches(numbered, processor, 2, 2, Failures()))
+    next(batches)
+    for process in multiprocessing.active_children():
+        os.kill(process.pid, signal.SIGINT)
+    assert len(list(batches)) == 6
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_batches_of_few_images_start_no_process(numbered, processor, monkeypatch):
+    monkeypatch.setattr(_image_loading, "FILES_WORTH_A_PROCESS", 14)
+    batches = iter(ImageBatches(numbered, processor, 2, 8, Failures()))
+    next(batches)
+    assert not multiprocessing.active_children()
+
+
+@in_processes
+def test_batches_of_few_urls_start_processes(numbered, processor, monkeypatch, server):
+    monkeypatch.undo()
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    names = [f"{server}/{os.path.basename(name)}" for name in numbered[:4]]
+    ((batch, pixels),) = ImageBatches(names, processor, 16, 8, Failures())
+    numbers, processes = pixels.flatten(1).T.tolist()
+    assert (batch, numbers) == (names, [0, 1, 2, 3])
+    assert len(set(processes) - {os.getpid()}) == 2
+
+
+@in_processes
+def test_batches_take_more_workers_than_cores_without_a_warning(numbered, processor, recwarn):
+    assert len(list(ImageBatches(numbered, processor, 4, (os.cpu_count() or 1) + 1, Failures()))) == 4
+    assert not recwarn
+
+
+def test_dataset_can_be_sent_to_a_process(numbered, clip):
+    # As where processes do not fork.
+    dataset = ImageDataset(numbered, AutoImageProcessor.from_pretrained(clip))
+    sent = pickle.loads(pickle.dumps(dataset))
+    assert numpy.array_equal(sent[3], dataset[3])
+    assert sent[3].dtype == numpy.float32 and sent[3].shape[0] == 3
 
 
 @pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "file"])
@@ -72,5 +153,5 @@ def test_batches_show_their_progress_on_a_terminal_only(numbered, processor, mon
     stderr = io.StringIO()
     stderr.isatty = lambda: terminal
     monkeypatch.setattr(sys, "stderr", stderr)
-    list(ImageBatches(numbered, processor, 4, Failures()))
+    list(ImageBatches(numbered, processor, 4, 0, Failures()))
     assert ("0/13" in stderr.getvalue()) == terminal
