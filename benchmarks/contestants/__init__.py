@@ -15,6 +15,10 @@ TABLE: dict[tuple[str, str], tuple[str, str]] = {
         for name in ("ours", "open_clip", "transformers")
     },
     ("processing", "transformers_pil"): ("newest", "contestants.processing_transformers"),
+    **{
+        ("startup", name): ("newest", "contestants.startup_processes")
+        for name in ("ours", "transformers", "open_clip")
+    },
 }
 
 
