@@ -1,8 +1,10 @@
 """Captioning with `generate`: what CoCa adds to transformers' `GenerationMixin`."""
 
+from copy import copy
+
 import torch
 from torch.nn import functional as F
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StaticCache
 from transformers.generation import GenerationMixin
 from transformers.generation.utils import GenerateOutput
 from transformers.masking_utils import create_causal_mask
@@ -119,8 +121,20 @@ class CoCaGenerationMixin(GenerationMixin):
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        if model_kwargs.get("past_key_values") is not None:
-            model_kwargs["past_key_values"] = CoCaCache.wrap(model_kwargs["past_key_values"])
+        cache = model_kwargs.get("past_key_values")
+        if cache is None:
+            return
+        images_cache = None
+        if cache.is_compileable:
+            tokens = model_kwargs["image_hidden_states"].shape[1]
+            images_cache = StaticCache(config=self.config.multimodal_config, max_cache_len=tokens)
+        model_kwargs["past_key_values"] = CoCaCache.wrap(cache, images_cache)
+
+    def _prefill(self, *args, **kwargs):
+        # Of a model that was compiled, only the steps are, which are all alike. The first pass is not: it has the
+        # prompts' lengths, and makes the tensors of the cache, which must not belong to a CUDA graph.
+        model = self if self._compiled_call_impl is None else copy(self)  # a copy is not compiled
+        return super(CoCaGenerationMixin, model)._prefill(*args, **kwargs)
 
     def _expand_inputs_for_generation(
         self, expand_size=1, is_encoder_decoder=False, input_ids=None, image_hidden_states=None, **kwargs
@@ -160,8 +174,11 @@ class CoCaGenerationMixin(GenerationMixin):
 
     def _text_attention_mask(self, input_ids, attention_mask, past_key_values, query_length) -> torch.Tensor | None:
         # open_clip's text tower hides the token behind each padding id, also behind one that was generated: a step
-        # that only sees the newest token cannot know.
-        if not self.config.text_config.embed_cls or not (input_ids == self.config.text_config.pad_token_id).any():
+        # that only sees the newest token cannot know. Steps that are compiled always have this mask, which then is
+        # the same graph for all, and nothing to wait for.
+        if not self.config.text_config.embed_cls:
+            return None
+        if not past_key_values.is_compileable and not (input_ids == self.config.text_config.pad_token_id).any():
             return None
         visible = self.text_model.key_mask(input_ids, attention_mask)[:, : input_ids.shape[1]]
         return create_causal_mask(

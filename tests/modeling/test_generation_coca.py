@@ -304,19 +304,6 @@ def test_generate_without_causal_text_recomputes(pixel_values):
     assert [ids.shape[1] for ids in tokens] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("num_beams", [1, 2], ids=["greedy", "beams"])
-def test_generate_static_cache_compiles_without_graph_breaks(num_beams, model, pixel_values):
-    settings = {"num_beams": num_beams, "max_new_tokens": 6, "eos_token_id": None}
-    expected = model.generate(pixel_values=pixel_values, **settings)
-    static = model.generate(pixel_values=pixel_values, cache_implementation="static", **settings)
-    assert torch.equal(static, expected)
-
-    torch._dynamo.reset()
-    model.forward = torch.compile(model.forward, fullgraph=True, backend="eager")
-    compiled = model.generate(pixel_values=pixel_values, cache_implementation="static", **settings)
-    assert torch.equal(compiled, expected)
-
-
 def test_forward_with_a_cache_continues(model, pixel_values):
     input_ids = torch.randint(10, 90, (3, 7))
     whole = model(input_ids, pixel_values).logits
