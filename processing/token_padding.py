@@ -32,8 +32,10 @@ def pad_arrays(rows: Sequence[list[int]], length: int, fill: int, side: str) -> 
             "truncation=True, or padding='longest'."
         )
     if len(rows) == 1:  # for which the few large steps below take longer
-        ids, mask = pad_lists(rows, length, fill, side)
-        return np.array(ids, dtype=np.int64), np.array(mask, dtype=np.int64)
+        place = slice(length - longest, None) if side == "left" else slice(longest)
+        array, mask = np.full((1, length), fill), np.zeros((1, length), np.int64)
+        array[0, place], mask[0, place] = rows[0], 1
+        return array, mask
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     places = np.arange(length)
     is_id = places >= length - lengths[:, None] if side == "left" else places < lengths[:, None]

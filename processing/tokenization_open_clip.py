@@ -24,7 +24,7 @@ from .token_padding import pad_arrays, pad_lists
 
 
 # Arguments of a call that ask for more than ids and a mask, which is left to the base class.
-_EXTRA_OUTPUTS = (
+_EXTRA_OUTPUTS = {
     "is_split_into_words",
     "return_token_type_ids",
     "return_overflowing_tokens",
@@ -32,7 +32,7 @@ _EXTRA_OUTPUTS = (
     "return_offsets_mapping",
     "return_length",
     "sanitize_control_tokens",
-)
+}
 
 _NEEDED_TOKENS = {
     "strip_sep_token": ("sep_token",),
@@ -224,15 +224,23 @@ class OpenClipTokenizer(TokenizersBackend):
             length) with `return_tensors="pt"`.
         """
         is_default = text_pair is None and not args and padding in ("max_length", True) and self._has_max_length
-        if text is None or not is_default or kwargs.keys() - {"return_tensors"} or self.pad_token is None:
+        texts = [text] if isinstance(text, str) else text
+        if (
+            not is_default
+            or kwargs.keys() - {"return_tensors"}
+            or not _are_texts(texts)
+            or self.class_token_last
+            or self.pad_token is None
+        ):
             return super().__call__(text, text_pair, *args, padding=padding, **kwargs)
         # What that would come to, without looking at each of twenty arguments first.
-        return self._encode_plus(
-            text,
-            padding_strategy=PaddingStrategy.MAX_LENGTH,
-            truncation_strategy=TruncationStrategy.LONGEST_FIRST,
-            max_length=self.model_max_length,
-            **kwargs,
+        return self._encode_texts(
+            [self._prepare_text(each) for each in texts],
+            texts is not text,
+            kwargs.get("return_tensors"),
+            PaddingStrategy.MAX_LENGTH,
+            TruncationStrategy.LONGEST_FIRST,
+            self.model_max_length,
         )
 
     def _get_padding_truncation_strategies(self, padding=False, truncation=None, max_length=None, **kwargs):
@@ -258,8 +266,11 @@ class OpenClipTokenizer(TokenizersBackend):
             raise ValueError("Got an empty list of texts to tokenize: pass at least one text.")
         text, text_pair = self._prepare_text(text), self._prepare_text(text_pair)
         texts = [text] if isinstance(text, str) else text
-        is_plain = text_pair is None and isinstance(texts, list) and all(isinstance(part, str) for part in texts)
-        is_plain = is_plain and not any(kwargs.get(option) for option in _EXTRA_OUTPUTS)
+        is_plain = (
+            text_pair is None
+            and _are_texts(texts)
+            and not any(kwargs[option] for option in kwargs.keys() & _EXTRA_OUTPUTS)
+        )
         if self.class_token_last and kwargs.get("add_special_tokens", True):
             if not is_plain:
                 raise ValueError(
@@ -313,9 +324,8 @@ class OpenClipTokenizer(TokenizersBackend):
             for row in rows:
                 self._eventual_warn_about_too_long_sequence(row, max_length, verbose)
         if pads:
-            length = max(map(len, rows))
-            if padding_strategy == PaddingStrategy.MAX_LENGTH and max_length is not None:
-                length = max_length
+            to_max_length = padding_strategy == PaddingStrategy.MAX_LENGTH and max_length is not None
+            length = max_length if to_max_length else max(map(len, rows))
             if pad_to_multiple_of:
                 length = -(-length // pad_to_multiple_of) * pad_to_multiple_of
             pad = pad_lists if return_tensors is None else pad_arrays
@@ -323,7 +333,8 @@ class OpenClipTokenizer(TokenizersBackend):
         else:
             masks = [[1] * len(row) for row in rows]
         data = {"input_ids": rows, "attention_mask": masks}
-        self._strip_sep_token(data)
+        if self.strip_sep_token:
+            self._strip_sep_token(data)
         wants_mask = (
             "attention_mask" in self.model_input_names if return_attention_mask is None else return_attention_mask
         )
@@ -430,6 +441,10 @@ class OpenClipTokenizer(TokenizersBackend):
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         return super()._save_pretrained(save_directory, file_names, **kwargs)
+
+
+def _are_texts(texts) -> bool:
+    return isinstance(texts, list) and len(texts) > 0 and all(isinstance(text, str) for text in texts)
 
 
 def _backend(file: str | os.PathLike | None, tokenizer: Tokenizer | None) -> Tokenizer:
