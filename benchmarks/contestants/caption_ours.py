@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from transformers import CompileConfig
 
 import open_clip_transformers  # noqa: F401  registers the models
 from contestants.caption_common import EOS, captions
@@ -61,10 +60,8 @@ class OursCompiled(Ours):
     def __init__(self, settings: dict, folder: Path):
         super().__init__(settings, folder)
         torch.compiler.reset()
-        # transformers compiles on GPUs by itself, with CUDA graphs.
-        compile_config = CompileConfig() if settings["device"] == "cuda" else CompileConfig(mode="default")
-        compile_config._compile_all_devices = True
-        self.arguments |= {"cache_implementation": "static", "compile_config": compile_config}
+        self.model.compile(mode="reduce-overhead" if settings["device"] == "cuda" else None)
+        self.arguments["cache_implementation"] = "static"
         self.run()
 
 
