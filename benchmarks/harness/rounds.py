@@ -9,8 +9,9 @@ from .cells import Options
 from .workers import WorkerError
 
 
-# A first run this long is warm-up enough.
+# A first run this long is warm-up enough, and one this long is the only sample.
 SLOW_SECONDS = 10.0
+LONG_SECONDS = 30.0
 WARM_UPS = 3
 STEADY = 0.1
 FEWEST_ROUNDS = 2
@@ -85,6 +86,9 @@ def take_samples(runs: dict[str, Run], options: Options) -> dict[str, Samples]:
             samples[name].error = error
             continue
         samples[name].repeats = repeats
+        if seconds >= LONG_SECONDS:
+            samples[name].seconds, samples[name].rounds, plans[name] = [seconds], [0], set()
+            continue
         plans[name] = rounds_for(seconds * repeats, options.budget / len(runs), options)
     for turn in range(options.rounds):
         for name in rotated(list(runs), turn):
