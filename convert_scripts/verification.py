@@ -25,7 +25,7 @@ from .conversion_plan import ConversionPlan
 from .derived_plan import DerivedPlan
 from .errors import ConversionError, listing
 from .open_clip_reference import load_open_clip_model
-from .write_safetensors import same_bytes
+from .write_safetensors import one_thread, same_bytes
 
 
 MODES = ("auto", "full", "structure", "none")
@@ -141,7 +141,7 @@ def _our_outputs(folder: Path, plan: ConversionPlan) -> Outputs:
 def check_tensors(folder: Path, plan: ConversionPlan | DerivedPlan) -> torch.dtype:
     """The dtype of the folder's floating point weights, all of which are found to be the plan's."""
     dtypes = set()
-    with ExitStack() as stack:
+    with one_thread(), ExitStack() as stack:
         files = [stack.enter_context(safe_open(path, framework="pt")) for path in sorted(folder.glob("*.safetensors"))]
         file_of = {key: file for file in files for key in file.keys()}  # noqa: SIM118  not a dict
         wrong = file_of.keys() ^ plan.shapes.keys()

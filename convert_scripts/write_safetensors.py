@@ -8,6 +8,7 @@ whole file would lie in memory. The format is a length, a JSON header and the te
 import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def write_safetensors(path: Path, layout: Mapping[str, torch.Tensor], tensors: I
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     missing = set(layout)
-    with path.open("wb") as file:
+    with path.open("wb") as file, one_thread():
         file.write(struct.pack("<Q", len(text)) + text)
         for name, tensor in tensors:
             if tensor.shape != layout[name].shape:
@@ -88,14 +89,27 @@ def byte_blocks(tensor: torch.Tensor, dtype: torch.dtype) -> Iterator[np.ndarray
         yield block.to(dtype).contiguous().view(-1).view(torch.uint8).numpy()
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within it torch casts and copies in one thread, which memory and disks keep waiting as it is.
+
+    More of them would wait for each other wherever something else, such as the hash of the source, has a core.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def same_bytes(written: torch.Tensor, tensor: torch.Tensor) -> bool:
     """Whether a contiguous tensor holds `tensor`, cast to its dtype, bit for bit; also NaN equals itself."""
     if written.shape != tensor.shape:
         return False
     content, start = written.view(-1).view(torch.uint8).numpy(), 0
     for block in byte_blocks(tensor, written.dtype):
-        # Strings of bytes are compared several times faster than arrays.
-        if content[start : start + len(block)].tobytes() != block.tobytes():
+        if not np.array_equal(content[start : start + len(block)], block):
             return False
         start += len(block)
     return True
