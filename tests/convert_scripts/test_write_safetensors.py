@@ -118,3 +118,12 @@ def test_same_bytes_is_exact():
     assert same_bytes(nan.clone(), nan)
     assert not same_bytes(torch.tensor([0.0]), torch.tensor([-0.0]))
     assert not same_bytes(torch.ones(2, 3), torch.ones(3, 2))
+
+
+def test_one_thread_is_given_back(tmp_path, monkeypatch):
+    threads = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    with pytest.raises(ConversionError):
+        write_safetensors(tmp_path / "x", layout_of({"a": torch.ones(1)}), [])
+    assert threads == [1, 7]
