@@ -19,6 +19,7 @@ TABLE: dict[tuple[str, str], tuple[str, str]] = {
         ("startup", name): ("newest", "contestants.startup_processes")
         for name in ("ours", "transformers", "open_clip")
     },
+    **{("conversion", name): ("newest", "contestants.conversion_files") for name in ("ours", "copy")},
 }
 
 

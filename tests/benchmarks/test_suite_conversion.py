@@ -1,0 +1,76 @@
+"""The suite of conversions: its cells, and both contestants on a reduced checkpoint."""
+
+import json
+import os
+
+import contestants
+import pytest
+import torch
+from contestants.conversion_files import CONTESTANTS, checkpoint
+from contestants.weights import make_weights
+from harness.cells import Options
+from harness.environments import variables
+from safetensors.torch import load_file
+from suites import conversion
+
+
+SETTINGS = {"model": "coca_ViT-B-32", "reduced": True, "dtype": "bfloat16"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    make_weights("open_clip", SETTINGS, folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def search_path(monkeypatch):
+    """As workers have it."""
+    for name, value in variables(1).items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
+def test_cells_have_names_and_contestants_of_their_own(quick):
+    cells = conversion.cells(Options(quick=quick))
+    assert len({cell.name for cell in cells}) == len(cells)
+    for cell in cells:
+        assert cell.contestants[0] == "ours"
+        assert json.loads(json.dumps(cell.settings)) == cell.settings
+        assert all(contestants.find(cell.suite, name) for name in cell.contestants)
+    assert conversion.cells(Options(device="cuda")) == []
+
+
+def test_checkpoints_of_both_formats_hold_the_same(folder):
+    tensors = load_file(checkpoint({**SETTINGS, "format": "safetensors"}, folder))
+    packed = torch.load(checkpoint({**SETTINGS, "format": "pt"}, folder), weights_only=True)
+    assert tensors.keys() == packed.keys()
+    assert all(torch.equal(tensor, packed[name]) for name, tensor in tensors.items())
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system's cache cannot be emptied")
+@pytest.mark.parametrize("name", CONTESTANTS)
+def test_contestants_leave_the_source_alone(name, folder):
+    contestant = CONTESTANTS[name]({**SETTINGS, "format": "pt"}, folder)
+    source, before = contestant.source.read_bytes(), sorted(folder.iterdir())
+    assert 0 < contestant.timed_run() < 60
+    assert contestant.source.read_bytes() == source
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system's cache cannot be emptied")
+def test_conversion_tells_its_memory(folder):
+    contestant = CONTESTANTS["ours"]({**SETTINGS, "format": "safetensors"}, folder)
+    contestant.timed_run()
+    figures = contestant.figures()
+    assert 0 < contestant.peak_bytes() < 500e6
+    assert figures["seconds of processors"] > 0
+    assert figures["checkpoint, GB"] == contestant.source.stat().st_size / 1e9
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system's cache cannot be emptied")
+def test_conversions_that_fail_are_errors(folder):
+    contestant = CONTESTANTS["ours"]({**SETTINGS, "dtype": "int7", "format": "pt"}, folder)
+    with pytest.raises(OSError, match="failed with exit code 1"):
+        contestant.timed_run()
