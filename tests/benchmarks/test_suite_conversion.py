@@ -74,3 +74,15 @@ def test_conversions_that_fail_are_errors(folder):
     contestant = CONTESTANTS["ours"]({**SETTINGS, "dtype": "int7", "format": "pt"}, folder)
     with pytest.raises(OSError, match="failed with exit code 1"):
         contestant.timed_run()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["safetensors", "pt"])
+def test_conversion_memory_is_bounded(tmp_path, kind, dtype):
+    settings = {"model": "ViT-L-14", "reduced": False, "format": kind, "dtype": dtype}
+    contestant = CONTESTANTS["ours"](settings, tmp_path)
+    contestant.timed_run()
+    size = contestant.source.stat().st_size
+    assert size > 1.7e9
+    assert contestant.peak_bytes() <= 0.15 * size + 200e6
