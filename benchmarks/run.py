@@ -1,7 +1,7 @@
 """Measures us and our peers side by side: the same weights, inputs and threads, in turn, in processes of their own.
 
     python benchmarks/run.py --suite caption encoder
-    python benchmarks/run.py --suite encoder --only "ViT-B-32 image" --rounds 9
+    python benchmarks/run.py --suite encoder --only "ViT-B-32 image.*float32$" --rounds 9
     python benchmarks/run.py --quick --json
 
 `make bench` makes the environments and runs all suites. A page of results (Markdown, JSON, PNG) is written for each.
@@ -9,6 +9,7 @@
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -24,10 +25,23 @@ from suites import SUITES
 QUICK_ROUNDS = 2
 
 
+def expression(text: str) -> re.Pattern[str]:
+    """A regular expression that takes letters of any case."""
+    try:
+        return re.compile(text, re.IGNORECASE)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from error
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suite", nargs="+", choices=SUITES, default=SUITES, help="which; all of them")
-    parser.add_argument("--only", metavar="TEXT", help="cells whose name has it; added to the results that there are")
+    parser.add_argument(
+        "--only",
+        type=expression,
+        metavar="REGEX",
+        help="cells whose name it finds; added to the results that there are",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=available_cores(), help="of each process; all cores")
     parser.add_argument("--rounds", type=int, help=f"the most samples of a contestant ({Options.rounds})")

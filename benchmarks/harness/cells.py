@@ -19,8 +19,8 @@ class Options:
     device: "cpu" or "cuda".
     threads: of every process, for torch and for tokenizers.
     rounds: the most samples of a contestant in a cell.
-    budget: seconds of a cell, shared by its contestants; a slow one gets fewer rounds, but two, or one where a run takes
-        half a minute.
+    budget: seconds of a cell, shared by its contestants; a slow one gets fewer rounds, but two, or one where a run
+        takes half a minute.
     quick: tiny sizes, which say that everything runs and nothing of its speed.
     """
 

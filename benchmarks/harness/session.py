@@ -1,6 +1,7 @@
 """A run of a suite from its cells to its files."""
 
 import datetime
+import re
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -17,24 +18,26 @@ from .runner import describe, describe_error, log, run_cells
 from .workers import WorkerError
 
 
-def run_suite(name: str, options: Options, only: str | None = None, output: Path | None = None) -> Record:
+def run_suite(name: str, options: Options, only: re.Pattern[str] | None = None, output: Path | None = None) -> Record:
     """Measures a suite, and writes its files to `output`, if given: the record after each cell, the page at the end.
 
     Args:
-        only: measures the cells whose name has this text (in any case) alone, and keeps what an earlier run on this
+        only: measures the cells whose name this expression finds alone, and keeps what an earlier run on this
             machine, with these versions, has written of the others.
 
     Raises:
-        ValueError: where no cell has `only` in its name.
+        ValueError: where `only` finds no cell.
         NotRun: where there is no GPU for the device, or the suite has nothing to measure on it.
     """
     suite = suites.load(name)
     every_cell = suite.cells(options)
-    cells = [cell for cell in every_cell if only is None or only.lower() in cell.name.lower()]
+    cells = [cell for cell in every_cell if only is None or only.search(cell.name)]
     if not every_cell:
         raise NotRun(f"{name} has nothing to measure on {options.device}.")
     if not cells:
-        raise ValueError(f"No cell of {name} has {only!r} in its name: {', '.join(each.name for each in every_cell)}")
+        raise ValueError(
+            f"No cell of {name} has a name that {only.pattern!r} finds: {', '.join(each.name for each in every_cell)}"
+        )
     with tempfile.TemporaryDirectory(prefix="benchmark_") as temporary:
         folder = Path(temporary)
         record = _new_record(name, options, _describe_environments(cells, options, folder))
