@@ -19,6 +19,10 @@ TABLE: dict[tuple[str, str], tuple[str, str]] = {
         ("startup", name): ("newest", "contestants.startup_processes")
         for name in ("ours", "transformers", "open_clip")
     },
+    **{
+        ("quantization", name): ("newest", "contestants.quantization_ours")
+        for name in ("ours", "ours_bf16", "ours_int8", "ours_int8_bf16", "ours_int8_dynamic")
+    },
     **{("conversion", name): ("newest", "contestants.conversion_files") for name in ("ours", "copy")},
 }
 
