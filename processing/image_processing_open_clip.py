@@ -58,7 +58,7 @@ class OpenClipImageProcessor(OpenClipImageSettings, TorchvisionBackend):
 
     def resize(self, image: torch.Tensor, size, resample, resize_mode: str = "shortest", **kwargs) -> torch.Tensor:
         """Images (..., channels, height, width) resized for `size`, before crop or padding."""
-        height, width = resized_size(*image.shape[-2:], (size.height, size.width), resize_mode)
+        height, width = resized_size(image.shape[-2], image.shape[-1], (size.height, size.width), resize_mode)
         if image.shape[-2:] == (height, width):
             return image
         return super().resize(image, SizeDict(height=height, width=width), resample, **kwargs)

@@ -1,6 +1,7 @@
 """What both image processors share: settings, geometry and checks (open_clip: `image_transform` in `transform.py`)."""
 
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -57,6 +58,13 @@ class OpenClipImageSettings:
         do_normalize: subtract `image_mean`, divide by `image_std`.
         do_convert_rgb: convert to RGB, as open_clip after resize and crop. An alpha channel is dropped.
     """
+
+    # Of the image processor that the mixin stands before.
+    backend: str
+    process_image: Callable
+    _valid_kwargs_names: list[str]
+    _standardize_kwargs: Callable
+    _preprocess_image_like_inputs: Callable
 
     valid_kwargs = OpenClipImageProcessorKwargs
     size = {"height": 224, "width": 224}

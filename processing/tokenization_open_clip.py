@@ -324,8 +324,8 @@ class OpenClipTokenizer(TokenizersBackend):
             for row in rows:
                 self._eventual_warn_about_too_long_sequence(row, max_length, verbose)
         if pads:
-            to_max_length = padding_strategy == PaddingStrategy.MAX_LENGTH and max_length is not None
-            length = max_length if to_max_length else max(map(len, rows))
+            length = max_length if padding_strategy == PaddingStrategy.MAX_LENGTH else None
+            length = max(map(len, rows)) if length is None else length
             if pad_to_multiple_of:
                 length = -(-length // pad_to_multiple_of) * pad_to_multiple_of
             pad = pad_lists if return_tensors is None else pad_arrays
