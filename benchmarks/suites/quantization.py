@@ -16,7 +16,7 @@ Our models in the forms that torchao gives them at load; none is a peer, and a r
 | `ours_int8_dynamic` | int8, `Int8DynamicActivationInt8WeightConfig`, which also rounds their inputs | int8 |
 
 The caption head, embeddings and norms are not quantised. *Compiled* is `torch.compile` of the image tower. Models at
-full size have random weights; what rounding costs a trained one, the digits model shows: a CoCa of 1.5 million
+full size have random weights; what rounding costs a trained one, the digits model shows: a CoCa of 0.9 million
 parameters, on pictures that it was not trained on. *Cosine* is the smallest of all rows, with the features in fp32."""
 
 FORMS = ("ours", "ours_bf16", "ours_int8", "ours_int8_bf16", "ours_int8_dynamic")
