@@ -1,41 +1,12 @@
 """Linear layers that run on the fastest kernel PyTorch has for inference, and their fusion on demand."""
 
-import platform
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-
-def onednn_dtypes() -> frozenset[torch.dtype]:
-    """What oneDNN multiplies faster than `F.linear`.
-
-    PyTorch gives products in fp32 to MKL: on an AMD processor oneDNN, which it has too, takes 0.4 to 0.9 of the time.
-    In bf16 `F.linear` is oneDNN, with a pass of its own for the bias. On others than x86 this was not measured.
-    """
-    if not torch.backends.mkldnn.is_available() or platform.machine() not in ("x86_64", "AMD64"):
-        return frozenset()
-    has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return frozenset({torch.float32, torch.bfloat16} if has_bfloat16 else {torch.float32})
-
-
-ONEDNN_DTYPES = onednn_dtypes()
-
-
-def onednn_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """`F.linear` by oneDNN, without gradients; `weight` may be in a layout of oneDNN's own."""
-    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
-
-
-def takes_kernels(inputs: torch.Tensor) -> bool:
-    """Whether a kernel may be called that knows nothing of gradients, autocast, compilers and tracers."""
-    return not (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch.is_autocast_enabled(inputs.device.type)
-    )
+from .linear_kernels import ONEDNN_DTYPES, compiled_cpu_linear, cpu_linear, onednn_linear, takes_kernels
 
 
 class FusedLinear:
@@ -64,6 +35,7 @@ class FusedLinear:
             layers == self.layers
             and inputs.device == self.device
             and inputs.dtype == self.dtype
+            and not torch.compiler.is_compiling()
             and takes_kernels(inputs)
             and self._fingerprint() == self.fingerprint
         )
@@ -113,9 +85,12 @@ class Linear(FusibleMixin, nn.Linear):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         if self.fused is not None and self.fused.fits(inputs, self):
             return self.fused(inputs)
-        weight = self.weight
+        # Not `self.weight`, which takes as long as all these checks.
+        parameters = self._parameters
+        weight = parameters.get("weight")
         # Weights of other types, quantised ones for instance, have kernels of their own.
         is_plain = type(weight) is nn.Parameter and weight.dtype == inputs.dtype and inputs.dtype in ONEDNN_DTYPES
         if is_plain and inputs.is_cpu and weight.is_cpu and takes_kernels(inputs):
-            return onednn_linear(inputs, weight, self.bias)
+            kernel = compiled_cpu_linear if torch.compiler.is_compiling() else cpu_linear
+            return kernel(inputs, weight, parameters["bias"])
         return super().forward(inputs)

@@ -9,16 +9,17 @@ from tiny_models import main_outputs, tiny_inputs, tiny_model
 from torch import nn
 from torch.nn import functional as F
 
-from open_clip_transformers.modeling import modeling_linear
+from open_clip_transformers.modeling import linear_kernels
 from open_clip_transformers.modeling.modeling_linear import FusibleMixin, Linear
 
 
-needs_packing = pytest.mark.skipif(not modeling_linear.ONEDNN_DTYPES, reason="fusing on this processor has no use")
+needs_packing = pytest.mark.skipif(not linear_kernels.ONEDNN_DTYPES, reason="fusing on this processor has no use")
 
 INPUTS = {
     "vector": torch.Size((37,)),
     "no rows": torch.Size((0, 37)),
     "a row": torch.Size((1, 37)),
+    "a few rows": torch.Size((2, 3, 37)),
     "a batch": torch.Size((3, 5, 37)),
     "heads": torch.Size((2, 3, 4, 37)),
 }
@@ -66,6 +67,25 @@ def test_gradients_and_autocast_are_torchs(fuses):
     assert torch.allclose(layer.weight.grad, inputs.sum(0).expand(53, -1))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert layer(inputs).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("rows", [1, 5, 40])
+def test_compiled_layer_computes_the_same(rows):
+    torch.manual_seed(0)
+    layer, inputs = Linear(37, 53), torch.randn(rows, 37)
+    compiled = torch.compile(layer, fullgraph=True)
+    with torch.no_grad():
+        assert close(compiled(inputs), F.linear(inputs, layer.weight, layer.bias))
+    compiled(inputs).sum().backward()
+    assert torch.allclose(layer.weight.grad, inputs.sum(0).expand(53, -1), atol=1e-5)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@torch.no_grad()
+def test_exported_layer_needs_nothing_but_torch(strict):
+    program = torch.export.export(Linear(37, 53), (torch.randn(5, 37),), strict=strict)
+    operators = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert operators == {"aten.linear.default"}
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip_vit", "resnet", "coca"])
