@@ -311,7 +311,10 @@ class OpenClipTokenizer(TokenizersBackend):
     ) -> BatchEncoding:
         """What the base class does with texts, in half its time."""
         backend, pads = self._tokenizer, padding_strategy != PaddingStrategy.DO_NOT_PAD
-        self.set_truncation_and_padding(PaddingStrategy.DO_NOT_PAD, truncation_strategy, max_length, 0, None, None)
+        strategy, side = truncation_strategy.value, self.truncation_side
+        truncation = {"max_length": max_length, "stride": 0, "strategy": strategy, "direction": side}
+        if backend.truncation != truncation or backend.padding is not None:  # else they are as the last call left them
+            self.set_truncation_and_padding(PaddingStrategy.DO_NOT_PAD, truncation_strategy, max_length, 0, None, None)
         splits = self.split_special_tokens if split_special_tokens is None else split_special_tokens
         if backend.encode_special_tokens != splits:
             backend.encode_special_tokens = splits
