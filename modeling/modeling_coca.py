@@ -163,7 +163,7 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             loss=self._loss(logits, labels, logits_per_image if return_loss else None, **kwargs),
             logits=logits,
             logits_per_image=logits_per_image,
-            logits_per_text=None if logits_per_image is None else logits_per_image.T,
+            logits_per_text=None if logits_per_image is None else logits_per_image.transpose(0, -1),
             image_embeds=image_embeds,
             text_embeds=text_embeds,
             image_hidden_states=image_hidden_states,

@@ -229,7 +229,7 @@ class OpenClipModel(OpenClipDualModel):
         return OpenClipOutput(
             loss=self.contrastive_loss(logits_per_image) if return_loss else None,
             logits_per_image=logits_per_image,
-            logits_per_text=logits_per_image.T,
+            logits_per_text=logits_per_image.transpose(0, -1),
             text_embeds=text_embeds,
             image_embeds=image_embeds,
             text_model_output=text_outputs,
