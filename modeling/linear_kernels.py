@@ -1,8 +1,12 @@
 """What multiplies fastest by a linear layer's weights on x86 processors, without gradients; chosen by measurement."""
 
 import platform
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+from weakref import WeakValueDictionary
 
 import torch
+from torch.nn import functional as F
 
 
 def onednn_dtypes() -> frozenset[torch.dtype]:
@@ -65,15 +69,67 @@ def cpu_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
     return (thin_linear if suits_thin_linear(inputs) else onednn_linear)(inputs, weight, bias)
 
 
-def register_cpu_linear():
-    """`cpu_linear` as an operator, for `torch.compile`, which would give `F.linear` to MKL and leaves this as it is."""
-    operators, name = torch.ops.open_clip_transformers, "open_clip_transformers::cpu_linear"
-    # This file may be imported again, as part of a repository with a model.
-    if not hasattr(operators, "cpu_linear"):
-        torch.library.define(name, "(Tensor inputs, Tensor weight, Tensor? bias) -> Tensor")
-        torch.library.impl(name, "CPU", cpu_linear)
-        torch.library.register_fake(name, lambda inputs, weight, bias: inputs @ weight.mT)
-    return operators.cpu_linear
+class FusedWeights:
+    """A copy of linear layers' weights as one matrix; on x86 processors in oneDNN's own layout.
+
+    It is of use as long as the weights are what they were when it was made.
+    """
+
+    # Compiled code can hold none, and finds it by the place of its first weights.
+    by_place: ClassVar[WeakValueDictionary[int, "FusedWeights"]] = WeakValueDictionary()
+
+    def __init__(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]):
+        self.fingerprint = fingerprint(weights)
+        weight = torch.cat([weight.detach() for weight in weights])
+        self.device, self.dtype = weight.device, weight.dtype
+        self.is_packed = weight.is_cpu
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.is_packed else weight
+        self.bias = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
+        self.by_place[weights[0].data_ptr()] = self
+
+    def is_of(self, weights: Sequence[torch.Tensor]) -> bool:
+        """Whether it is a copy of these weights as they are now."""
+        return self.fingerprint == fingerprint(weights)
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(..., in features) -> (..., sum of the layers' out features)."""
+        return (onednn_linear if self.is_packed else F.linear)(inputs, self.weight, self.bias)
 
 
-compiled_cpu_linear = register_cpu_linear()
+def fingerprint(weights: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
+    """Where weights lie and how often they were written to, as far as PyTorch knows."""
+    return [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]
+
+
+def fused_linear(
+    inputs: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]
+) -> torch.Tensor:
+    """`cpu_linear` of layers side by side, by the copy of their weights where there still is one."""
+    copy = FusedWeights.by_place.get(weights[0].data_ptr())
+    if copy is not None and copy.is_of(weights):
+        return copy(inputs)
+    return torch.cat([cpu_linear(inputs, *layer) for layer in zip(weights, biases, strict=True)], dim=-1)
+
+
+def as_operator(kernel: Callable, schema: str, fake: Callable):
+    """`kernel` as an operator, which `torch.compile` leaves as it is, where it would give `F.linear` to MKL."""
+    # Of this import alone: repositories bring this file along, in the version of their model.
+    namespace = __name__.replace(".", "_")
+    operators, name = getattr(torch.ops, namespace), kernel.__name__
+    if not hasattr(operators, name):
+        torch.library.define(f"{namespace}::{name}", schema)
+        torch.library.impl(f"{namespace}::{name}", "CPU", kernel)
+        torch.library.register_fake(f"{namespace}::{name}", fake)
+    return getattr(operators, name)
+
+
+compiled_cpu_linear = as_operator(
+    cpu_linear,
+    "(Tensor inputs, Tensor weight, Tensor? bias) -> Tensor",
+    lambda inputs, weight, bias: inputs.new_empty((*inputs.shape[:-1], len(weight))),
+)
+compiled_fused_linear = as_operator(
+    fused_linear,
+    "(Tensor inputs, Tensor[] weights, Tensor?[] biases) -> Tensor",
+    lambda inputs, weights, biases: inputs.new_empty((*inputs.shape[:-1], sum(map(len, weights)))),
+)

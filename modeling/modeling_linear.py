@@ -4,45 +4,47 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from .linear_kernels import ONEDNN_DTYPES, compiled_cpu_linear, cpu_linear, onednn_linear, takes_kernels
+from .linear_kernels import (
+    ONEDNN_DTYPES,
+    FusedWeights,
+    compiled_cpu_linear,
+    compiled_fused_linear,
+    cpu_linear,
+    takes_kernels,
+)
 
 
 class FusedLinear:
-    """The weights of linear layers that share their inputs, as one matrix; on x86 processors in oneDNN's own layout.
-
-    This is a copy of the weights, and of use as long as they are what they were when it was made.
-    """
+    """Linear layers that share their inputs, as one product with a copy of their weights."""
 
     def __init__(self, layers: Sequence["Linear"]):
         self.layers = tuple(layers)
-        self.fingerprint = self._fingerprint()
-        weight = torch.cat([layer.weight.detach() for layer in layers])
-        self.device, self.dtype = weight.device, weight.dtype
-        self.is_packed = weight.is_cpu
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.is_packed else weight
-        biases = [layer.bias for layer in layers]
-        self.bias = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
+        self.copy = FusedWeights(self._weights(), self._biases())
 
-    def _fingerprint(self) -> list[tuple[int, int]]:
-        weights = [layer.weight for layer in self.layers]
-        return [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
+    def _weights(self) -> list[torch.Tensor]:
+        return [layer.weight for layer in self.layers]
+
+    def _biases(self) -> list[torch.Tensor | None]:
+        return [layer.bias for layer in self.layers]
 
     def fits(self, inputs: torch.Tensor, *layers: nn.Module) -> bool:
         """Whether it may stand for `layers` on these inputs: the layers it was made of, with the weights they had."""
+        copy = self.copy
         return (
             layers == self.layers
-            and inputs.device == self.device
-            and inputs.dtype == self.dtype
-            and not torch.compiler.is_compiling()
+            and inputs.device == copy.device
+            and inputs.dtype == copy.dtype
             and takes_kernels(inputs)
-            and self._fingerprint() == self.fingerprint
+            # Compiled code looks at the weights itself, whenever it runs.
+            and (copy.is_packed if torch.compiler.is_compiling() else copy.is_of(self._weights()))
         )
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         """(..., in features) -> (..., sum of the layers' out features)."""
-        return (onednn_linear if self.is_packed else F.linear)(inputs, self.weight, self.bias)
+        if torch.compiler.is_compiling():
+            return compiled_fused_linear(inputs, self._weights(), self._biases())
+        return self.copy(inputs)
 
 
 class FusibleMixin:

@@ -41,8 +41,8 @@ class OpenClipPreTrainedModel(PreTrainedModel):
         The projections of queries, keys and values become one product, and on x86 processors all weights are laid out
         as the kernel wants them. The layers themselves stay where they are, for PEFT and quantisers: one that was
         replaced, moved, cast, loaded or trained since computes with its own weights, and so do passes with gradients,
-        with autocast, and within `torch.compile`. What is changed in place through `weight.data` cannot be seen: call
-        `unfuse` before that.
+        with autocast, and within `torch.compile` on a GPU. What is changed in place through `weight.data` cannot be
+        seen: call `unfuse` before that.
 
         Returns:
             The model.

@@ -54,8 +54,8 @@ class OursFused(Ours):
     fused = True
 
 
-class OursCompiled(Ours):
-    """With a cache of fixed length, and the decoding step compiled."""
+class OursCompiled(OursFused):
+    """With fused weights, a cache of fixed length, and the decoding step compiled."""
 
     def __init__(self, settings: dict, folder: Path):
         super().__init__(settings, folder)

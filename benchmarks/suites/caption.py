@@ -13,9 +13,9 @@ default search of open_clip (6 beams in 3 groups), *greedy* takes the likeliest 
 10 %. No caption ends early: all have 30 tokens, or in the cells of lengths so many new ones.
 
 `ours` is `model.generate(pixel_values=...)` as the model is loaded, `ours_fused` the same after `model.fuse()`, and
-`ours_compiled` after `model.compile()`, with `cache_implementation="static"`. `open_clip` is
-3.3.0 with the last transformers that its `generate` runs on. `blip` is transformers' BlipForConditionalGeneration of
-base size with weights of its own, on the same images: patches of 16 pixels, 6 plain beams.
+`ours_compiled` after `model.fuse()` and `model.compile()`, with `cache_implementation="static"`. `open_clip` is 3.3.0
+with the last transformers that its `generate` runs on. `blip` is transformers' BlipForConditionalGeneration of base
+size with weights of its own, on the same images: patches of 16 pixels, 6 plain beams.
 
 The bound is that of the algorithm with a cache: the image tower once for an image, then for each token the weights of
 the decoder and what it keeps, for 2 beams an image where equal groups search alike."""

@@ -69,10 +69,13 @@ def test_gradients_and_autocast_are_torchs(fuses):
         assert layer(inputs).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("fuses", [False, True], ids=["plain", "fused"])
 @pytest.mark.parametrize("rows", [1, 5, 40])
-def test_compiled_layer_computes_the_same(rows):
+def test_compiled_layer_computes_the_same(rows, fuses):
     torch.manual_seed(0)
     layer, inputs = Linear(37, 53), torch.randn(rows, 37)
+    if fuses:
+        layer.fuse()
     compiled = torch.compile(layer, fullgraph=True)
     with torch.no_grad():
         assert close(compiled(inputs), F.linear(inputs, layer.weight, layer.bias))
@@ -165,15 +168,30 @@ def change_by_training(layer):
         change_by_training,
     ],
 )
+@pytest.mark.parametrize("compiles", [False, True], ids=["eager", "compiled"])
 @torch.no_grad()
-def test_changed_weights_are_seen(change):
+def test_changed_weights_are_seen(change, compiles):
     torch.manual_seed(0)
     layer, inputs = Linear(37, 53), torch.randn(3, 37)
     layer.fuse()
-    before = layer(inputs)
+    call = torch.compile(layer) if compiles else layer
+    before = call(inputs)
     change(layer)
-    assert close(layer(inputs), F.linear(inputs, layer.weight, layer.bias))
-    assert not close(layer(inputs), before)
+    assert close(call(inputs), F.linear(inputs, layer.weight, layer.bias))
+    assert not close(call(inputs), before)
+
+
+@torch.no_grad()
+def test_compiled_model_uses_fused_weights_as_long_as_they_are_right():
+    model = tiny_model("coca").eval()
+    inputs = tiny_inputs(model)
+    expected = main_outputs(model(**inputs))
+    compiled = torch.compile(model.fuse(), backend="eager", fullgraph=True)
+    for ours, theirs in zip(main_outputs(compiled(**inputs)), expected, strict=True):
+        assert close(ours, theirs)
+    model.text_model.encoder.layers[0].self_attn.v_proj.weight.add_(1)
+    after = compiled(**inputs).logits
+    assert torch.allclose(after, model.unfuse()(**inputs).logits, atol=1e-5)
 
 
 @torch.no_grad()
