@@ -47,39 +47,59 @@ def onednn_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
     return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
 
 
-def suits_thin_linear(inputs: torch.Tensor) -> bool:
-    """Whether the inputs are a few rows that stay in the first cache while the weights stream by.
-
-    As measured: up to 8 rows and 16 KiB the thin product takes 0.5 to 0.95 of oneDNN's time, beyond and for a single
-    row 1.0 to 1.7.
-    """
-    numel, features = inputs.numel(), inputs.shape[-1]
-    return HAS_MKL and inputs.dtype is torch.float32 and features < numel <= min(8 * features, 4096)
-
-
-def thin_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def mkl_linear_of_columns(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """`F.linear` by MKL, with the weights as the left matrix."""
     columns = inputs.flatten(0, -2).t()
     outputs = torch.mm(weight, columns) if bias is None else torch.addmm(bias.unsqueeze(1), weight, columns)
     return outputs.t().contiguous().view(*inputs.shape[:-1], -1)
 
 
+def onednn_linear_of_columns(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """`F.linear` by oneDNN, with the weights as the left matrix."""
+    outputs = onednn_linear(weight, inputs.flatten(0, -2), None).t().contiguous().view(*inputs.shape[:-1], -1)
+    return outputs if bias is None else outputs.add_(bias)
+
+
+def suits_mkl(inputs: torch.Tensor, most_rows: int) -> bool:
+    """Whether these are some rows, but few enough to stay in the first cache while the weights stream by."""
+    numel = inputs.numel()
+    return (
+        HAS_MKL
+        and inputs.dtype is torch.float32
+        and inputs.shape[-1] < numel <= min(most_rows * inputs.shape[-1], 4096)
+    )
+
+
 def cpu_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """`F.linear` by the fastest of these."""
-    return (thin_linear if suits_thin_linear(inputs) else onednn_linear)(inputs, weight, bias)
+    """`F.linear` by the fastest of these.
+
+    In fp32, of weights in memory, MKL's of columns takes 0.5 to 0.95 of oneDNN's time for two to six rows, oneDNN's of
+    columns 0.75 to 1.0 for eight to sixteen, which fill its vectors. For others they take longer.
+    """
+    if suits_mkl(inputs, most_rows=6):
+        return mkl_linear_of_columns(inputs, weight, bias)
+    if inputs.dtype is torch.float32 and 8 <= inputs.shape[:-1].numel() <= 16:
+        return onednn_linear_of_columns(inputs, weight, bias)
+    return onednn_linear(inputs, weight, bias)
+
+
+Weights = Sequence[torch.Tensor]
+Biases = Sequence[torch.Tensor | None]
 
 
 class FusedWeights:
-    """A copy of linear layers' weights as one matrix; on x86 processors in oneDNN's own layout.
+    """A copy of linear layers' weights as one matrix, and of their biases; on x86 processors in oneDNN's own layout.
 
-    It is of use as long as the weights are what they were when it was made.
+    It is of use as long as they are what they were when it was made.
     """
 
     # Compiled code can hold none, and finds it by the place of its first weights.
     by_place: ClassVar[WeakValueDictionary[int, "FusedWeights"]] = WeakValueDictionary()
 
-    def __init__(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]):
-        self.fingerprint = fingerprint(weights)
+    def __init__(self, weights: Weights, biases: Biases):
+        self.fingerprint = fingerprint(weights, biases)
+        # Kept so that no others come to lie where they do.
+        self.originals = [tensor.detach() for tensor in (*weights, *biases) if tensor is not None]
         weight = torch.cat([weight.detach() for weight in weights])
         self.device, self.dtype = weight.device, weight.dtype
         self.is_packed = weight.is_cpu
@@ -87,26 +107,26 @@ class FusedWeights:
         self.bias = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
         self.by_place[weights[0].data_ptr()] = self
 
-    def is_of(self, weights: Sequence[torch.Tensor]) -> bool:
-        """Whether it is a copy of these weights as they are now."""
-        return self.fingerprint == fingerprint(weights)
+    def serves(self, inputs: torch.Tensor, weights: Weights, biases: Biases) -> bool:
+        """Whether it is a copy of these as they are now, and the faster one: not for two rows."""
+        is_faster = not self.is_packed or not suits_mkl(inputs, most_rows=2)
+        return is_faster and self.fingerprint == fingerprint(weights, biases)
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         """(..., in features) -> (..., sum of the layers' out features)."""
         return (onednn_linear if self.is_packed else F.linear)(inputs, self.weight, self.bias)
 
 
-def fingerprint(weights: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
-    """Where weights lie and how often they were written to, as far as PyTorch knows."""
-    return [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]
+def fingerprint(weights: Weights, biases: Biases) -> list[tuple[int, int]]:
+    """Where they lie and how often they were written to, as far as PyTorch knows."""
+    tensors = [tensor for tensor in (*weights, *biases) if tensor is not None]
+    return [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
 
 
-def fused_linear(
-    inputs: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]
-) -> torch.Tensor:
+def fused_linear(inputs: torch.Tensor, weights: Weights, biases: Biases) -> torch.Tensor:
     """`cpu_linear` of layers side by side, by the copy of their weights where there still is one."""
     copy = FusedWeights.by_place.get(weights[0].data_ptr())
-    if copy is not None and copy.is_of(weights):
+    if copy is not None and copy.serves(inputs, weights, biases):
         return copy(inputs)
     return torch.cat([cpu_linear(inputs, *layer) for layer in zip(weights, biases, strict=True)], dim=-1)
 
@@ -118,7 +138,7 @@ def as_operator(kernel: Callable, schema: str, fake: Callable):
     operators, name = getattr(torch.ops, namespace), kernel.__name__
     if not hasattr(operators, name):
         torch.library.define(f"{namespace}::{name}", schema)
-        torch.library.impl(f"{namespace}::{name}", "CPU", kernel)
+        torch.library.impl(f"{namespace}::{name}", "cpu", kernel)
         torch.library.register_fake(f"{namespace}::{name}", fake)
     return getattr(operators, name)
 

@@ -30,14 +30,15 @@ class FusedLinear:
 
     def fits(self, inputs: torch.Tensor, *layers: nn.Module) -> bool:
         """Whether it may stand for `layers` on these inputs: the layers it was made of, with the weights they had."""
-        copy = self.copy
+        copy, weights = self.copy, self._weights()
         return (
             layers == self.layers
             and inputs.device == copy.device
             and inputs.dtype == copy.dtype
+            and all(type(weight) is nn.Parameter for weight in weights)
             and takes_kernels(inputs)
             # Compiled code looks at the weights itself, whenever it runs.
-            and (copy.is_packed if torch.compiler.is_compiling() else copy.is_of(self._weights()))
+            and (copy.is_packed if torch.compiler.is_compiling() else copy.serves(inputs, weights, self._biases()))
         )
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -79,7 +80,7 @@ class FusibleMixin:
 
 
 class Linear(FusibleMixin, nn.Linear):
-    """`nn.Linear` that calls oneDNN for inference on x86 processors."""
+    """`nn.Linear` that calls the faster kernels for inference on x86 processors."""
 
     def layers_to_fuse(self) -> tuple[nn.Module, ...]:
         return (self,)

@@ -19,6 +19,7 @@ INPUTS = {
     "vector": torch.Size((37,)),
     "no rows": torch.Size((0, 37)),
     "a row": torch.Size((1, 37)),
+    "two rows": torch.Size((2, 37)),
     "a few rows": torch.Size((2, 3, 37)),
     "a batch": torch.Size((3, 5, 37)),
     "heads": torch.Size((2, 3, 4, 37)),
@@ -70,7 +71,7 @@ def test_gradients_and_autocast_are_torchs(fuses):
 
 
 @pytest.mark.parametrize("fuses", [False, True], ids=["plain", "fused"])
-@pytest.mark.parametrize("rows", [1, 5, 40])
+@pytest.mark.parametrize("rows", [1, 2, 5, 12, 40])
 def test_compiled_layer_computes_the_same(rows, fuses):
     torch.manual_seed(0)
     layer, inputs = Linear(37, 53), torch.randn(rows, 37)
@@ -135,6 +136,10 @@ def change_in_place(layer):
     layer.weight.add_(1)
 
 
+def change_the_bias(layer):
+    layer.bias.add_(1)
+
+
 def change_by_loading(layer):
     layer.load_state_dict({name: value + 1 for name, value in layer.state_dict().items()})
 
@@ -151,6 +156,20 @@ def change_the_parameter(layer):
     layer.weight = nn.Parameter(layer.weight + 1)
 
 
+def change_what_was_freed(layer):
+    values = (layer.weight + 1).tolist()
+    layer.weight = None
+    layer.weight = nn.Parameter(torch.tensor(values))
+
+
+def change_by_parametrizing(layer):
+    class AddOne(nn.Module):
+        def forward(self, weight):
+            return weight + 1
+
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", AddOne())
+
+
 def change_by_training(layer):
     with torch.enable_grad():
         layer(torch.ones(1, layer.in_features)).sum().backward()
@@ -161,10 +180,13 @@ def change_by_training(layer):
     "change",
     [
         change_in_place,
+        change_the_bias,
         change_by_loading,
         change_by_assigning,
         change_the_data,
         change_the_parameter,
+        change_what_was_freed,
+        change_by_parametrizing,
         change_by_training,
     ],
 )
