@@ -49,9 +49,11 @@ def onednn_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
 
 def mkl_linear_of_columns(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """`F.linear` by MKL, with the weights as the left matrix."""
-    columns = inputs.flatten(0, -2).t()
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    # A single row goes in twice: MKL takes longer for one column than for two.
+    columns = (rows if len(rows) > 1 else rows.expand(2, -1).contiguous()).t()
     outputs = torch.mm(weight, columns) if bias is None else torch.addmm(bias.unsqueeze(1), weight, columns)
-    return outputs.t().contiguous().view(*inputs.shape[:-1], -1)
+    return outputs[:, : len(rows)].t().contiguous().view(*inputs.shape[:-1], -1)
 
 
 def onednn_linear_of_columns(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -61,19 +63,16 @@ def onednn_linear_of_columns(inputs: torch.Tensor, weight: torch.Tensor, bias: t
 
 
 def suits_mkl(inputs: torch.Tensor, most_rows: int) -> bool:
-    """Whether these are some rows, but few enough to stay in the first cache while the weights stream by."""
-    numel = inputs.numel()
-    return (
-        HAS_MKL
-        and inputs.dtype is torch.float32
-        and inputs.shape[-1] < numel <= min(most_rows * inputs.shape[-1], 4096)
-    )
+    """Whether these are so few numbers that they stay in the first cache while the weights stream by."""
+    rows, features = inputs.shape[:-1].numel(), inputs.shape[-1]
+    is_small = 0 < rows <= most_rows and 0 < features <= (3072 // rows if rows > 1 else 1024)
+    return HAS_MKL and inputs.dtype is torch.float32 and is_small
 
 
 def cpu_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """`F.linear` by the fastest of these.
 
-    In fp32, of weights in memory, MKL's of columns takes 0.5 to 0.95 of oneDNN's time for two to six rows, oneDNN's of
+    In fp32, of weights in memory, MKL's of columns takes 0.5 to 0.95 of oneDNN's time for one to six rows, oneDNN's of
     columns 0.75 to 1.0 for eight to sixteen, which fill its vectors. For others they take longer.
     """
     if suits_mkl(inputs, most_rows=6):
@@ -108,7 +107,7 @@ class FusedWeights:
         self.by_place[weights[0].data_ptr()] = self
 
     def serves(self, inputs: torch.Tensor, weights: Weights, biases: Biases) -> bool:
-        """Whether it is a copy of these as they are now, and the faster one: not for two rows."""
+        """Whether it is a copy of these as they are now, and the faster one: not for one or two rows."""
         is_faster = not self.is_packed or not suits_mkl(inputs, most_rows=2)
         return is_faster and self.fingerprint == fingerprint(weights, biases)
 
