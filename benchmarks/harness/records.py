@@ -71,7 +71,7 @@ def summary(result: Result) -> dict:
     return {
         "throughput": {each.contestant: throughput(result.cell, each) for each in result.measurements},
         "ratios": {name: vars(value) for name, value in ratios(result).items()},
-        "share_of_bound": bound_share(result),
+        "share_of_bound": {each.contestant: bound_share(result, each) for each in result.measurements},
         "goal": verdict(result),
     }
 

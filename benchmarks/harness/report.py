@@ -15,9 +15,10 @@ LEGEND = (
     "Each contestant runs in a process of its own, in turn with the others, in an order that each round rotates. "
     "Times are medians of the samples with their quartiles (least and largest of fewer than four). A ratio is the "
     "peer's time over ours in the same round: more than 1 is faster than the peer. *Of bound* is the least time that "
-    "the counted operations and bytes need at the measured ceilings, over ours. *Difference* is the largest of the "
-    "outputs over their largest value (of tokens, the share that is another). *Memory* is the most that the process "
-    "held while it ran, beside its libraries. *Within noise*: the upper quartile of the ratio reaches the goal."
+    "the counted operations and bytes need at the measured ceilings, over ours and our variants'. *Difference* is the "
+    "largest of the outputs over their largest value (of tokens, the share that is another). *Memory* is the most that "
+    "the process held while it ran, beside its libraries. *Within noise*: the upper quartile of the ratio reaches the "
+    "goal."
 )
 
 
@@ -162,8 +163,10 @@ def _throughput(result: Result) -> str:
 
 
 def _bound(result: Result) -> str:
-    share = bound_share(result)
-    return NOTHING if share is None else f"{share:.0%}"
+    shares = {each.contestant: bound_share(result, each) for each in result.measurements}
+    texts = {name: f"{share:.0%}" for name, share in shares.items() if share is not None and name.startswith("ours")}
+    ours = texts.pop("ours", NOTHING)
+    return "; ".join([ours, *(f"{name} {text}" for name, text in texts.items())])
 
 
 def _ratio_to(result: Result, peer: str) -> str:

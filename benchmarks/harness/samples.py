@@ -79,11 +79,11 @@ def throughput(cell: Cell, measurement: Measurement) -> float | None:
     return cell.count / statistics.median(measurement.seconds) if measurement.seconds else None
 
 
-def bound_share(result: Result) -> float | None:
-    """The bound over our median: 1 is as fast as the machine."""
-    if not result.bound_seconds or not result.ours.seconds:
+def bound_share(result: Result, measurement: Measurement) -> float | None:
+    """The bound over the contestant's median: 1 is as fast as the machine."""
+    if not result.bound_seconds or not measurement.seconds:
         return None
-    return result.bound_seconds / statistics.median(result.ours.seconds)
+    return result.bound_seconds / statistics.median(measurement.seconds)
 
 
 def difference(ours: list, theirs: list) -> tuple[float, bool]:
