@@ -49,7 +49,7 @@ def onednn_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
 
 def mkl_linear_of_columns(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """`F.linear` by MKL, with the weights as the left matrix."""
-    rows = inputs.reshape(-1, inputs.shape[-1])
+    rows = inputs.reshape(-1, inputs.shape[-1]).contiguous()
     # A single row goes in twice: MKL takes longer for one column than for two.
     columns = (rows if len(rows) > 1 else rows.expand(2, -1).contiguous()).t()
     outputs = torch.mm(weight, columns) if bias is None else torch.addmm(bias.unsqueeze(1), weight, columns)
@@ -58,7 +58,9 @@ def mkl_linear_of_columns(inputs: torch.Tensor, weight: torch.Tensor, bias: torc
 
 def onednn_linear_of_columns(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """`F.linear` by oneDNN, with the weights as the left matrix."""
-    outputs = onednn_linear(weight, inputs.flatten(0, -2), None).t().contiguous().view(*inputs.shape[:-1], -1)
+    # For rows that lie apart oneDNN takes its slowest way.
+    rows = inputs.reshape(-1, inputs.shape[-1]).contiguous()
+    outputs = onednn_linear(weight, rows, None).t().contiguous().view(*inputs.shape[:-1], -1)
     return outputs if bias is None else outputs.add_(bias)
 
 
