@@ -8,7 +8,7 @@ from pathlib import Path
 
 import contestants
 
-from .ceilings import best_of, bound_seconds
+from .ceilings import bound_seconds
 from .cells import Cell, Measurement, NotRun, Options, Result
 from .rounds import take_samples
 from .samples import difference
@@ -67,25 +67,19 @@ def run_cells(
 
     Args:
         folder: an empty one, for what contestants share.
-        on_result: called with each result as soon as it is there. Its bound is by the ceilings before; it is set again
-            once those after the cells are known.
+        on_result: called with each result as soon as it is there, its bound by the ceilings before.
 
     Returns: the ceilings "before" and "after".
     """
     ceilings = {"before": measure_ceilings(options, folder)}
-    results = []
     for _, group in itertools.groupby(cells, key=lambda cell: (cell.group is None, cell.group or cell.name)):
         with Workers(folder, options.threads) as workers:
             for cell in group:
                 log(f"{cell.suite}: {cell.name}")
                 result = run_cell(cell, options, workers)
                 result.bound_seconds = bound_seconds(result.bound, ceilings["before"])
-                results.append(result)
                 on_result(result)
     ceilings["after"] = measure_ceilings(options, folder)
-    best = best_of(ceilings.values())
-    for result in results:
-        result.bound_seconds = bound_seconds(result.bound, best)
     return ceilings
 
 
