@@ -17,8 +17,8 @@ LEGEND = (
     "peer's time over ours in the same round: more than 1 is faster than the peer. *Of bound* is the least time that "
     "the counted operations and bytes need at the measured ceilings, over ours and our variants'. *Difference* is the "
     "largest of the outputs over their largest value (of tokens, the share that is another). *Memory* is the most "
-    "that the process held while it ran, beside its libraries. *Within noise*: the upper quartile of the ratio reaches "
-    "the goal."
+    "that the process held while it ran, beside its libraries. *Within noise*: the upper quartile of the ratio "
+    "reaches the goal."
 )
 
 
