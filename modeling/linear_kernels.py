@@ -1,6 +1,7 @@
 """What multiplies fastest by a linear layer's weights on x86 processors, without gradients; chosen by measurement."""
 
 import platform
+import re
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 from weakref import WeakValueDictionary
@@ -23,6 +24,8 @@ def onednn_dtypes() -> frozenset[torch.dtype]:
 
 ONEDNN_DTYPES = onednn_dtypes()
 HAS_MKL = torch.backends.mkl.is_available()
+# PyTorch 2.6 has only the second.
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 def takes_kernels(inputs: torch.Tensor) -> bool:
@@ -36,10 +39,6 @@ def takes_kernels(inputs: torch.Tensor) -> bool:
         or torch.jit.is_tracing()
         or torch.is_autocast_enabled("cpu" if inputs.is_cpu else inputs.device.type)
     )
-
-
-# PyTorch 2.6 has only the second.
-is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 def onednn_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -65,14 +64,14 @@ def onednn_linear_of_columns(inputs: torch.Tensor, weight: torch.Tensor, bias: t
 
 
 def suits_mkl(inputs: torch.Tensor, most_rows: int) -> bool:
-    """Whether these are so few numbers that they stay in the first cache while the weights stream by."""
+    """Whether (..., features) in fp32 are few rows, small enough for the first cache while the weights stream by."""
     rows, features = inputs.shape[:-1].numel(), inputs.shape[-1]
     is_small = 0 < rows <= most_rows and 0 < features <= (3072 // rows if rows > 1 else 1024)
     return HAS_MKL and inputs.dtype is torch.float32 and is_small
 
 
 def cpu_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """`F.linear` by the fastest of these.
+    """`F.linear` by the fastest of these: (..., in features) by (out features, in features) -> (..., out features).
 
     In fp32, of weights in memory, MKL's of columns takes 0.5 to 0.95 of oneDNN's time for one to six rows, oneDNN's of
     columns 0.75 to 1.0 for eight to sixteen, which fill its vectors. For others they take longer.
@@ -125,7 +124,10 @@ def fingerprint(weights: Weights, biases: Biases) -> list[tuple[int, int]]:
 
 
 def fused_linear(inputs: torch.Tensor, weights: Weights, biases: Biases) -> torch.Tensor:
-    """`cpu_linear` of layers side by side, by the copy of their weights where there still is one."""
+    """`cpu_linear` of layers side by side, by the copy of their weights where there still is one.
+
+    (..., in features) -> (..., sum of the layers' out features).
+    """
     copy = FusedWeights.by_place.get(weights[0].data_ptr())
     if copy is not None and copy.serves(inputs, weights, biases):
         return copy(inputs)
@@ -134,8 +136,9 @@ def fused_linear(inputs: torch.Tensor, weights: Weights, biases: Biases) -> torc
 
 def as_operator(kernel: Callable, schema: str, fake: Callable):
     """`kernel` as an operator, which `torch.compile` leaves as it is, where it would give `F.linear` to MKL."""
-    # Of this import alone: repositories bring this file along, in the version of their model.
-    namespace = __name__.replace(".", "_")
+    # Of this import alone: repositories bring this file along, in the version of their model. Compilers write the name
+    # into code, and a folder's may have spaces.
+    namespace = re.sub(r"\W", "_", __name__, flags=re.ASCII)
     operators, name = getattr(torch.ops, namespace), kernel.__name__
     if not hasattr(operators, name):
         torch.library.define(f"{namespace}::{name}", schema)

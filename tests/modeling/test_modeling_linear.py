@@ -1,6 +1,7 @@
 """The kernels of linear layers for inference, and their fusion: the same numbers, and no trace of it elsewhere."""
 
 import copy
+import importlib.util
 import pickle
 
 import pytest
@@ -82,6 +83,17 @@ def test_compiled_layer_computes_the_same(rows, fuses):
         assert close(compiled(inputs), F.linear(inputs, layer.weight, layer.bias))
     compiled(inputs).sum().backward()
     assert torch.allclose(layer.weight.grad, inputs.sum(0).expand(53, -1), atol=1e-5)
+
+
+@needs_packing
+@torch.no_grad()
+def test_kernels_of_a_repository_compile_whatever_its_name():
+    spec = importlib.util.spec_from_file_location("a folder (1).linear_kernels", linear_kernels.__file__)
+    kernels = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(kernels)
+    inputs, weight = torch.randn(12, 37), torch.randn(53, 37)
+    compiled = torch.compile(lambda inputs: kernels.compiled_cpu_linear(inputs, weight, None) + 1, fullgraph=True)
+    assert close(compiled(inputs), inputs @ weight.T + 1)
 
 
 @pytest.mark.parametrize("strict", [False, True])
