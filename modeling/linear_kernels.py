@@ -41,9 +41,22 @@ def takes_kernels(inputs: torch.Tensor) -> bool:
     )
 
 
-def onednn_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """`F.linear` by oneDNN; `weight` may be in a layout of oneDNN's own."""
-    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+# What may follow a product without a pass of its own: oneDNN's name and formula, which are `F.gelu`'s too.
+ACTIVATIONS = {"none": ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
+
+
+def activate_(outputs: torch.Tensor, activation: str) -> torch.Tensor:
+    """One of `ACTIVATIONS`, in place."""
+    name, formula = ACTIVATIONS[activation]
+    return outputs if name == "none" else torch.ops.aten.gelu_(outputs, approximate=formula)
+
+
+def onednn_linear(
+    inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str = "none"
+) -> torch.Tensor:
+    """`F.linear` and an activation by oneDNN; `weight` may be in a layout of oneDNN's own."""
+    name, formula = ACTIVATIONS[activation]
+    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, name, [], formula)
 
 
 def mkl_linear_of_columns(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -70,17 +83,19 @@ def suits_mkl(inputs: torch.Tensor, most_rows: int) -> bool:
     return HAS_MKL and inputs.dtype is torch.float32 and is_small
 
 
-def cpu_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def cpu_linear(
+    inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str = "none"
+) -> torch.Tensor:
     """`F.linear` by the fastest of these: (..., in features) by (out features, in features) -> (..., out features).
 
     In fp32, of weights in memory, MKL's of columns takes 0.5 to 0.95 of oneDNN's time for one to six rows, oneDNN's of
     columns 0.75 to 1.0 for eight to sixteen, which fill its vectors. For others they take longer.
     """
     if suits_mkl(inputs, most_rows=6):
-        return mkl_linear_of_columns(inputs, weight, bias)
+        return activate_(mkl_linear_of_columns(inputs, weight, bias), activation)
     if inputs.dtype is torch.float32 and 8 <= inputs.shape[:-1].numel() <= 16:
-        return onednn_linear_of_columns(inputs, weight, bias)
-    return onednn_linear(inputs, weight, bias)
+        return activate_(onednn_linear_of_columns(inputs, weight, bias), activation)
+    return onednn_linear(inputs, weight, bias, activation)
 
 
 Weights = Sequence[torch.Tensor]
@@ -112,9 +127,11 @@ class FusedWeights:
         is_faster = not self.is_packed or not suits_mkl(inputs, most_rows=2)
         return is_faster and self.fingerprint == fingerprint(weights, biases)
 
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+    def __call__(self, inputs: torch.Tensor, activation: str = "none") -> torch.Tensor:
         """(..., in features) -> (..., sum of the layers' out features)."""
-        return (onednn_linear if self.is_packed else F.linear)(inputs, self.weight, self.bias)
+        if self.is_packed:
+            return onednn_linear(inputs, self.weight, self.bias, activation)
+        return activate_(F.linear(inputs, self.weight, self.bias), activation)
 
 
 def fingerprint(weights: Weights, biases: Biases) -> list[tuple[int, int]]:
@@ -123,15 +140,16 @@ def fingerprint(weights: Weights, biases: Biases) -> list[tuple[int, int]]:
     return [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
 
 
-def fused_linear(inputs: torch.Tensor, weights: Weights, biases: Biases) -> torch.Tensor:
+def fused_linear(inputs: torch.Tensor, weights: Weights, biases: Biases, activation: str = "none") -> torch.Tensor:
     """`cpu_linear` of layers side by side, by the copy of their weights where there still is one.
 
     (..., in features) -> (..., sum of the layers' out features).
     """
     copy = FusedWeights.by_place.get(weights[0].data_ptr())
     if copy is not None and copy.serves(inputs, weights, biases):
-        return copy(inputs)
-    return torch.cat([cpu_linear(inputs, *layer) for layer in zip(weights, biases, strict=True)], dim=-1)
+        return copy(inputs, activation)
+    layers = zip(weights, biases, strict=True)
+    return torch.cat([cpu_linear(inputs, weight, bias, activation) for weight, bias in layers], dim=-1)
 
 
 def as_operator(kernel: Callable, schema: str, fake: Callable):
@@ -149,11 +167,11 @@ def as_operator(kernel: Callable, schema: str, fake: Callable):
 
 compiled_cpu_linear = as_operator(
     cpu_linear,
-    "(Tensor inputs, Tensor weight, Tensor? bias) -> Tensor",
-    lambda inputs, weight, bias: inputs.new_empty((*inputs.shape[:-1], len(weight))),
+    '(Tensor inputs, Tensor weight, Tensor? bias, str activation="none") -> Tensor',
+    lambda inputs, weight, bias, activation="none": inputs.new_empty((*inputs.shape[:-1], len(weight))),
 )
 compiled_fused_linear = as_operator(
     fused_linear,
-    "(Tensor inputs, Tensor[] weights, Tensor?[] biases) -> Tensor",
-    lambda inputs, weights, biases: inputs.new_empty((*inputs.shape[:-1], sum(map(len, weights)))),
+    '(Tensor inputs, Tensor[] weights, Tensor?[] biases, str activation="none") -> Tensor',
+    lambda inputs, weights, biases, activation="none": inputs.new_empty((*inputs.shape[:-1], sum(map(len, weights)))),
 )

@@ -15,7 +15,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .modeling_linear import FusibleMixin, Linear
+from .modeling_linear import FusibleMixin, Linear, activated
 
 
 class LayerNorm(nn.LayerNorm):
@@ -101,8 +101,12 @@ class MLP(nn.Module):
         self.activation_fn = ACT2FN[config.hidden_act]
         self.fc2 = Linear(config.intermediate_size, config.hidden_size)
 
+    def activate(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(..., hidden_size) -> (..., intermediate_size), between the two layers."""
+        return activated(self.fc1, self.activation_fn, hidden_states)
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+        return self.fc2(self.activate(hidden_states))
 
 
 class NormedMLP(MLP):
@@ -113,7 +117,7 @@ class NormedMLP(MLP):
         self.norm = norm_layer(config, config.intermediate_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.norm(self.activation_fn(self.fc1(hidden_states))))
+        return self.fc2(self.norm(self.activate(hidden_states)))
 
 
 def eager_attention_forward(

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn.modules import module as global_hooks
+from transformers.activations import ACT2FN
 
 from .linear_kernels import (
     ONEDNN_DTYPES,
@@ -41,11 +43,11 @@ class FusedLinear:
             and (copy.is_packed if torch.compiler.is_compiling() else copy.serves(inputs, weights, self._biases()))
         )
 
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(..., in features) -> (..., sum of the layers' out features)."""
+    def __call__(self, inputs: torch.Tensor, activation: str = "none") -> torch.Tensor:
+        """(..., in features) -> (..., sum of the layers' out features), and one of `ACTIVATIONS` of them."""
         if torch.compiler.is_compiling():
-            return compiled_fused_linear(inputs, self._weights(), self._biases())
-        return self.copy(inputs)
+            return compiled_fused_linear(inputs, self._weights(), self._biases(), activation)
+        return self.copy(inputs, activation)
 
 
 class FusibleMixin:
@@ -79,21 +81,61 @@ class FusibleMixin:
         return {name: value for name, value in self.__dict__.items() if name != "fused"}
 
 
+def has_kernel(inputs: torch.Tensor, weight: torch.Tensor | None) -> bool:
+    """Whether `kernel` may multiply them, and does so faster than PyTorch."""
+    # Weights of other types, quantised ones for instance, have kernels of their own.
+    is_plain = type(weight) is nn.Parameter and weight.dtype == inputs.dtype and inputs.dtype in ONEDNN_DTYPES
+    return is_plain and inputs.is_cpu and weight.is_cpu and takes_kernels(inputs)
+
+
+def kernel(
+    inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str = "none"
+) -> torch.Tensor:
+    """`F.linear` and one of `ACTIVATIONS`, by the faster kernels."""
+    chosen = compiled_cpu_linear if torch.compiler.is_compiling() else cpu_linear
+    return chosen(inputs, weight, bias, activation)
+
+
 class Linear(FusibleMixin, nn.Linear):
     """`nn.Linear` that calls the faster kernels for inference on x86 processors."""
 
     def layers_to_fuse(self) -> tuple[nn.Module, ...]:
         return (self,)
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def multiply(self, inputs: torch.Tensor, activation: str = "none") -> torch.Tensor | None:
+        """The outputs and one of `ACTIVATIONS` of them by a faster kernel, or `None` where there is none."""
         if self.fused is not None and self.fused.fits(inputs, self):
-            return self.fused(inputs)
+            return self.fused(inputs, activation)
         # Not `self.weight`, which takes as long as all these checks.
         parameters = self._parameters
         weight = parameters.get("weight")
-        # Weights of other types, quantised ones for instance, have kernels of their own.
-        is_plain = type(weight) is nn.Parameter and weight.dtype == inputs.dtype and inputs.dtype in ONEDNN_DTYPES
-        if is_plain and inputs.is_cpu and weight.is_cpu and takes_kernels(inputs):
-            kernel = compiled_cpu_linear if torch.compiler.is_compiling() else cpu_linear
-            return kernel(inputs, weight, parameters["bias"])
-        return super().forward(inputs)
+        return kernel(inputs, weight, parameters["bias"], activation) if has_kernel(inputs, weight) else None
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        outputs = self.multiply(inputs)
+        return super().forward(inputs) if outputs is None else outputs
+
+
+# By their types, which what a user puts in their place does not have.
+KERNEL_ACTIVATIONS = {type(ACT2FN["gelu"]): "gelu", type(ACT2FN["gelu_pytorch_tanh"]): "gelu_tanh"}
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether a hook, or a `forward` of its own, wants to be told of the module's calls."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or "forward" in module.__dict__
+        or global_hooks._global_forward_hooks
+        or global_hooks._global_forward_pre_hooks
+    )
+
+
+def activated(layer: nn.Module, activation_fn: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """`activation_fn(layer(inputs))`, by one kernel where nothing looks at what is between them."""
+    activation = KERNEL_ACTIVATIONS.get(type(activation_fn))
+    if activation and type(layer) is Linear and not (is_watched(layer) or is_watched(activation_fn)):
+        outputs = layer.multiply(inputs, activation)
+        if outputs is not None:
+            return outputs
+    return activation_fn(layer(inputs))

@@ -27,6 +27,7 @@ from .modeling_layers import (
     norm_layer,
 )
 from .modeling_linear import Linear
+from .modeling_patch_embedding import PatchConv2d
 from .modeling_patches import PatchTowerMixin
 from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
 from .pixel_values import check_pixel_values
@@ -70,12 +71,8 @@ class SiglipVitEmbeddings(nn.Module):
         self.config = config
         self.num_embedded_prefix_tokens = 0 if config.no_embed_class else config.num_prefix_tokens
         patch_size = height_and_width(config.patch_size)
-        self.patch_embedding = nn.Conv2d(
-            config.num_channels,
-            config.hidden_size,
-            kernel_size=patch_size,
-            stride=patch_size,
-            bias=not config.use_pre_layer_norm,
+        self.patch_embedding = PatchConv2d(
+            config.num_channels, config.hidden_size, patch_size, bias=not config.use_pre_layer_norm
         )
         self.class_embedding = self.register_embedding = None
         if config.use_class_token:
@@ -138,7 +135,7 @@ class SiglipVitMLP(MLP):
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.dropout(self.activation_fn(self.fc1(hidden_states)))
+        hidden_states = self.dropout(self.activate(hidden_states))
         return self.dropout(self.fc2(hidden_states))
 
 

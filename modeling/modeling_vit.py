@@ -16,6 +16,7 @@ from ..configuration.configuration_vit import OpenClipVitConfig
 from .modeling_backbones import TransformerBackbone
 from .modeling_layers import AttentionalPooler, Encoder, PatchDropout, norm_layer
 from .modeling_linear import Linear
+from .modeling_patch_embedding import PatchConv2d
 from .modeling_patches import PatchTowerMixin
 from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
 from .pixel_values import check_pixel_values
@@ -61,9 +62,7 @@ class OpenClipVitEmbeddings(nn.Module):
         super().__init__()
         self.config = config
         patch_size = height_and_width(config.patch_size)
-        self.patch_embedding = nn.Conv2d(
-            config.num_channels, config.hidden_size, kernel_size=patch_size, stride=patch_size, bias=False
-        )
+        self.patch_embedding = PatchConv2d(config.num_channels, config.hidden_size, patch_size, bias=False)
         self.class_embedding = nn.Parameter(torch.empty(config.hidden_size))
         num_positions = 1 + config.grid_size[0] * config.grid_size[1]
         position_embedding = torch.empty(num_positions, config.hidden_size)

@@ -9,9 +9,10 @@ import torch
 from tiny_models import main_outputs, tiny_inputs, tiny_model
 from torch import nn
 from torch.nn import functional as F
+from transformers.activations import ACT2FN
 
 from open_clip_transformers.modeling import linear_kernels
-from open_clip_transformers.modeling.modeling_linear import FusibleMixin, Linear
+from open_clip_transformers.modeling.modeling_linear import FusibleMixin, Linear, activated
 
 
 needs_packing = pytest.mark.skipif(not linear_kernels.ONEDNN_DTYPES, reason="fusing on this processor has no use")
@@ -83,6 +84,72 @@ def test_compiled_layer_computes_the_same(rows, fuses):
         assert close(compiled(inputs), F.linear(inputs, layer.weight, layer.bias))
     compiled(inputs).sum().backward()
     assert torch.allclose(layer.weight.grad, inputs.sum(0).expand(53, -1), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_pytorch_tanh", "quick_gelu", "relu"])
+@pytest.mark.parametrize("form", ["plain", "fused", "compiled", "fused and compiled"])
+@pytest.mark.parametrize("rows", [1, 4, 12, 40])
+@torch.no_grad()
+def test_activation_behind_a_layer_computes_what_it_computes_alone(rows, form, name):
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    layer, activation_fn, inputs = Linear(37, 53), ACT2FN[name], 3 * torch.randn(rows, 37)
+    if "fused" in form:
+        layer.fuse()
+    computes = torch.compile(activated, fullgraph=True) if "compiled" in form else activated
+    expected = activation_fn(F.linear(inputs, layer.weight, layer.bias))
+    assert close(computes(layer, activation_fn, inputs), expected)
+
+
+@torch.no_grad()
+def test_activation_in_half_precision_is_rounded_once():
+    torch.manual_seed(0)
+    layer, activation_fn, inputs = Linear(37, 53).bfloat16(), ACT2FN["gelu"], torch.randn(40, 37).bfloat16()
+    exact = F.gelu(F.linear(inputs.float(), layer.weight.float(), layer.bias.float()))
+    outputs, apart = activated(layer, activation_fn, inputs), activation_fn(layer(inputs))
+    assert outputs.dtype == torch.bfloat16
+    assert (outputs - exact).abs().mean() <= (apart - exact).abs().mean()
+
+
+def test_activation_behind_a_layer_has_its_gradients():
+    torch.manual_seed(0)
+    layer, activation_fn, inputs = Linear(37, 53), ACT2FN["gelu"], torch.randn(5, 37)
+    activated(layer, activation_fn, inputs).sum().backward()
+    gradient = layer.weight.grad.clone()
+    layer.zero_grad()
+    F.gelu(F.linear(inputs, layer.weight, layer.bias)).sum().backward()
+    assert torch.equal(layer.weight.grad, gradient)
+
+
+@pytest.mark.parametrize("name", ["fc1", "activation_fn"])
+@torch.no_grad()
+def test_hooks_see_the_layer_and_its_activation_apart(name):
+    model = tiny_model("clip").eval()
+    inputs = tiny_inputs(model)
+    mlp, seen = model.vision_model.encoder.layers[0].mlp, []
+    expected = model(**inputs).image_embeds
+    handle = getattr(mlp, name).register_forward_hook(lambda module, args, output: seen.extend((*args, output)))
+    hooked = model(**inputs).image_embeds
+    handle.remove()
+    given, returned = seen
+    alone = F.linear(given, mlp.fc1.weight, mlp.fc1.bias) if name == "fc1" else F.gelu(given)
+    assert close(returned, alone) and close(hooked, expected)
+    model(**inputs)
+    assert len(seen) == 2
+
+
+@torch.no_grad()
+def test_replaced_activation_is_used():
+    model = tiny_model("clip").eval()
+    inputs = tiny_inputs(model)
+    before = model(**inputs).image_embeds
+    mlp = model.vision_model.encoder.layers[0].mlp
+    mlp.activation_fn = nn.Tanh()
+    after = model(**inputs).image_embeds
+    assert not torch.allclose(after, before, atol=1e-4)
+    mlp.activation_fn = ACT2FN["gelu"]
+    mlp.activation_fn.forward = torch.tanh
+    assert close(model(**inputs).image_embeds, after)
 
 
 @needs_packing
