@@ -106,7 +106,7 @@ class Result:
 
     bound: `{"flops", "bytes", "dtype"}` dicts, which follow each other in one run.
     bound_seconds: the least time of them, by the ceilings of the machine.
-    date: when it was measured.
+    date, commit: when it was measured, and of what.
     """
 
     cell: Cell
@@ -114,6 +114,7 @@ class Result:
     bound: list[dict] = field(default_factory=list)
     bound_seconds: float | None = None
     date: str = ""
+    commit: str = ""
 
     def of(self, contestant: str) -> Measurement | None:
         """The measurement of a contestant."""

@@ -20,6 +20,7 @@ LEGEND = (
     "that the process held while it ran, beside its libraries. *Within noise*: the upper quartile of the ratio "
     "reaches the goal."
 )
+EARLIER = " *Commit* is that of rows that an earlier run has left, on the same machine with the same versions."
 
 
 def seconds_text(value: Spread) -> str:
@@ -52,6 +53,7 @@ def table(record: Record) -> list[list[str]]:
         columns.append((name, lambda result, name=name: _time(result.of(name), record)))
         columns.append(("ratio", lambda result, name=name: _ratio_to(result, name)))
     columns += [("Difference", _difference), ("Memory", _memory), ("Goal", _goal)]
+    columns.append(("Commit", lambda result: _earlier_commit(result, record)))
     rows = [[text(result) for _, text in columns] for result in record.results]
     # Columns in which nothing is said are left out; the ratio stays beside its peer.
     kept = [index for index in range(len(columns)) if index < 2 or any(row[index] != NOTHING for row in rows)]
@@ -85,7 +87,7 @@ def markdown(record: Record, picture: str | None = None) -> str:
         f"Made by `{record.command}` on {record.date}" + (f", at commit {record.commit}." if record.commit else "."),
         "\n".join([f"- {place}; threads: {machine['threads']}", *environments, *_ceilings(record)]),
         _markdown_table(table(record)),
-        LEGEND,
+        LEGEND + (EARLIER if any(_earlier_commit(each, record) != NOTHING for each in record.results) else ""),
     ]
     if picture:
         parts.append(f"![Ratios of {record.suite}]({picture})")
@@ -203,6 +205,10 @@ def _goal(result: Result) -> str:
     found = goal_ratio(result)
     against = result.cell.reference or (f"fastest ({found[0]})" if found else "fastest")
     return f"{result.cell.goal:g}x {against}: {outcome}"
+
+
+def _earlier_commit(result: Result, record: Record) -> str:
+    return NOTHING if result.commit in ("", record.commit) else result.commit
 
 
 def _figure(value: object) -> str:

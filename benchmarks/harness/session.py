@@ -46,6 +46,7 @@ def run_suite(name: str, options: Options, only: re.Pattern[str] | None = None, 
             _take_over(record, output)
 
         def on_result(result: Result):
+            result.commit = record.commit
             record.add(result)
             if output is not None:
                 save_json(record, output)

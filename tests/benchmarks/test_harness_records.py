@@ -104,3 +104,13 @@ def test_page_has_a_table_of_more_figures():
 def test_picture_needs_a_ratio():
     assert plot(a_record(a_result(peer=()))) is None
     assert plot(a_record(a_result(), a_result("slow", peer=(60.0, 70.0)))).startswith(b"\x89PNG")
+
+
+def test_page_names_the_commit_of_rows_that_an_earlier_run_has_left():
+    new, old = a_result("new"), a_result("old")
+    new.commit, old.commit = "2222222222", "1111111111"
+    heading, *rows = report.table(a_record(new, old, commit="2222222222"))
+    assert heading[-1] == "Commit"
+    assert [row[-1] for row in rows] == ["-", "1111111111"]
+    assert "earlier run" in report.markdown(a_record(new, old, commit="2222222222"))
+    assert "Commit" not in report.table(a_record(new, commit="2222222222"))[0]
