@@ -23,6 +23,10 @@ TABLE: dict[tuple[str, str], tuple[str, str]] = {
         ("quantization", name): ("newest", "contestants.quantization_ours")
         for name in ("ours", "ours_bf16", "ours_int8", "ours_int8_bf16", "ours_int8_dynamic")
     },
+    **{
+        ("linear", name): ("newest", "contestants.linear_kernels")
+        for name in ("ours", "ours_fused", "torch", "onednn", "onednn_of_columns", "mkl_of_columns")
+    },
     **{("conversion", name): ("newest", "contestants.conversion_files") for name in ("ours", "copy")},
 }
 

@@ -1,0 +1,49 @@
+"""The suite of linear layers: its cells, and its contestants on two small weights."""
+
+import json
+
+import contestants
+import pytest
+from contestants.linear_kernels import CONTESTANTS
+from harness.cells import NotRun, Options
+from harness.samples import difference
+from suites import linear
+
+
+@pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
+def test_cells_have_names_and_contestants_of_their_own(quick):
+    cells = linear.cells(Options(quick=quick))
+    assert len({cell.name for cell in cells}) == len(cells)
+    for cell in cells:
+        assert cell.contestants[0] == "ours"
+        assert cell.settings["weights"] >= 2
+        assert json.loads(json.dumps(cell.settings)) == cell.settings
+        assert all(contestants.find(cell.suite, name) for name in cell.contestants)
+    assert linear.cells(Options(device="cuda")) == []
+
+
+@pytest.mark.parametrize("rows", [1, 2, 12, 50])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", linear.CONTESTANTS)
+def test_kernels_compute_the_same(tmp_path, name, dtype, rows):
+    settings = {"in_features": 37, "out_features": 53, "rows": rows, "dtype": dtype, "weights": 2}
+    outputs = {}
+    for each in ("torch", name):
+        try:
+            contestant = CONTESTANTS[each](settings, tmp_path)
+        except NotRun as reason:
+            pytest.skip(str(reason))
+        contestant.result = contestant.run()
+        assert contestant.result.shape == (rows, 53)
+        outputs[each] = contestant.outputs()
+    assert difference(outputs[name], outputs["torch"])[0] < (1e-5 if dtype == "float32" else 2e-2)
+
+
+@pytest.mark.parametrize("name", ["ours", "ours_fused"])
+def test_bound_counts_each_weight_once(tmp_path, name):
+    settings = {"in_features": 37, "out_features": 53, "rows": 4, "dtype": "float32", "weights": 3}
+    try:
+        bound = CONTESTANTS[name](settings, tmp_path).bound()
+    except NotRun as reason:
+        pytest.skip(str(reason))
+    assert bound == {"flops": 2 * 4 * 3 * 37 * 53, "bytes": 4 * 3 * 37 * 53, "dtype": "float32"}
