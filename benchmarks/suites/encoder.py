@@ -12,7 +12,11 @@ towers. `ours` is `get_image_features` or `get_text_features` as the model is lo
 largest of the first row, over the largest of open_clip's features in fp32.
 
 *Compiled* is `torch.compile` of that call, on a GPU with `mode="reduce-overhead"`. The text towers of ViT-B-16 and
-RN50 are that of ViT-B-32."""
+RN50 are that of ViT-B-32.
+
+In bfloat16 open_clip's image towers attend by products that round the scores to bfloat16. Ours keep them in float32,
+as `torch.nn.functional.scaled_dot_product_attention` does, which takes 4 to 8 % longer, and is up to 12 % nearer to
+fp32 where attention is sharp."""
 
 TOWERS = {
     "ViT-B-32": ("image", "text"),

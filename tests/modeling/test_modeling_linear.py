@@ -249,6 +249,11 @@ def change_by_parametrizing(layer):
     torch.nn.utils.parametrize.register_parametrization(layer, "weight", AddOne())
 
 
+def change_by_quantising(layer):
+    quantization = pytest.importorskip("torchao.quantization")
+    quantization.quantize_(layer, quantization.Int8WeightOnlyConfig())
+
+
 def change_by_training(layer):
     with torch.enable_grad():
         layer(torch.ones(1, layer.in_features)).sum().backward()
@@ -266,6 +271,7 @@ def change_by_training(layer):
         change_the_parameter,
         change_what_was_freed,
         change_by_parametrizing,
+        change_by_quantising,
         change_by_training,
     ],
 )
