@@ -14,6 +14,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_modified_resnet import ModifiedResNetConfig
+from .image_chunks import images_of, in_chunks
 from .modeling_backbones import TowerBackbone, TowerBackboneOutput
 from .modeling_layers import CrossAttention
 from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
@@ -234,6 +235,11 @@ class ModifiedResNetModel(OpenClipPreTrainedModel):
         self.attn_pool = FeatureMapPooler(config)
         self.post_init()
 
+    def images_per_chunk(self, pixel_values: torch.Tensor) -> int:
+        """How many images have a stem that is small enough."""
+        height, width = pixel_values.shape[-2:]
+        return images_of(self.config.embedding_size * (height // 2) * (width // 2) * self.dtype.itemsize)
+
     def embed(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
         """Pixels -> what goes into the first stage."""
         return self.embeddings(pixel_values, interpolate_pos_encoding)
@@ -247,6 +253,7 @@ class ModifiedResNetModel(OpenClipPreTrainedModel):
         grid_size = tuple(feature_map.shape[-2:])
         return self.attn_pool.pool_each(feature_map.flatten(2).transpose(1, 2), grid_size).unflatten(1, grid_size)
 
+    @in_chunks
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(

@@ -3,11 +3,17 @@
 open_clip leaves this to the users of `VisionTransformer.forward_intermediates` (`transformer.py`).
 """
 
+import math
 from typing import Any
 
 import torch
 
 from ..configuration.configuration_common import height_and_width
+from .image_chunks import images_of
+
+
+# Fewer would make it felt that weights are laid out anew for each chunk.
+CHUNK_TOKENS = 1024
 
 
 class PatchTowerMixin:
@@ -15,6 +21,7 @@ class PatchTowerMixin:
 
     # Of the class that the mixin stands before.
     config: Any
+    dtype: Any
     embeddings: Any
     pre_layernorm: Any
     encoder: Any
@@ -26,6 +33,13 @@ class PatchTowerMixin:
         """Rows and columns of the patches of `pixel_values`, (batch, channels, height, width)."""
         height, width = height_and_width(self.config.patch_size)
         return pixel_values.shape[-2] // height, pixel_values.shape[-1] // width
+
+    def images_per_chunk(self, pixel_values: torch.Tensor) -> int:
+        """How many images have an MLP's activations that are small enough."""
+        rows, columns = self.patch_grid(pixel_values)
+        tokens = max(1, rows * columns)
+        images = images_of(tokens * self.config.intermediate_size * self.dtype.itemsize)
+        return max(images, math.ceil(CHUNK_TOKENS / tokens))
 
     def embed(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
         """Pixels -> what goes into the first layer, (batch, tokens, hidden_size); no patch is dropped in training."""

@@ -17,6 +17,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_common import height_and_width
 from ..configuration.configuration_siglip_vit import SiglipVitConfig
+from .image_chunks import in_chunks
 from .modeling_backbones import TransformerBackbone
 from .modeling_layers import (
     MLP,
@@ -342,6 +343,7 @@ class SiglipVitModel(PatchTowerMixin, OpenClipPreTrainedModel):
         patches = self.post_layernorm(patches)
         return self.dropout(self.fc_norm(patches if self.pooler is None else self.pooler.pool_each(patches)))
 
+    @in_chunks
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(

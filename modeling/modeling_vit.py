@@ -13,6 +13,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_common import height_and_width
 from ..configuration.configuration_vit import OpenClipVitConfig
+from .image_chunks import in_chunks
 from .modeling_backbones import TransformerBackbone
 from .modeling_layers import AttentionalPooler, Encoder, PatchDropout, norm_layer
 from .modeling_linear import Linear
@@ -162,6 +163,7 @@ class OpenClipVitModel(PatchTowerMixin, OpenClipPreTrainedModel):
             patches = self.attn_pool.pool_each(patches)
         return self.attn_pool_contrastive.pool_each(patches)
 
+    @in_chunks
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
