@@ -1,7 +1,10 @@
 """A whole run of the benchmarks, with contestants that only pretend to work."""
 
 import json
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import contestants
@@ -195,3 +198,18 @@ def test_worker_that_does_not_answer_is_ended(tmp_path):
         assert not worker.alive
         with pytest.raises(WorkerError, match="died"):
             worker.ask("describe", device="cpu")
+
+
+def test_terminated_run_leaves_nothing_behind(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, run.__file__, "--quick", "--suite", "encoder"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not list(tmp_path.glob("benchmark_*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(60) == 143
+    assert list(tmp_path.iterdir()) == []
