@@ -6,12 +6,10 @@ from functools import wraps
 from typing import Any
 
 import torch
-from torch.nn.modules import module as global_hooks
 from transformers.modeling_outputs import ModelOutput
-from transformers.modeling_utils import PreTrainedModel
-from transformers.utils.output_capturing import capture_outputs
 
 from .linear_kernels import takes_kernels
+from .module_hooks import is_watched
 
 
 # Larger ones are given back to the system behind each layer (by glibc, from 32 MiB on always), which clears the memory
@@ -22,17 +20,6 @@ CHUNK_BYTES = 10e6
 def images_of(bytes_per_image: int) -> int:
     """How many images have an activation that is small enough; one at least."""
     return max(1, int(CHUNK_BYTES // max(1, bytes_per_image)))
-
-
-def is_observed(model: PreTrainedModel) -> bool:
-    """Whether anything else than transformers' own capture of outputs would see that there are several calls."""
-    return bool(global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks) or any(
-        "forward" in module.__dict__
-        or module._forward_pre_hooks
-        or any(hook.__module__ != capture_outputs.__module__ for hook in module._forward_hooks.values())
-        for module in model.modules()
-        if module is not model
-    )
 
 
 def concatenate(outputs: list) -> Any:
@@ -65,7 +52,8 @@ def in_chunks(forward: Callable) -> Callable:
             and takes_kernels(pixel_values)
         ):
             size = self.images_per_chunk(pixel_values)
-            if size < len(pixel_values) and self.device.type == "cpu" and not is_observed(self):
+            inner = (module for module in self.modules() if module is not self)
+            if size < len(pixel_values) and self.device.type == "cpu" and not any(map(is_watched, inner)):
                 chunks = pixel_values.chunk(math.ceil(len(pixel_values) / size))
                 return concatenate([forward(self, chunk, *args, **kwargs) for chunk in chunks])
         return forward(self, pixel_values, *args, **kwargs)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn.modules import module as global_hooks
 from transformers.activations import ACT2FN
 
 from .linear_kernels import (
@@ -15,6 +14,7 @@ from .linear_kernels import (
     cpu_linear,
     takes_kernels,
 )
+from .module_hooks import is_watched
 
 
 class FusedLinear:
@@ -118,17 +118,6 @@ class Linear(FusibleMixin, nn.Linear):
 
 # By their types, which what a user puts in their place does not have.
 KERNEL_ACTIVATIONS = {type(ACT2FN["gelu"]): "gelu", type(ACT2FN["gelu_pytorch_tanh"]): "gelu_tanh"}
-
-
-def is_watched(module: nn.Module) -> bool:
-    """Whether a hook, or a `forward` of its own, wants to be told of the module's calls."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or "forward" in module.__dict__
-        or global_hooks._global_forward_hooks
-        or global_hooks._global_forward_pre_hooks
-    )
 
 
 def activated(layer: nn.Module, activation_fn: nn.Module, inputs: torch.Tensor) -> torch.Tensor:

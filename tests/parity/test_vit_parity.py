@@ -116,16 +116,21 @@ def test_open_clip_scaled_cosine_attention_raises():
 
 @pytest.mark.floor
 @pytest.mark.parametrize("others", [{}, {"scale_heads": True, "scale_attn_inner": True}], ids=["alone", "with_others"])
-def test_vit_equals_open_clip_with_scaled_cosine_attention(others, monkeypatch):
+# The first head's temperature is a new model's, then one that is clamped at log(100): in fp64, as that makes the last
+# bits of fp32 large.
+@pytest.mark.parametrize(
+    ("temperature", "dtype", "bound"),
+    [(math.log(10), torch.float32, BOUND), (math.log(100) + 1.7, torch.float64, 1e-12)],
+    ids=["new", "clamped"],
+)
+def test_vit_equals_open_clip_with_scaled_cosine_attention(others, temperature, dtype, bound, monkeypatch):
     # open_clip: `Attention.forward` in `transformer.py` calls `torch.bmm` on (batch, heads, length, dim).
     monkeypatch.setattr(torch, "bmm", torch.matmul)
     model_cfg = tiny_clip_cfg(vision_cfg={"scaled_cosine_attn": True, **others})
     reference = open_clip_model(model_cfg)
     for block in reference.visual.transformer.resblocks:
-        # The first head's temperature is clamped at log(100).
-        block.attn.logit_scale.data = torch.tensor([math.log(100) + 1.7, 0.6]).view(2, 1, 1)
-    # In fp64: a temperature of 100 makes the last bits of fp32 large.
-    assert_same_outputs(model_cfg, reference, torch.float64, bound=1e-12)
+        block.attn.logit_scale.data = torch.tensor([temperature, 0.6]).view(2, 1, 1)
+    assert_same_outputs(model_cfg, reference, dtype, bound)
 
 
 def test_vit_patch_dropout_keeps_as_many_tokens_as_open_clip():
