@@ -54,7 +54,7 @@ def in_chunks(forward: Callable) -> Callable:
             size = self.images_per_chunk(pixel_values)
             inner = (module for module in self.modules() if module is not self)
             if size < len(pixel_values) and self.device.type == "cpu" and not any(map(is_watched, inner)):
-                chunks = pixel_values.chunk(math.ceil(len(pixel_values) / size))
+                chunks = pixel_values.tensor_split(math.ceil(len(pixel_values) / size))
                 return concatenate([forward(self, chunk, *args, **kwargs) for chunk in chunks])
         return forward(self, pixel_values, *args, **kwargs)
 

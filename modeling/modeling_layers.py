@@ -15,7 +15,8 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .modeling_linear import FusibleMixin, Linear, activated
+from .modeling_linear import FusibleLinearMixin, Linear, activated
+from .module_hooks import is_watched
 
 
 class LayerNorm(nn.LayerNorm):
@@ -177,7 +178,7 @@ def attend(
         return attention_interface(module, query, key, value, attention_mask, deterministic=True, **kwargs)
 
 
-class Attention(FusibleMixin, nn.Module):
+class Attention(FusibleLinearMixin, nn.Module):
     """Multi-head self-attention (open_clip: `nn.MultiheadAttention`, whose `in_proj` is split in three here)."""
 
     def __init__(self, config: PreTrainedConfig, layer_idx: int, is_causal: bool):
@@ -198,7 +199,7 @@ class Attention(FusibleMixin, nn.Module):
     def project(self, hidden_states: torch.Tensor) -> Iterable[torch.Tensor]:
         """(batch, length, hidden_size) -> queries, keys and values, of the same shape."""
         layers = self.layers_to_fuse()
-        if self.fused is not None and self.fused.fits(hidden_states, *layers):
+        if self.fused is not None and self.fused.fits(hidden_states, *layers) and not any(map(is_watched, layers)):
             return self.fused(hidden_states).chunk(3, dim=-1)
         return (layer(hidden_states) for layer in layers)
 

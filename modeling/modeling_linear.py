@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
+from .fusible import FusibleMixin
 from .linear_kernels import (
     ONEDNN_DTYPES,
     FusedWeights,
@@ -50,35 +51,18 @@ class FusedLinear:
         return self.copy(inputs, activation)
 
 
-class FusibleMixin:
-    """A module with fused weights beside its own, from `fuse` to `unfuse`, or until it is moved or cast."""
+class FusibleLinearMixin(FusibleMixin):
+    """A module of linear layers that share their inputs."""
 
     fused: FusedLinear | None = None
 
-    def layers_to_fuse(self) -> tuple[nn.Module, ...]:
-        """The linear layers that fusing makes one."""
-        raise NotImplementedError
-
     def fuse(self):
-        """Makes the fused weights, where the layers are plain ones and the device has a use for it."""
         layers = self.layers_to_fuse()
         if not all(type(layer) is Linear and type(layer.weight) is nn.Parameter for layer in layers):
             return
         weight = layers[0].weight
         if weight.dtype in ONEDNN_DTYPES if weight.is_cpu else weight.is_cuda and len(layers) > 1:
             self.fused = FusedLinear(layers)
-
-    def unfuse(self):
-        """Drops the fused weights."""
-        self.fused = None
-
-    def _apply(self, *args, **kwargs):
-        self.unfuse()
-        return super()._apply(*args, **kwargs)
-
-    def __getstate__(self) -> dict:
-        # Neither copied nor pickled: what oneDNN packed is of this process alone.
-        return {name: value for name, value in self.__dict__.items() if name != "fused"}
 
 
 def has_kernel(inputs: torch.Tensor, weight: torch.Tensor | None) -> bool:
@@ -96,7 +80,7 @@ def kernel(
     return chosen(inputs, weight, bias, activation)
 
 
-class Linear(FusibleMixin, nn.Linear):
+class Linear(FusibleLinearMixin, nn.Linear):
     """`nn.Linear` that calls the faster kernels for inference on x86 processors."""
 
     def layers_to_fuse(self) -> tuple[nn.Module, ...]:

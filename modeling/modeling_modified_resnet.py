@@ -1,7 +1,5 @@
 """CLIP's ResNet tower with attention pooling (open_clip: `modified_resnet.py`)."""
 
-import math
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -16,32 +14,11 @@ from transformers.utils.output_capturing import capture_outputs
 from ..configuration.configuration_modified_resnet import ModifiedResNetConfig
 from .image_chunks import images_of, in_chunks
 from .modeling_backbones import TowerBackbone, TowerBackboneOutput
+from .modeling_convolution import BatchNorm2d, Convolution, FusibleConvolutionMixin
 from .modeling_layers import CrossAttention
 from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
 from .modeling_vit import resize_position_embedding
 from .pixel_values import check_pixel_values
-
-
-class Convolution(nn.Conv2d):
-    """Convolution without bias that keeps the size at stride 1, with torch's own initial values, as in open_clip."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
-
-    def initialize(self, std: float):
-        init.kaiming_uniform_(self.weight, a=math.sqrt(5))
-
-
-class BatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that counts each batch once, also where gradient checkpointing computes a layer twice."""
-
-    is_recomputed = False
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if not (self.training and self.is_recomputed):
-            return super().forward(hidden_states)
-        statistics = (self.running_mean, self.running_var)
-        return F.batch_norm(hidden_states, *statistics, self.weight, self.bias, True, momentum=0.0, eps=self.eps)
 
 
 class ResidualBatchNorm2d(BatchNorm2d):
@@ -51,7 +28,7 @@ class ResidualBatchNorm2d(BatchNorm2d):
         init.zeros_(self.weight)
 
 
-class ModifiedResNetConvLayer(nn.Module):
+class ModifiedResNetConvLayer(FusibleConvolutionMixin, nn.Module):
     """Convolution, batch norm, ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
@@ -59,8 +36,11 @@ class ModifiedResNetConvLayer(nn.Module):
         self.convolution = Convolution(in_channels, out_channels, kernel_size, stride)
         self.normalization = BatchNorm2d(out_channels)
 
+    def layers_to_fuse(self) -> tuple[nn.Module, nn.Module]:
+        return self.convolution, self.normalization
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return F.relu(self.normalization(self.convolution(hidden_states)), inplace=True)
+        return self.convolve(hidden_states, "relu")
 
 
 class ModifiedResNetEmbeddings(nn.Module):
@@ -83,11 +63,15 @@ class ModifiedResNetEmbeddings(nn.Module):
         check_pixel_values(
             pixel_values, self.config.num_channels, self.config.image_size, any_size=interpolate_pos_encoding
         )
-        hidden_states = self.conv1(pixel_values.to(self.conv1.convolution.weight.dtype))
+        weight = self.conv1.convolution.weight
+        # In bf16 oneDNN takes 0.8 to 0.95 of the time with the channels last, in fp32 up to 1.1.
+        is_faster = weight.is_cpu and weight.dtype is torch.bfloat16
+        memory_format = torch.channels_last if is_faster else torch.preserve_format
+        hidden_states = self.conv1(pixel_values.to(weight.dtype, memory_format=memory_format))
         return F.avg_pool2d(self.conv3(self.conv2(hidden_states)), 2)
 
 
-class ModifiedResNetShortcut(nn.Module):
+class ModifiedResNetShortcut(FusibleConvolutionMixin, nn.Module):
     """Brings the input of a stage to the shape of its output."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
@@ -96,13 +80,16 @@ class ModifiedResNetShortcut(nn.Module):
         self.convolution = Convolution(in_channels, out_channels, kernel_size=1)
         self.normalization = BatchNorm2d(out_channels)
 
+    def layers_to_fuse(self) -> tuple[nn.Module, nn.Module]:
+        return self.convolution, self.normalization
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if self.stride > 1:
             hidden_states = F.avg_pool2d(hidden_states, self.stride)
-        return self.normalization(self.convolution(hidden_states))
+        return self.convolve(hidden_states)
 
 
-class ModifiedResNetBottleneck(GradientCheckpointingLayer):
+class ModifiedResNetBottleneck(FusibleConvolutionMixin, GradientCheckpointingLayer):
     """Residual layer; where it makes the image smaller, it averages instead of skipping (open_clip: `Bottleneck`)."""
 
     is_recomputed = False
@@ -117,6 +104,9 @@ class ModifiedResNetBottleneck(GradientCheckpointingLayer):
         self.normalization = ResidualBatchNorm2d(out_channels)
         same_shape = stride == 1 and in_channels == out_channels
         self.shortcut = nn.Identity() if same_shape else ModifiedResNetShortcut(in_channels, out_channels, stride)
+
+    def layers_to_fuse(self) -> tuple[nn.Module, nn.Module]:
+        return self.conv3, self.normalization
 
     def _mark(self, is_recomputed: bool):
         for module in self.modules():
@@ -138,8 +128,7 @@ class ModifiedResNetBottleneck(GradientCheckpointingLayer):
         residual = self.conv2(self.conv1(hidden_states))
         if self.stride > 1:
             residual = F.avg_pool2d(residual, self.stride)
-        residual = self.normalization(self.conv3(residual))
-        return F.relu(residual.add_(self.shortcut(hidden_states)), inplace=True)
+        return F.relu(self.convolve(residual).add_(self.shortcut(hidden_states)), inplace=True)
 
 
 class ModifiedResNetStage(nn.Module):

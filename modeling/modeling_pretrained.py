@@ -6,13 +6,13 @@ import torch
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
+from .fusible import FusibleMixin
 from .modeling_layers import (
     Attention,
     CustomResidualAttentionBlock,
     ResidualAttentionBlock,
     ResidualCrossAttentionBlock,
 )
-from .modeling_linear import FusibleMixin
 
 
 # Keys of a dual model or CoCa that belong to neither tower: no news to someone who loads a tower from its folder.
@@ -36,12 +36,13 @@ class OpenClipPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def fuse(self):
-        """Makes inference faster, with a second copy of the linear layers' weights.
+        """Makes inference faster, with a second copy of the weights of linear layers and of a ResNet's convolutions.
 
         The projections of queries, keys and values become one product, and on x86 processors all weights are laid out
-        as the kernel wants them. The layers themselves stay where they are, for PEFT and quantisers: one that was
-        replaced, moved, cast, loaded or trained since computes with its own weights, and so do passes with gradients,
-        with autocast, and within `torch.compile` on a GPU. What is changed in place through `weight.data` cannot be
+        as the kernel wants them, those of convolutions with the scale of the batch norm behind them. The layers
+        themselves stay where they are, for PEFT and quantisers: one that was replaced, moved, cast, loaded or trained
+        since computes with its own weights, and so do passes with gradients, with autocast, and within `torch.compile`
+        on a GPU, convolutions within every `torch.compile`. What is changed in place through `weight.data` cannot be
         seen: call `unfuse` before that.
 
         Returns:

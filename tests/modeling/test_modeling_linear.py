@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
 from open_clip_transformers.modeling import linear_kernels
-from open_clip_transformers.modeling.modeling_linear import FusibleMixin, Linear, activated
+from open_clip_transformers.modeling.fusible import FusibleMixin
+from open_clip_transformers.modeling.modeling_linear import Linear, activated
 
 
 needs_packing = pytest.mark.skipif(not linear_kernels.ONEDNN_DTYPES, reason="fusing on this processor has no use")
@@ -318,6 +319,20 @@ def test_replaced_projection_is_used():
     assert not torch.allclose(after, before)
     assert torch.allclose(after, model.unfuse()(**inputs).logits, atol=1e-5)
     assert torch.allclose(after, model.fuse()(**inputs).logits, atol=1e-5)
+
+
+@torch.no_grad()
+def test_hooks_see_the_projections_of_a_fused_model():
+    model = tiny_model("coca").eval().fuse()
+    inputs, seen = tiny_inputs(model), []
+    expected = model(**inputs).logits
+    projection = model.text_model.encoder.layers[0].self_attn.q_proj
+    handle = projection.register_forward_hook(lambda module, args, output: seen.append(output.shape))
+    assert torch.allclose(model(**inputs).logits, expected, atol=1e-5)
+    assert len(seen) == 1
+    handle.remove()
+    model(**inputs)
+    assert len(seen) == 1
 
 
 @needs_packing
