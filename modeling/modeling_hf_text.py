@@ -10,6 +10,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..configuration.configuration_hf_text import POOLING_LAYER_MODEL_TYPES, HfTextConfig
+from .input_checks import check_input_ids
 from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
 
 
@@ -130,13 +131,9 @@ class HfTextModel(OpenClipPreTrainedModel):
             (batch, projection_dim), not normalised; on request `hidden_states` and `attentions`.
 
         Raises:
-            ValueError: a text is longer than `max_position_embeddings`.
+            ValueError: no text, one without tokens or longer than `max_position_embeddings`, or no batch of texts.
         """
-        if input_ids.shape[1] > self.config.max_position_embeddings:
-            raise ValueError(
-                f"input_ids have length {input_ids.shape[1]}, the model takes at most "
-                f"{self.config.max_position_embeddings} tokens: truncate the text."
-            )
+        check_input_ids(input_ids, self.config.max_position_embeddings)
         if attention_mask is not None:
             input_ids = input_ids.masked_fill(attention_mask.cumsum(-1) == 0, self.config.pad_token_id)
         outputs = self.encode(input_ids, position_ids, **kwargs)

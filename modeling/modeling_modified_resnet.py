@@ -13,12 +13,12 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_modified_resnet import ModifiedResNetConfig
 from .image_chunks import images_of, in_chunks
+from .input_checks import check_pixel_values
 from .modeling_backbones import TowerBackbone, TowerBackboneOutput
 from .modeling_convolution import BatchNorm2d, Convolution, FusibleConvolutionMixin
 from .modeling_layers import CrossAttention
 from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
 from .modeling_vit import resize_position_embedding
-from .pixel_values import check_pixel_values
 
 
 class ResidualBatchNorm2d(BatchNorm2d):

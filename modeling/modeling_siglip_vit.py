@@ -18,6 +18,7 @@ from transformers.utils.output_capturing import capture_outputs
 from ..configuration.configuration_common import height_and_width
 from ..configuration.configuration_siglip_vit import SiglipVitConfig
 from .image_chunks import in_chunks
+from .input_checks import check_pixel_values
 from .modeling_backbones import TransformerBackbone
 from .modeling_layers import (
     MLP,
@@ -31,7 +32,6 @@ from .modeling_linear import Linear
 from .modeling_patch_embedding import PatchConv2d
 from .modeling_patches import PatchTowerMixin
 from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
-from .pixel_values import check_pixel_values
 
 
 def trunc_normal_(tensor: torch.Tensor, std: float):

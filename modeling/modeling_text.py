@@ -12,6 +12,7 @@ from transformers.utils.generic import is_flash_attention_requested, merge_with_
 from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_text import OpenClipTextConfig
+from .input_checks import check_input_ids
 from .modeling_layers import Encoder, norm_layer
 from .modeling_linear import Linear
 from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
@@ -185,13 +186,9 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
             `attentions`, which hold the class token.
 
         Raises:
-            ValueError: a text is longer than `max_position_embeddings`.
+            ValueError: no text, one without tokens or longer than `max_position_embeddings`, or no batch of texts.
         """
-        if input_ids.shape[1] > self.config.max_position_embeddings:
-            raise ValueError(
-                f"input_ids have length {input_ids.shape[1]}, the model takes at most "
-                f"{self.config.max_position_embeddings} tokens: truncate the text."
-            )
+        check_input_ids(input_ids, self.config.max_position_embeddings)
         if past_key_values is not None:
             return self._decode(input_ids, attention_mask, position_ids, past_key_values, **kwargs)
 

@@ -7,8 +7,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
-from ..configuration.configuration_common import height_and_width
 from ..configuration.configuration_timm_vision import TimmVisionConfig
+from .input_checks import check_pixel_values
 from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
 from .modeling_timm_factory import build_modules, reparameterize
 
@@ -140,7 +140,7 @@ class TimmVisionModel(OpenClipPreTrainedModel):
         Raises:
             ValueError: the shape is not the model's, or timm's model cannot give hidden states.
         """
-        self._check_shape(tuple(pixel_values.shape), interpolate_pos_encoding)
+        check_pixel_values(pixel_values, 3, self.config.image_size, any_size=interpolate_pos_encoding)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         # timm's model is not called as a whole, which is when accelerate would bring its tensors to their device.
@@ -167,16 +167,6 @@ class TimmVisionModel(OpenClipPreTrainedModel):
             )
         features, hidden_states = self.timm_model.forward_intermediates(pixel_values)
         return features, self.timm_model.forward_head(features), tuple(hidden_states)
-
-    def _check_shape(self, shape: tuple[int, ...], interpolate_pos_encoding: bool):
-        image_size = height_and_width(self.config.image_size)
-        if len(shape) != 4 or shape[1] != 3:
-            raise ValueError(f"pixel_values have shape {shape}, the model expects (batch, 3, height, width).")
-        if shape[2:] != image_size and not interpolate_pos_encoding:
-            raise ValueError(
-                f"pixel_values have height and width {shape[2:]}, the model expects {image_size}: use the image "
-                "processor saved with the model, or pass interpolate_pos_encoding=True."
-            )
 
 
 __all__ = ["TimmVisionModel"]

@@ -14,13 +14,13 @@ from transformers.utils.output_capturing import capture_outputs
 from ..configuration.configuration_common import height_and_width
 from ..configuration.configuration_vit import OpenClipVitConfig
 from .image_chunks import in_chunks
+from .input_checks import check_pixel_values
 from .modeling_backbones import TransformerBackbone
 from .modeling_layers import AttentionalPooler, Encoder, PatchDropout, norm_layer
 from .modeling_linear import Linear
 from .modeling_patch_embedding import PatchConv2d
 from .modeling_patches import PatchTowerMixin
 from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
-from .pixel_values import check_pixel_values
 
 
 def sin_cos_position_embedding(hidden_size: int, grid_size: int) -> torch.Tensor:

@@ -25,13 +25,31 @@ def test_int32_ids_are_taken(name):
         ((3, 3, 16, 24), r"height and width \(16, 24\), the model expects \(24, 24\)"),
         ((3, 1, 24, 24), r"shape \(3, 1, 24, 24\), the model expects \(batch, 3, height, width\)"),
         ((3, 24, 24), r"shape \(3, 24, 24\), the model expects \(batch, 3, height, width\)"),
+        ((0, 3, 24, 24), r"shape \(0, 3, 24, 24\), the model expects one image at least"),
     ],
-    ids=["too_wide", "too_low", "grey", "no_batch"],
+    ids=["too_wide", "too_low", "grey", "no_batch", "none"],
 )
 def test_images_of_another_shape_are_refused(name, shape, message):
     model = tiny_model(name)
     with pytest.raises(ValueError, match=message):
         model(**{**tiny_inputs(model), "pixel_values": torch.randn(shape)})
+
+
+@pytest.mark.floor
+@pytest.mark.parametrize("name", ["text", "text_with_class_token", "hf_text", "clip", "coca"])
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((3,), r"shape \(3,\), the model expects \(batch, length\)"),
+        ((0, 7), r"shape \(0, 7\), the model expects one text at least"),
+        ((3, 0), r"shape \(3, 0\), the model expects .*one token at least"),
+    ],
+    ids=["no_batch", "none", "empty"],
+)
+def test_ids_of_another_shape_are_refused(name, shape, message):
+    model = tiny_model(name)
+    with pytest.raises(ValueError, match=message):
+        model(**{**tiny_inputs(model), "input_ids": torch.ones(shape, dtype=torch.long)})
 
 
 @pytest.mark.floor
