@@ -41,9 +41,10 @@ class OpenClipPreTrainedModel(PreTrainedModel):
         The projections of queries, keys and values become one product, and on x86 processors all weights are laid out
         as the kernel wants them; those of convolutions are scaled as the batch norm behind them does, and copied once
         for single images and once for several. The layers themselves stay where they are, for PEFT and quantisers, and
-        hooks see their calls. One that was replaced, moved, cast, loaded or trained since computes with its own weights,
-        and so do passes with gradients, with autocast, and within `torch.compile` on a GPU, convolutions within every
-        `torch.compile`. What is changed in place through `weight.data` cannot be seen: call `unfuse` before that.
+        hooks see their calls. One that was replaced, moved, cast, loaded or trained since computes with its own
+        weights, and so do passes with gradients, with autocast, and within `torch.compile` on a GPU, convolutions
+        within every `torch.compile`. What is changed in place through `weight.data` cannot be seen: call `unfuse`
+        before that.
 
         Returns:
             The model.
