@@ -82,7 +82,11 @@ class FusedConvolution:
         return packed
 
     def __call__(self, inputs: torch.Tensor, activation: str = "none") -> torch.Tensor:
-        """(batch, in channels, height, width) -> (batch, out channels, ...), and "relu" or "none" of them."""
+        """(batch, in channels, height, width) -> (batch, out channels, ...), channels last in memory.
+
+        Args:
+            activation: "relu" or "none", what follows.
+        """
         # With the channels last oneDNN takes its inputs, and gives its outputs, as they are.
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         weight = self.weight_for(inputs)
@@ -90,9 +94,14 @@ class FusedConvolution:
 
 
 class FusibleConvolutionMixin(FusibleMixin):
-    """A module that has a [`Convolution`] with a [`BatchNorm2d`] behind it: its `layers_to_fuse`."""
+    """A module that has a [`Convolution`] with a [`BatchNorm2d`] behind it."""
 
     fused: FusedConvolution | None = None
+    convolution: nn.Module
+    normalization: nn.Module
+
+    def layers_to_fuse(self) -> tuple[nn.Module, nn.Module]:
+        return self.convolution, self.normalization
 
     def fuse(self):
         convolution, normalization = self.layers_to_fuse()
@@ -103,7 +112,11 @@ class FusibleConvolutionMixin(FusibleMixin):
             self.fused = FusedConvolution(convolution, normalization)
 
     def convolve(self, hidden_states: torch.Tensor, activation: str = "none") -> torch.Tensor:
-        """(batch, in channels, height, width) -> (batch, out channels, ...), and "relu" or "none" of them."""
+        """(batch, in channels, height, width) -> (batch, out channels, ...), convolved and normalised.
+
+        Args:
+            activation: "relu" or "none", what follows.
+        """
         layers = self.layers_to_fuse()
         if self.fused is not None and self.fused.fits(hidden_states, *layers):
             return self.fused(hidden_states, activation)

@@ -36,9 +36,6 @@ class ModifiedResNetConvLayer(FusibleConvolutionMixin, nn.Module):
         self.convolution = Convolution(in_channels, out_channels, kernel_size, stride)
         self.normalization = BatchNorm2d(out_channels)
 
-    def layers_to_fuse(self) -> tuple[nn.Module, nn.Module]:
-        return self.convolution, self.normalization
-
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.convolve(hidden_states, "relu")
 
@@ -79,9 +76,6 @@ class ModifiedResNetShortcut(FusibleConvolutionMixin, nn.Module):
         self.stride = stride
         self.convolution = Convolution(in_channels, out_channels, kernel_size=1)
         self.normalization = BatchNorm2d(out_channels)
-
-    def layers_to_fuse(self) -> tuple[nn.Module, nn.Module]:
-        return self.convolution, self.normalization
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if self.stride > 1:
