@@ -62,10 +62,11 @@ def onednn_linear(
 def mkl_linear_of_columns(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """`F.linear` by MKL, with the weights as the left matrix."""
     rows = inputs.reshape(-1, inputs.shape[-1]).contiguous()
+    count = rows.shape[0]
     # A single row goes in twice: MKL takes longer for one column than for two.
-    columns = (rows if len(rows) > 1 else rows.expand(2, -1).contiguous()).t()
+    columns = (rows if count > 1 else rows.expand(2, -1).contiguous()).t()
     outputs = torch.mm(weight, columns) if bias is None else torch.addmm(bias.unsqueeze(1), weight, columns)
-    return outputs[:, : len(rows)].t().contiguous().view(*inputs.shape[:-1], -1)
+    return outputs[:, :count].t().contiguous().view(*inputs.shape[:-1], -1)
 
 
 def onednn_linear_of_columns(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -89,11 +90,11 @@ def cpu_linear(
     """`F.linear` by the fastest of these: (..., in features) by (out features, in features) -> (..., out features).
 
     In fp32, of weights in memory, MKL's of columns takes 0.5 to 0.95 of oneDNN's time for one to six rows, oneDNN's of
-    columns 0.75 to 1.0 for eight to sixteen, which fill its vectors. For others they take longer.
+    columns 0.75 to 1.0 for nine to sixteen, which fill its vectors. For others they take longer.
     """
     if suits_mkl(inputs, most_rows=6):
         return activate_(mkl_linear_of_columns(inputs, weight, bias), activation)
-    if inputs.dtype is torch.float32 and 8 <= inputs.shape[:-1].numel() <= 16:
+    if inputs.dtype is torch.float32 and 8 < inputs.shape[:-1].numel() <= 16:
         return activate_(onednn_linear_of_columns(inputs, weight, bias), activation)
     return onednn_linear(inputs, weight, bias, activation)
 
