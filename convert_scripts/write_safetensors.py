@@ -2,7 +2,10 @@
 
 `safetensors.torch.save_file` takes tensors that are ready to be written, all at once: the casts and transposes of a
 whole file would lie in memory. The format is a length, a JSON header and the tensors' bytes
-(https://huggingface.co/docs/safetensors), and what is written here is what `save_file` writes, byte for byte.
+(https://huggingface.co/docs/safetensors).
+
+Models read their weights where they lie in the file, and `save_file` puts a tensor of 4 bytes, such as `logit_scale`,
+before those that it then moves across the cache's lines: on an AMD processor captions take 1 to 6 % longer.
 """
 
 import json
@@ -18,7 +21,7 @@ import torch
 from .errors import ConversionError, listing
 
 
-# The format's names, in the order in which `save_file` writes tensors: wide numbers first, so that all are aligned.
+# The format's names, wide numbers first.
 DTYPE_NAMES = {
     torch.int64: "I64",
     torch.float64: "F64",
@@ -34,13 +37,15 @@ DTYPE_NAMES = {
     torch.bool: "BOOL",
 }
 _ORDER = list(DTYPE_NAMES)
-_ALIGNMENT = 8
+CACHE_LINE = 64
 # Bytes that are cast, transposed or compared at once: few enough for a processor's cache.
 BLOCK_SIZE = 4 * 2**20
 
 
 def write_safetensors(path: Path, layout: Mapping[str, torch.Tensor], tensors: Iterable[tuple[str, torch.Tensor]]):
-    """Writes a safetensors file; `BLOCK_SIZE` bytes at a time are in memory beside the tensors given.
+    """Writes a safetensors file, its tensors at the start of a cache line as far as their sizes let them.
+
+    `BLOCK_SIZE` bytes at a time are in memory beside the tensors given.
 
     Args:
         path: the new file.
@@ -52,8 +57,8 @@ def write_safetensors(path: Path, layout: Mapping[str, torch.Tensor], tensors: I
     """
     header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for name, tensor in sorted(layout.items(), key=lambda item: (_ORDER.index(item[1].dtype), item[0])):
-        end = offset + tensor.numel() * tensor.dtype.itemsize
+    for name, tensor in sorted(layout.items(), key=_place):
+        end = offset + tensor.nbytes
         header[name] = {
             "dtype": DTYPE_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
@@ -61,19 +66,26 @@ def write_safetensors(path: Path, layout: Mapping[str, torch.Tensor], tensors: I
         }
         offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
+    length = struct.calcsize("<Q")
+    text += b" " * (-(length + len(text)) % CACHE_LINE)
     missing = set(layout)
     with path.open("wb") as file, one_thread():
         file.write(struct.pack("<Q", len(text)) + text)
         for name, tensor in tensors:
             if tensor.shape != layout[name].shape:
                 raise ConversionError(f"{name} has shape {tuple(tensor.shape)}, not {tuple(layout[name].shape)}.")
-            file.seek(8 + len(text) + header[name]["data_offsets"][0])
+            file.seek(length + len(text) + header[name]["data_offsets"][0])
             for block in byte_blocks(tensor, layout[name].dtype):
                 file.write(block.data)
             missing.discard(name)
     if missing:
         raise ConversionError(f"These tensors have no values:{listing(sorted(missing))}")
+
+
+def _place(item: tuple[str, torch.Tensor]) -> tuple[bool, int, str]:
+    """The order of tensors: what fills whole lines of the cache, then wide numbers first, so that all are aligned."""
+    name, tensor = item
+    return tensor.nbytes % CACHE_LINE != 0, _ORDER.index(tensor.dtype), name
 
 
 def byte_blocks(tensor: torch.Tensor, dtype: torch.dtype) -> Iterator[np.ndarray]:

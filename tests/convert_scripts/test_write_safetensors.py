@@ -1,15 +1,17 @@
-"""Files written piece by piece: byte for byte what safetensors writes, and little memory."""
+"""Files written piece by piece: what safetensors reads, aligned, and little memory."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from open_clip_transformers.convert_scripts import write_safetensors as module
 from open_clip_transformers.convert_scripts.errors import ConversionError
 from open_clip_transformers.convert_scripts.write_safetensors import (
+    CACHE_LINE,
     DTYPE_NAMES,
     byte_blocks,
     same_bytes,
@@ -45,10 +47,15 @@ TENSORS = {
 
 
 @pytest.mark.parametrize("tensors", TENSORS.values(), ids=TENSORS.keys())
-def test_write_safetensors_equals_save_file(tmp_path, small_blocks, tensors):
-    save_file(tensors, tmp_path / "expected", metadata={"format": "pt"})
+def test_safetensors_reads_what_was_written(tmp_path, small_blocks, tensors):
     write_safetensors(tmp_path / "written", layout_of(tensors), reversed(tensors.items()))
-    assert (tmp_path / "written").read_bytes() == (tmp_path / "expected").read_bytes()
+    with safe_open(tmp_path / "written", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert set(file.keys()) == set(tensors)
+        for name, tensor in tensors.items():
+            written = file.get_tensor(name)
+            assert written.dtype == tensor.dtype
+            assert same_bytes(written, tensor)
 
 
 VIEWS = {
@@ -94,14 +101,29 @@ def test_write_safetensors_refuses_other_shapes(tmp_path):
         write_safetensors(tmp_path / "x", layout_of({"a": torch.ones(3, 2)}), [("a", torch.ones(2, 3))])
 
 
-def test_write_safetensors_aligns_the_tensors(tmp_path):
-    tensors = {"a": torch.ones(3, dtype=torch.float16), "b": torch.ones(3), "c": torch.ones(1, dtype=torch.int64)}
-    write_safetensors(tmp_path / "x", layout_of(tensors), tensors.items())
-    content = (tmp_path / "x").read_bytes()
+def places_of(path):
+    """name -> the tensor's first byte in the file, in their order."""
+    content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
-    assert length % 8 == 0
-    assert [name for name in header if name != "__metadata__"] == ["c", "b", "a"]
+    header.pop("__metadata__")
+    return {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items()}
+
+
+@pytest.mark.parametrize("count", range(3))
+def test_write_safetensors_puts_whole_cache_lines_first(tmp_path, count):
+    whole = {f"{'w' * (count + 1)}.weight": torch.ones(32, 16), "half": torch.ones(64, dtype=torch.float16)}
+    tensors = {"logit_scale": torch.ones(()), "bias": torch.ones(3), **whole}
+    write_safetensors(tmp_path / "x", layout_of(tensors), tensors.items())
+    places = places_of(tmp_path / "x")
+    assert [name for name, place in places.items() if place % CACHE_LINE == 0][:2] == list(whole)
+    assert list(places)[2:] == ["bias", "logit_scale"]
+
+
+def test_write_safetensors_aligns_numbers(tmp_path):
+    tensors = {"a": torch.ones(3, dtype=torch.float16), "b": torch.ones(3), "c": torch.ones(1, dtype=torch.int64)}
+    write_safetensors(tmp_path / "x", layout_of(tensors), tensors.items())
+    assert list(places_of(tmp_path / "x")) == ["c", "b", "a"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
