@@ -9,7 +9,7 @@ from .cells import Options
 from .workers import WorkerError
 
 
-# A first run this long is warm-up enough, and one this long is the only sample.
+# A first run this long is warm-up enough, and one this long is the only sample unless the budget has room for more.
 SLOW_SECONDS = 10.0
 LONG_SECONDS = 30.0
 WARM_UPS = 3
@@ -86,10 +86,11 @@ def take_samples(runs: dict[str, Run], options: Options) -> dict[str, Samples]:
             samples[name].error = error
             continue
         samples[name].repeats = repeats
-        if seconds >= LONG_SECONDS:
+        share = options.budget / len(runs)
+        if seconds >= LONG_SECONDS and FEWEST_ROUNDS * seconds > share:
             samples[name].seconds, samples[name].rounds, plans[name] = [seconds], [0], set()
             continue
-        plans[name] = rounds_for(seconds * repeats, options.budget / len(runs), options)
+        plans[name] = rounds_for(seconds * repeats, share, options)
     for turn in range(options.rounds):
         for name in rotated(list(runs), turn):
             own = samples[name]
