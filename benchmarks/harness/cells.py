@@ -20,7 +20,7 @@ class Options:
     threads: of every process, for torch and for tokenizers.
     rounds: the most samples of a contestant in a cell.
     budget: seconds of a cell, shared by its contestants; a slow one gets fewer rounds, but two, or one where a run
-        takes half a minute and its share has no room for two.
+        takes two minutes and its share has no room for two.
     quick: tiny sizes, which say that everything runs and nothing of its speed.
     """
 

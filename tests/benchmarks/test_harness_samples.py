@@ -66,11 +66,11 @@ def test_slow_contestants_take_part_in_fewer_rounds_but_two(seconds, rounds):
         assert found == rounds
 
 
-@pytest.mark.parametrize(("budget", "count"), [(100.0, 1), (120.0, 1), (200.0, 2), (300.0, 3)])
+@pytest.mark.parametrize(("budget", "count"), [(120.0, 1), (500.0, 1), (600.0, 2), (900.0, 3)])
 def test_contestant_that_takes_long_takes_turns_where_its_share_has_room(budget, count):
-    runs = {"ours": Clock("ours", 1.0), "long": Clock("long", 45.0)}
+    runs = {"ours": Clock("ours", 1.0), "long": Clock("long", 150.0)}
     taken = take_samples(runs, Options(rounds=5, budget=budget))
-    assert taken["long"].seconds == [45.0] * count and len(taken["ours"].seconds) == 5
+    assert taken["long"].seconds == [150.0] * count and len(taken["ours"].seconds) == 5
     assert len(runs["long"].calls) == (1 if count == 1 else 1 + count)
 
 
