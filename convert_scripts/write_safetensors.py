@@ -4,8 +4,8 @@
 whole file would lie in memory. The format is a length, a JSON header and the tensors' bytes
 (https://huggingface.co/docs/safetensors).
 
-Models read their weights where they lie in the file, and `save_file` puts a tensor of 4 bytes, such as `logit_scale`,
-before those that it then moves across the cache's lines: on an AMD processor captions take 1 to 6 % longer.
+Models read their weights where they lie in the file. `save_file` orders them by name, and behind a tensor of 4 bytes,
+such as `logit_scale`, all others lie across the cache's lines: on an AMD processor captions take 1 to 6 % longer.
 """
 
 import json
@@ -66,15 +66,16 @@ def write_safetensors(path: Path, layout: Mapping[str, torch.Tensor], tensors: I
         }
         offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    length = struct.calcsize("<Q")
-    text += b" " * (-(length + len(text)) % CACHE_LINE)
+    # The length itself takes 8 bytes.
+    text += b" " * (-(8 + len(text)) % CACHE_LINE)
+    start = struct.pack("<Q", len(text)) + text
     missing = set(layout)
     with path.open("wb") as file, one_thread():
-        file.write(struct.pack("<Q", len(text)) + text)
+        file.write(start)
         for name, tensor in tensors:
             if tensor.shape != layout[name].shape:
                 raise ConversionError(f"{name} has shape {tuple(tensor.shape)}, not {tuple(layout[name].shape)}.")
-            file.seek(length + len(text) + header[name]["data_offsets"][0])
+            file.seek(len(start) + header[name]["data_offsets"][0])
             for block in byte_blocks(tensor, layout[name].dtype):
                 file.write(block.data)
             missing.discard(name)

@@ -13,12 +13,12 @@ NOTHING = "-"
 DISTURBED = 0.1
 LEGEND = (
     "Each contestant runs in a process of its own, in turn with the others, in an order that each round rotates. "
-    "Times are medians of the samples with their quartiles (least and largest of fewer than four; *n=1* is the "
-    "first run alone, which tends to take longer than later ones). A ratio is the peer's time over ours in the same "
-    "round: more than 1 is faster than the peer. *Of bound* is the least time that the counted operations and bytes "
-    "need at the measured ceilings, over ours and our variants'. *Difference* is the largest of the outputs over "
-    "their largest value (of tokens, the share that is another). *Memory* is the most that the process held while "
-    "it ran, beside its libraries. *Within noise*: the upper quartile of the ratio reaches the goal."
+    "Times are medians of the samples with their quartiles (least and largest of fewer than four; one, *n=1*, says "
+    "nothing of its spread). A ratio is the peer's time over ours in the same round: more than 1 is faster than the "
+    "peer. *Of bound* is the least time that the counted operations and bytes need at the measured ceilings, over "
+    "ours and our variants'. *Difference* is the largest of the outputs over their largest value (of tokens, the "
+    "share that is another). *Memory* is the most that the process held while it ran, beside its libraries. "
+    "*Within noise*: the upper quartile of the ratio reaches the goal."
 )
 EARLIER = " *Commit* is that of rows that an earlier run has left, on the same machine with the same versions."
 

@@ -9,8 +9,8 @@ from .cells import Options
 from .workers import WorkerError
 
 
-# A first run this long is warm-up enough, and one this long is the only sample unless the budget has room for more: of
-# open_clip's beams, 36 s each, the first took 40.
+# A first run this long is warm-up enough, and one this long is the only sample unless the budget has room for more.
+# One sample says little: three runs of open_clip's beams in one process took 44, 43 and 36 s.
 SLOW_SECONDS = 10.0
 LONG_SECONDS = 120.0
 WARM_UPS = 3
