@@ -116,7 +116,7 @@ class FusedWeights:
         self.fingerprint = fingerprint(weights, biases)
         # Kept so that no others come to lie where they do.
         self.originals = [tensor.detach() for tensor in (*weights, *biases) if tensor is not None]
-        weight = torch.cat([weight.detach() for weight in weights])
+        weight = weights[0].detach() if len(weights) == 1 else torch.cat([weight.detach() for weight in weights])
         self.device, self.dtype = weight.device, weight.dtype
         self.is_packed = weight.is_cpu
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.is_packed else weight

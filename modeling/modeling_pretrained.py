@@ -7,6 +7,7 @@ from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
 from .fusible import FusibleMixin
+from .mapped_memory import give_back
 from .modeling_layers import (
     Attention,
     CustomResidualAttentionBlock,
@@ -38,6 +39,10 @@ class OpenClipPreTrainedModel(PreTrainedModel):
     def fuse(self):
         """Makes inference faster, with a second copy of the weights of linear layers and of a ResNet's convolutions.
 
+        Weights as loaded lie in their file, and the memory of those that were copied goes back to the system: they are
+        read from there again by what needs them, one or two rows among it, so fuse for batches. Other weights stay in
+        memory beside the copy.
+
         The projections of queries, keys and values become one product, and on x86 processors all weights are laid out
         as the kernel wants them; those of convolutions are scaled as the batch norm behind them does, and copied once
         for single images and once for several. The layers themselves stay where they are, for PEFT and quantisers, and
@@ -55,7 +60,10 @@ class OpenClipPreTrainedModel(PreTrainedModel):
         for module in sorted(fusible, key=lambda module: -len(module.layers_to_fuse())):
             if not fused.intersection(module.layers_to_fuse()):
                 module.fuse()
-                fused.update(module.layers_to_fuse() if module.fused is not None else ())
+                if module.fused is not None:
+                    fused.update(module.layers_to_fuse())
+                    for layer in module.layers_to_fuse():
+                        give_back(layer.weight)
         return self
 
     def unfuse(self):
