@@ -1,8 +1,14 @@
 """What `model.fuse()` and `model.unfuse()` ask of a module."""
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
+
+
+# Called with each weight that fused ones were made of, which nothing reads any more as long as these are used.
+copied_weight_hooks: list[Callable[[torch.Tensor], None]] = []
 
 
 class FusibleMixin:

@@ -1,13 +1,13 @@
 """What every model here shares: which back ends it supports and how new weights are initialised."""
 
+from itertools import product
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
-from .fusible import FusibleMixin
-from .mapped_memory import give_back
+from .fusible import FusibleMixin, copied_weight_hooks
 from .modeling_layers import (
     Attention,
     CustomResidualAttentionBlock,
@@ -39,9 +39,9 @@ class OpenClipPreTrainedModel(PreTrainedModel):
     def fuse(self):
         """Makes inference faster, with a second copy of the weights of linear layers and of a ResNet's convolutions.
 
-        Weights as loaded lie in their file, and the memory of those that were copied goes back to the system: they are
-        read from there again by what needs them, one or two rows among it, so fuse for batches. Other weights stay in
-        memory beside the copy.
+        Weights as loaded lie in their file, and on Linux the memory of those that were copied goes back to the system:
+        what needs them, one or two rows among it, reads them from there again, so fuse for batches. Other weights stay
+        in memory beside the copy, and so do all in code that a repository brought along.
 
         The projections of queries, keys and values become one product, and on x86 processors all weights are laid out
         as the kernel wants them; those of convolutions are scaled as the batch norm behind them does, and copied once
@@ -54,7 +54,7 @@ class OpenClipPreTrainedModel(PreTrainedModel):
         Returns:
             The model.
         """
-        fusible = [module for module in self.modules() if isinstance(module, FusibleMixin)]
+        fusible = [module for module in self.unfuse().modules() if isinstance(module, FusibleMixin)]
         # Those of several layers come first: a layer in one needs no copy of its own.
         fused: set[nn.Module] = set()
         for module in sorted(fusible, key=lambda module: -len(module.layers_to_fuse())):
@@ -62,8 +62,8 @@ class OpenClipPreTrainedModel(PreTrainedModel):
                 module.fuse()
                 if module.fused is not None:
                     fused.update(module.layers_to_fuse())
-                    for layer in module.layers_to_fuse():
-                        give_back(layer.weight)
+                    for layer, hook in product(module.layers_to_fuse(), copied_weight_hooks):
+                        hook(layer.weight)
         return self
 
     def unfuse(self):
