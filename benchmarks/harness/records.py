@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .cells import Result
-from .samples import bound_share, ratios, throughput, verdict
+from .samples import bound_share, ratios, throughput, verdicts
 
 
 @dataclass
@@ -72,7 +72,7 @@ def summary(result: Result) -> dict:
         "throughput": {each.contestant: throughput(result.cell, each) for each in result.measurements},
         "ratios": {name: vars(value) for name, value in ratios(result).items()},
         "share_of_bound": {each.contestant: bound_share(result, each) for each in result.measurements},
-        "goal": verdict(result),
+        "goal": verdicts(result),
     }
 
 

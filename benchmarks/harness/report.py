@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from .cells import Measurement, Result
 from .records import Record
-from .samples import Spread, bound_share, goal_ratio, ratio, spread, throughput, verdict
+from .samples import OURS, Spread, bound_share, goal_peer, ratio, spread, throughput, verdicts
 
 
 NOTHING = "-"
@@ -18,7 +18,7 @@ LEGEND = (
     "peer. *Of bound* is the least time that the counted operations and bytes need at the measured ceilings, over "
     "ours and our variants'. *Difference* is the largest of the outputs over their largest value (of tokens, the "
     "share that is another). *Memory* is the most that the process held while it ran, beside its libraries. "
-    "*Within noise*: the upper quartile of the ratio reaches the goal."
+    "*Goal* is against the peer that it names, *within noise* where the upper quartile of the ratio reaches it."
 )
 EARLIER = " *Commit* is that of rows that an earlier run has left, on the same machine with the same versions."
 
@@ -166,9 +166,8 @@ def _throughput(result: Result) -> str:
 
 def _bound(result: Result) -> str:
     shares = {each.contestant: bound_share(result, each) for each in result.measurements}
-    texts = {name: f"{share:.0%}" for name, share in shares.items() if share is not None and name.startswith("ours")}
-    ours = texts.pop("ours", NOTHING)
-    return "; ".join([ours, *(f"{name} {text}" for name, text in texts.items())])
+    texts = {name: f"{share:.0%}" for name, share in shares.items() if share is not None and name.startswith(OURS)}
+    return _of_forms({result.ours.contestant: NOTHING} | texts)
 
 
 def _ratio_to(result: Result, peer: str) -> str:
@@ -199,12 +198,17 @@ def _memory(result: Result) -> str:
 
 
 def _goal(result: Result) -> str:
-    outcome = verdict(result)
-    if outcome is None:
+    if result.cell.goal is None:
         return NOTHING
-    found = goal_ratio(result)
-    against = result.cell.reference or (f"fastest ({found[0]})" if found else "fastest")
-    return f"{result.cell.goal:g}x {against}: {outcome}"
+    peer = goal_peer(result)
+    against = result.cell.reference or (f"fastest ({peer})" if peer else "fastest")
+    return f"{result.cell.goal:g}x {against}: {_of_forms(verdicts(result))}"
+
+
+def _of_forms(texts: dict[str, str]) -> str:
+    """What is said of ours, then of its other forms by their names."""
+    ours, *others = texts.items()
+    return "; ".join([ours[1], *(f"{name} {text}" for name, text in others)])
 
 
 def _earlier_commit(result: Result, record: Record) -> str:

@@ -51,27 +51,32 @@ def ratios(result: Result) -> dict[str, Spread]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def goal_ratio(result: Result) -> tuple[str, Spread] | None:
-    """The peer that the goal is against, and its ratio; None without a goal, or where that peer was not measured."""
+def goal_peer(result: Result) -> str | None:
+    """The peer that the goal is against; None where it was not measured."""
     found = ratios(result)
-    if result.cell.goal is None:
-        return None
     others = [name for name in found if not name.startswith(OURS)]
     peer = result.cell.reference or min(others, key=lambda name: found[name].median, default=None)
-    return (peer, found[peer]) if peer in found else None
+    return peer if peer in found else None
 
 
-def verdict(result: Result) -> str | None:
-    """Whether the goal is met; "within noise" where the upper quartile of the ratio reaches it. None without one."""
-    if result.cell.goal is None:
-        return None
-    found = goal_ratio(result)
-    if found is None:
+def verdict(result: Result, form: Measurement) -> str:
+    """Whether a form of ours meets the goal; "within noise" where the upper quartile of the ratio reaches it."""
+    peer = goal_peer(result)
+    value = ratio(form, result.of(peer)) if peer else None
+    if value is None:
         return "not measured"
-    _, value = found
     if value.median >= result.cell.goal:
         return "met"
     return "within noise" if value.high >= result.cell.goal else "missed"
+
+
+def verdicts(result: Result) -> dict[str, str]:
+    """The verdict on each form of ours, by name, on ours first; none without a goal."""
+    if result.cell.goal is None:
+        return {}
+    others = (each for each in result.measurements[1:] if each.contestant.startswith(OURS))
+    forms = [result.ours, *(each for each in others if each.contestant != result.cell.reference)]
+    return {form.contestant: verdict(result, form) for form in forms}
 
 
 def throughput(cell: Cell, measurement: Measurement) -> float | None:

@@ -87,6 +87,14 @@ def test_table_leaves_out_what_no_row_has_and_says_what_was_not_run():
     assert row[3] == "not run" and row[-1] == "2x fastest: not measured"
 
 
+def test_table_says_what_every_form_of_ours_reaches():
+    result = a_result(peer=(0.9, 0.9))
+    result.measurements.append(Measurement("ours_fused", "newest", [0.3, 0.3, 0.3], [0, 1, 2]))
+    row = dict(zip(*report.table(a_record(result))))
+    assert row["Of bound"] == "50%; ours_fused 100%"
+    assert row["Goal"] == "2x fastest (peer): missed; ours_fused met"
+
+
 def test_page_has_notes_of_failures_and_of_a_machine_that_was_not_quiet():
     record = a_record(a_result(peer=(), error="failed: first\nsecond"), notes=["One | two."])
     page = report.markdown(record)

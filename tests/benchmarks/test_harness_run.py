@@ -127,7 +127,7 @@ def test_run_measures_every_contestant_and_survives_those_that_fail(made_up, cap
     assert ours["seconds"] == [0.5, 0.5] and peer["seconds"] == [1.5, 1.5]
     assert first["summary"]["ratios"] == {"peer": {"median": 3.0, "low": 3.0, "high": 3.0, "count": 2}}
     assert first["summary"]["throughput"]["ours"] == 8.0
-    assert first["summary"]["goal"] == "met" and second["summary"]["goal"] == "missed"
+    assert first["summary"]["goal"]["ours"] == "met" and second["summary"]["goal"]["ours"] == "missed"
     assert first["bound"] == [{"flops": 1e3, "bytes": 1e3}] and 0 < first["summary"]["share_of_bound"]["ours"] < 1
     assert peer["difference"] == 0.5 / 4.0 and not peer["exact"]
     assert peer["peak"] == 5_000_000 and ours["figures"] == {"error": 0.25, "kernel": "fused"}

@@ -107,23 +107,32 @@ def test_ratio_is_of_the_same_rounds():
 
 @pytest.mark.parametrize(
     ("goal", "outcome"),
-    [(None, None), (1.9, "met"), (2.3, "within noise"), (2.6, "missed")],
+    [(None, {}), (1.9, {"ours": "met"}), (2.3, {"ours": "within noise"}), (2.6, {"ours": "missed"})],
     ids=["none", "met", "noise", "missed"],
 )
 def test_goal_is_judged_by_the_ratio_and_its_spread(goal, outcome):
-    assert samples.verdict(result_of([1.0] * 3, [1.8, 2.0, 2.5], goal)) == outcome
+    assert samples.verdicts(result_of([1.0] * 3, [1.8, 2.0, 2.5], goal)) == outcome
 
 
 def test_goal_is_against_the_fastest_peer_and_not_another_form_of_ours():
     result = result_of([1.0], [3.0], goal=2.0)
     for name, seconds in (("ours_fused", 0.5), ("faster_peer", 2.5)):
         result.measurements.append(Measurement(name, "newest", [seconds], [0]))
-    assert samples.goal_ratio(result)[0] == "faster_peer"
+    assert samples.goal_peer(result) == "faster_peer"
+
+
+def test_goal_is_judged_for_every_form_of_ours_but_the_one_it_is_against():
+    result = result_of([1.0], [1.5], goal=2.0)
+    result.measurements.append(Measurement("ours_fused", "newest", [0.5], [0]))
+    assert samples.verdicts(result) == {"ours": "missed", "ours_fused": "met"}
+    result = result_of([1.0], [1.5], goal=2.0, reference="ours_fused")
+    result.measurements.append(Measurement("ours_fused", "newest", [2.5], [0]))
+    assert samples.verdicts(result) == {"ours": "met"}
 
 
 def test_goal_without_its_peer_was_not_measured():
-    assert samples.verdict(result_of([1.0], [], goal=2.0)) == "not measured"
-    assert samples.verdict(result_of([1.0], [2.0], goal=2.0, reference="other")) == "not measured"
+    assert samples.verdicts(result_of([1.0], [], goal=2.0)) == {"ours": "not measured"}
+    assert samples.verdicts(result_of([1.0], [2.0], goal=2.0, reference="other")) == {"ours": "not measured"}
 
 
 @pytest.mark.parametrize(
