@@ -77,10 +77,10 @@ def onednn_linear_of_columns(inputs: torch.Tensor, weight: torch.Tensor, bias: t
     return outputs if bias is None else outputs.add_(bias)
 
 
-def suits_mkl(inputs: torch.Tensor, most_rows: int) -> bool:
+def suits_mkl(inputs: torch.Tensor) -> bool:
     """Whether (..., features) in fp32 are few rows, small enough for the first cache while the weights stream by."""
     rows, features = inputs.shape[:-1].numel(), inputs.shape[-1]
-    is_small = 0 < rows <= most_rows and 0 < features <= (3072 // rows if rows > 1 else 1024)
+    is_small = 0 < rows <= 6 and 0 < features <= (3072 // rows if rows > 1 else 1024)
     return HAS_MKL and inputs.dtype is torch.float32 and is_small
 
 
@@ -92,7 +92,7 @@ def cpu_linear(
     In fp32, of weights in memory, MKL's of columns takes 0.5 to 0.95 of oneDNN's time for one to six rows, oneDNN's of
     columns 0.75 to 1.0 for nine to sixteen, which fill its vectors. For others they take longer.
     """
-    if suits_mkl(inputs, most_rows=6):
+    if suits_mkl(inputs):
         return activate_(mkl_linear_of_columns(inputs, weight, bias), activation)
     if inputs.dtype is torch.float32 and 8 < inputs.shape[:-1].numel() <= 16:
         return activate_(onednn_linear_of_columns(inputs, weight, bias), activation)
@@ -123,10 +123,12 @@ class FusedWeights:
         self.bias = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
         self.by_place[weights[0].data_ptr()] = self
 
-    def serves(self, inputs: torch.Tensor, weights: Weights, biases: Biases) -> bool:
-        """Whether it is a copy of these as they are now, and the faster one: not for one or two rows."""
-        is_faster = not self.is_packed or not suits_mkl(inputs, most_rows=2)
-        return is_faster and self.fingerprint == fingerprint(weights, biases)
+    def is_copy_of(self, weights: Weights, biases: Biases) -> bool:
+        """Whether these still are what it was made of.
+
+        Then it serves all inputs. For one or two rows the weights themselves would be faster, but would take memory.
+        """
+        return self.fingerprint == fingerprint(weights, biases)
 
     def __call__(self, inputs: torch.Tensor, activation: str = "none") -> torch.Tensor:
         """(..., in features) -> (..., sum of the layers' out features)."""
@@ -147,7 +149,7 @@ def fused_linear(inputs: torch.Tensor, weights: Weights, biases: Biases, activat
     (..., in features) -> (..., sum of the layers' out features).
     """
     copy = FusedWeights.by_place.get(weights[0].data_ptr())
-    if copy is not None and copy.serves(inputs, weights, biases):
+    if copy is not None and copy.is_copy_of(weights, biases):
         return copy(inputs, activation)
     layers = zip(weights, biases, strict=True)
     return torch.cat([cpu_linear(inputs, weight, bias, activation) for weight, bias in layers], dim=-1)

@@ -41,7 +41,7 @@ class FusedLinear:
             and all(type(weight) is nn.Parameter for weight in weights)
             and takes_kernels(inputs)
             # Compiled code looks at the weights itself, whenever it runs.
-            and (copy.is_packed if torch.compiler.is_compiling() else copy.serves(inputs, weights, self._biases()))
+            and (copy.is_packed if torch.compiler.is_compiling() else copy.is_copy_of(weights, self._biases()))
         )
 
     def __call__(self, inputs: torch.Tensor, activation: str = "none") -> torch.Tensor:

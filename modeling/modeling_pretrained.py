@@ -40,8 +40,9 @@ class OpenClipPreTrainedModel(PreTrainedModel):
         """Makes inference faster, with a second copy of the weights of linear layers and of a ResNet's convolutions.
 
         Weights as loaded lie in their file, and on Linux the memory of those that were copied goes back to the system:
-        what needs them, one or two rows among it, reads them from there again, so fuse for batches. Other weights stay
-        in memory beside the copy, and so do all in code that a repository brought along.
+        what needs them reads them from there again. Other weights stay in memory beside the copy, and so do all where
+        a repository brought its code along. Fuse for batches: for one or two rows, those of a single caption, the copy
+        is slower.
 
         The projections of queries, keys and values become one product, and on x86 processors all weights are laid out
         as the kernel wants them; those of convolutions are scaled as the batch norm behind them does, and copied once
