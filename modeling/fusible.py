@@ -1,14 +1,20 @@
 """What `model.fuse()` and `model.unfuse()` ask of a module."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
 
-# Called with each weight that fused ones were made of, which nothing reads any more as long as these are used.
 copied_weight_hooks: list[Callable[[torch.Tensor], None]] = []
+
+
+def note_copied(weights: Iterable[torch.Tensor]):
+    """Tells `copied_weight_hooks` of weights that were copied: nothing reads them as long as the copy is used."""
+    for weight in weights:
+        for hook in copied_weight_hooks:
+            hook(weight)
 
 
 class FusibleMixin:

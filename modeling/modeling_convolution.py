@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from .fusible import FusibleMixin
+from .fusible import FusibleMixin, note_copied
 from .linear_kernels import ONEDNN_DTYPES, fingerprint, takes_kernels
 from .module_hooks import is_watched
 
@@ -55,18 +55,21 @@ class FusedConvolution:
         statistics = [normalization.running_mean, normalization.running_var, normalization.num_batches_tracked]
         return [convolution.weight, normalization.weight, normalization.bias, *statistics]
 
+    def is_current(self, *layers: nn.Module) -> bool:
+        """Whether it is of `layers` as they are now."""
+        return layers == self.layers and self.fingerprint == fingerprint(self._tensors(), ())
+
     def fits(self, inputs: torch.Tensor, *layers: nn.Module) -> bool:
         """Whether it may stand for `layers` on these inputs: the layers it was made of, as they were then."""
         return (
-            layers == self.layers
-            and inputs.is_cpu
+            inputs.is_cpu
             and inputs.dtype == self.bias.dtype
             and takes_kernels(inputs)
             # Compilers fold batch norms themselves.
             and not torch.compiler.is_compiling()
+            and self.is_current(*layers)
             and not layers[1].training
             and not any(map(is_watched, layers))
-            and self.fingerprint == fingerprint(self._tensors(), ())
         )
 
     def weight_for(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -79,6 +82,7 @@ class FusedConvolution:
             shape = (1 if is_single else 2, *size)
             packed = torch.ops.mkldnn._reorder_convolution_weight(folded, *self.geometry, shape)
             self.packed[is_single] = size, packed
+            note_copied([weight])
         return packed
 
     def __call__(self, inputs: torch.Tensor, activation: str = "none") -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
-from .fusible import FusibleMixin
+from .fusible import FusibleMixin, note_copied
 from .linear_kernels import (
     ONEDNN_DTYPES,
     FusedWeights,
@@ -24,12 +24,19 @@ class FusedLinear:
     def __init__(self, layers: Sequence["Linear"]):
         self.layers = tuple(layers)
         self.copy = FusedWeights(self._weights(), self._biases())
+        note_copied(self._weights())
 
     def _weights(self) -> list[torch.Tensor]:
         return [layer.weight for layer in self.layers]
 
     def _biases(self) -> list[torch.Tensor | None]:
         return [layer.bias for layer in self.layers]
+
+    def is_current(self, *layers: nn.Module) -> bool:
+        """Whether it is of `layers` as they are now."""
+        weights = self._weights()
+        is_plain = all(type(weight) is nn.Parameter for weight in weights)
+        return layers == self.layers and is_plain and self.copy.is_copy_of(weights, self._biases())
 
     def fits(self, inputs: torch.Tensor, *layers: nn.Module) -> bool:
         """Whether it may stand for `layers` on these inputs: the layers it was made of, with the weights they had."""

@@ -1,13 +1,12 @@
 """What every model here shares: which back ends it supports and how new weights are initialised."""
 
-from itertools import product
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
-from .fusible import FusibleMixin, copied_weight_hooks
+from .fusible import FusibleMixin
 from .modeling_layers import (
     Attention,
     CustomResidualAttentionBlock,
@@ -55,16 +54,18 @@ class OpenClipPreTrainedModel(PreTrainedModel):
         Returns:
             The model.
         """
-        fusible = [module for module in self.unfuse().modules() if isinstance(module, FusibleMixin)]
+        fusible = [module for module in self.modules() if isinstance(module, FusibleMixin)]
         # Those of several layers come first: a layer in one needs no copy of its own.
         fused: set[nn.Module] = set()
         for module in sorted(fusible, key=lambda module: -len(module.layers_to_fuse())):
-            if not fused.intersection(module.layers_to_fuse()):
+            layers = module.layers_to_fuse()
+            if fused.intersection(layers):
+                module.unfuse()
+            elif module.fused is None or not module.fused.is_current(*layers):
+                module.unfuse()
                 module.fuse()
-                if module.fused is not None:
-                    fused.update(module.layers_to_fuse())
-                    for layer, hook in product(module.layers_to_fuse(), copied_weight_hooks):
-                        hook(layer.weight)
+            if module.fused is not None:
+                fused.update(layers)
         return self
 
     def unfuse(self):

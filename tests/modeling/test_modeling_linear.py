@@ -201,6 +201,18 @@ def test_weights_are_held_twice_at_most():
     assert len(layers) == len(set(layers)) == sum(type(module) is Linear for module in model.modules())
 
 
+@needs_packing
+@torch.no_grad()
+def test_fusing_again_copies_what_has_changed_alone():
+    model = tiny_model("coca").fuse()
+    first = [module.fused for module in fused_modules(model)]
+    changed = fused_modules(model)[1]
+    changed.layers_to_fuse()[0].weight.mul_(2)
+    again = [module.fused for module in fused_modules(model.fuse())]
+    assert [index for index, (before, now) in enumerate(zip(first, again, strict=True)) if before is not now] == [1]
+    assert again[1].is_current(*changed.layers_to_fuse())
+
+
 @torch.no_grad()
 def test_captions_of_a_fused_model_are_the_same():
     model = tiny_model("coca").eval()
