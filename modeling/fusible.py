@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 
+# Called with each weight of which there is a copy; the package has one that gives memory back.
 copied_weight_hooks: list[Callable[[torch.Tensor], None]] = []
 
 

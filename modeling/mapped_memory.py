@@ -11,11 +11,14 @@ import torch
 # memory, in swap, of a file or shared. A page of a file that was written to is a private copy, and has lost the last.
 PAGEMAP = Path("/proc/self/pagemap")
 ENTRY_BYTES = 8
-ABSENT, IN_FILE = 0b000, 0b101
+IN_FILE = 0b101
 
 
 def is_in_file(start: int, end: int) -> bool:
-    """Whether all pages from one address to another can be had again: they are what is in a file, or not in memory."""
+    """Whether all memory between two addresses, starts of pages, is what is in a file.
+
+    Not where a page is absent: emulators of other processors answer for addresses that are not the program's.
+    """
     length = (end - start) // mmap.PAGESIZE * ENTRY_BYTES
     try:
         with PAGEMAP.open("rb") as pagemap:
@@ -26,15 +29,19 @@ def is_in_file(start: int, end: int) -> bool:
     if len(entries) < length:
         return False
     states = torch.frombuffer(entries, dtype=torch.int64) >> 61 & 0b111
-    return bool(((states == IN_FILE) | (states == ABSENT)).all())
+    return bool((states == IN_FILE).all())
 
 
 def give_back(tensor: torch.Tensor):
     """Gives the memory of a tensor that lies in a file to the system; whoever reads it next gets it from the file.
 
-    That of others stays, and that of tensors that were written to. None may be written to meanwhile.
+    That of others stays, and that of tensors of which anything was written to, or is not in memory now. None may be
+    written to meanwhile.
+
+    Args:
+        tensor: of any shape, dtype and device, usually one that was just read.
     """
-    if not tensor.is_cpu:
+    if not (tensor.is_cpu and tensor.is_contiguous()):
         return
     # Pages that it shares with its neighbours are left alone.
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE

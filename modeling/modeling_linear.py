@@ -33,22 +33,22 @@ class FusedLinear:
         return [layer.bias for layer in self.layers]
 
     def is_current(self, *layers: nn.Module) -> bool:
-        """Whether it is of `layers` as they are now."""
+        """Whether it is of `layers` with the weights they have; compiled code looks at these whenever it runs."""
         weights = self._weights()
-        is_plain = all(type(weight) is nn.Parameter for weight in weights)
-        return layers == self.layers and is_plain and self.copy.is_copy_of(weights, self._biases())
+        return (
+            layers == self.layers
+            and all(type(weight) is nn.Parameter for weight in weights)
+            and (torch.compiler.is_compiling() or self.copy.is_copy_of(weights, self._biases()))
+        )
 
     def fits(self, inputs: torch.Tensor, *layers: nn.Module) -> bool:
         """Whether it may stand for `layers` on these inputs: the layers it was made of, with the weights they had."""
-        copy, weights = self.copy, self._weights()
         return (
-            layers == self.layers
-            and inputs.device == copy.device
-            and inputs.dtype == copy.dtype
-            and all(type(weight) is nn.Parameter for weight in weights)
+            inputs.device == self.copy.device
+            and inputs.dtype == self.copy.dtype
             and takes_kernels(inputs)
-            # Compiled code looks at the weights itself, whenever it runs.
-            and (copy.is_packed if torch.compiler.is_compiling() else copy.is_copy_of(weights, self._biases()))
+            and (self.copy.is_packed or not torch.compiler.is_compiling())
+            and self.is_current(*layers)
         )
 
     def __call__(self, inputs: torch.Tensor, activation: str = "none") -> torch.Tensor:

@@ -66,8 +66,8 @@ def caption_images(
         settings["do_sample"] = True
     prompt_ids = None if prompt is None else _encode_prompt(processor, prompt).to(model.device)
     settings |= fit_length(model, settings.get("max_new_tokens"), 1 if prompt_ids is None else prompt_ids.shape[1])
-    if len(names) > batch_size:
-        # Takes about as long as it saves in one batch.
+    if len(names) > batch_size > 1:
+        # Takes about as long as it saves in one batch, and saves nothing in captions of single images.
         model.fuse()
     if seed is not None:
         set_seed(seed)

@@ -1,6 +1,7 @@
 """Fused models hold their weights once: what lies in a file goes back to it, and what lies elsewhere stays."""
 
 import copy
+from mmap import PAGESIZE
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,24 @@ def test_memory_of_no_file_is_kept(size):
     weight = torch.full((size,), 7.0)
     give_back(weight)
     assert torch.equal(weight, torch.full((size,), 7.0))
+
+
+def test_memory_that_a_view_skips_is_kept(mapped):
+    path, weight = mapped
+    give_back(weight[:, :256])
+    assert bytes_in_memory(path) >= MEGABYTE
+
+
+@pytest.mark.parametrize("entries", [b"", bytes(8), bytes(8 * 1024)], ids=["none", "few", "absent"])
+def test_pages_of_which_nothing_is_known_are_kept(mapped, entries, monkeypatch, tmp_path):
+    (tmp_path / "pagemap").write_bytes(b"")
+    with (tmp_path / "pagemap").open("r+b") as pagemap:
+        # As sparse as the addresses are high.
+        pagemap.seek(-(-mapped[1].data_ptr() // PAGESIZE) * 8)
+        pagemap.write(entries)
+    monkeypatch.setattr("open_clip_transformers.modeling.mapped_memory.PAGEMAP", tmp_path / "pagemap")
+    give_back(mapped[1])
+    assert bytes_in_memory(mapped[0]) >= MEGABYTE
 
 
 def test_system_that_says_nothing_of_its_pages_keeps_them(mapped, monkeypatch):
