@@ -25,7 +25,7 @@ TABLE: dict[tuple[str, str], tuple[str, str]] = {
     },
     **{
         ("linear", name): ("newest", "contestants.linear_kernels")
-        for name in ("ours", "ours_fused", "torch", "onednn", "onednn_of_columns", "mkl_of_columns")
+        for name in ("ours", "ours_fused", "torch", "onednn", "onednn_of_columns", "read", "mkl_of_columns")
     },
     **{("conversion", name): ("newest", "contestants.conversion_files") for name in ("ours", "copy")},
 }

@@ -57,6 +57,16 @@ class FusedProducts(Products):
         self.weights = [FusedWeights([weight], [self.bias]) for weight in self.weights]
 
 
+class Read(Products):
+    """No products, but what PyTorch takes at least for each weight that is not in a cache."""
+
+    def __init__(self, settings: dict, folder: Path):
+        super().__init__(lambda inputs, weight, bias: weight.sum(), settings, folder)
+
+    def outputs(self) -> None:
+        """None to compare."""
+
+
 def mkl_of_columns(settings: dict, folder: Path) -> Products:
     if not linear_kernels.HAS_MKL:
         raise NotRun("PyTorch has no MKL")
@@ -75,5 +85,6 @@ CONTESTANTS = {
     "torch": partial(Products, F.linear),
     "onednn": partial(onednn, linear_kernels.onednn_linear),
     "onednn_of_columns": partial(onednn, linear_kernels.onednn_linear_of_columns),
+    "read": Read,
     "mkl_of_columns": mkl_of_columns,
 }

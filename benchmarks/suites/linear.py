@@ -1,6 +1,7 @@
 """Linear layers alone: the kernel that is chosen for each size, against the others that PyTorch has."""
 
-from harness.cells import Cell, Options
+from harness.cells import Cell, Options, Result
+from harness.samples import spread
 
 
 TITLE = "Linear layers"
@@ -17,11 +18,12 @@ their memory lies.
 | `torch` | `F.linear`: MKL in float32, oneDNN in bfloat16 |
 | `onednn` | oneDNN, with the weights as they are |
 | `onednn_of_columns` | oneDNN, with the weights as the left matrix |
+| `read` | no product: `weight.sum()`, which only reads the weights |
 | `mkl_of_columns` | MKL, with the weights as the left matrix; it has no bfloat16 |"""
 
-CONTESTANTS = ("ours", "ours_fused", "torch", "onednn", "onednn_of_columns", "mkl_of_columns")
+CONTESTANTS = ("ours", "ours_fused", "torch", "onednn", "onednn_of_columns", "read", "mkl_of_columns")
 # In and out features: of projections, of MLPs, and of the words of a step.
-SIZES = ((768, 768), (768, 3072), (3072, 768), (512, 49408))
+SIZES = ((512, 512), (512, 2048), (2048, 512), (768, 768), (768, 3072), (3072, 768), (512, 49408))
 # Of decoding (a row for each image or beam), then tokens of images.
 ROWS = {"float32": (1, 2, 4, 6, 8, 16, 24, 50, 257), "bfloat16": (1, 8, 50, 257)}
 # More than the caches hold.
@@ -40,6 +42,19 @@ def cells(options: Options) -> list[Cell]:
     return [
         _cell(options, dtype, size, rows) for dtype, some_rows in ROWS.items() for size in SIZES for rows in some_rows
     ]
+
+
+def notes(results: list[Result]) -> list[str]:
+    """How much of the bound is left where weights are only read, at each size."""
+    lines = []
+    for result in results:
+        settings, read = result.cell.settings, result.of("read")
+        if settings["rows"] > 1 or read is None or not read.seconds or not result.bound_seconds:
+            continue
+        share = result.bound_seconds / spread(read.seconds).median
+        size = f"{settings['in_features']} to {settings['out_features']}, {settings['dtype']}"
+        lines.append(f"Reading weights alone (`weight.sum()`) comes to {share:.0%} of the bound of one row: {size}.")
+    return lines
 
 
 def _cell(options: Options, dtype: str, size: tuple[int, int], rows: int) -> Cell:

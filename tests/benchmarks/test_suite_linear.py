@@ -5,7 +5,7 @@ import json
 import contestants
 import pytest
 from contestants.linear_kernels import CONTESTANTS
-from harness.cells import NotRun, Options
+from harness.cells import Measurement, NotRun, Options, Result
 from harness.samples import difference
 from suites import linear
 
@@ -24,7 +24,7 @@ def test_cells_have_names_and_contestants_of_their_own(quick):
 
 @pytest.mark.parametrize("rows", [1, 2, 12, 50])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", linear.CONTESTANTS)
+@pytest.mark.parametrize("name", [name for name in linear.CONTESTANTS if name != "read"])
 def test_kernels_compute_the_same(tmp_path, name, dtype, rows):
     settings = {"in_features": 37, "out_features": 53, "rows": rows, "dtype": dtype, "weights": 2}
     outputs = {}
@@ -47,3 +47,18 @@ def test_bound_counts_each_weight_once(tmp_path, name):
     except NotRun as reason:
         pytest.skip(str(reason))
     assert bound == {"flops": 2 * 4 * 3 * 37 * 53, "bytes": 4 * 3 * 37 * 53, "dtype": "float32"}
+
+
+def test_reading_is_no_product(tmp_path):
+    settings = {"in_features": 37, "out_features": 53, "rows": 4, "dtype": "float32", "weights": 3}
+    read = CONTESTANTS["read"](settings, tmp_path)
+    assert read.run().shape == ()
+    assert read.outputs() is None
+
+
+def test_notes_say_what_share_of_the_bound_reading_alone_reaches():
+    cell = next(cell for cell in linear.cells(Options()) if cell.settings["rows"] == 1)
+    measurements = [Measurement("ours", "newest", seconds=[4.0]), Measurement("read", "newest", seconds=[2.0, 2.0])]
+    [note] = linear.notes([Result(cell, measurements, bound_seconds=1.0), Result(cell, measurements[:1])])
+    assert "50%" in note
+    assert "512 to 512, float32" in note
