@@ -58,7 +58,7 @@ class FusedProducts(Products):
 
 
 class Read(Products):
-    """No products, but what PyTorch takes at least for each weight that is not in a cache."""
+    """No products: PyTorch's sum of each weight, which reads it once from memory."""
 
     def __init__(self, settings: dict, folder: Path):
         super().__init__(lambda inputs, weight, bias: weight.sum(), settings, folder)

@@ -45,16 +45,18 @@ def cells(options: Options) -> list[Cell]:
 
 
 def notes(results: list[Result]) -> list[str]:
-    """How much of the bound is left where weights are only read, at each size."""
-    lines = []
+    """What share of the bound of one row is reached where weights are only read, by precision."""
+    shares: dict[str, list[str]] = {}
     for result in results:
         settings, read = result.cell.settings, result.of("read")
-        if settings["rows"] > 1 or read is None or not read.seconds or not result.bound_seconds:
-            continue
-        share = result.bound_seconds / spread(read.seconds).median
-        size = f"{settings['in_features']} to {settings['out_features']}, {settings['dtype']}"
-        lines.append(f"Reading weights alone (`weight.sum()`) comes to {share:.0%} of the bound of one row: {size}.")
-    return lines
+        if settings["rows"] == 1 and read is not None and read.seconds and result.bound_seconds:
+            share = result.bound_seconds / spread(read.seconds).median
+            size = f"{settings['in_features']} to {settings['out_features']}"
+            shares.setdefault(settings["dtype"], []).append(f"{share:.0%} ({size})")
+    return [
+        f"`weight.sum()` alone comes to this share of the bound of one row in {dtype}: {', '.join(each)}."
+        for dtype, each in shares.items()
+    ]
 
 
 def _cell(options: Options, dtype: str, size: tuple[int, int], rows: int) -> Cell:

@@ -60,5 +60,4 @@ def test_notes_say_what_share_of_the_bound_reading_alone_reaches():
     cell = next(cell for cell in linear.cells(Options()) if cell.settings["rows"] == 1)
     measurements = [Measurement("ours", "newest", seconds=[4.0]), Measurement("read", "newest", seconds=[2.0, 2.0])]
     [note] = linear.notes([Result(cell, measurements, bound_seconds=1.0), Result(cell, measurements[:1])])
-    assert "50%" in note
-    assert "512 to 512, float32" in note
+    assert "float32: 50% (512 to 512)." in note
