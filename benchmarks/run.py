@@ -1,7 +1,7 @@
 """Measures us and our peers side by side: the same weights, inputs and threads, in turn, in processes of their own.
 
     python benchmarks/run.py --suite caption encoder
-    python benchmarks/run.py --suite encoder --only "ViT-B-32 image.*float32$" --rounds 9
+    python benchmarks/run.py --suite encoder --only "ViT-B-32 image.*float32$" --rounds 9 --processes 3
     python benchmarks/run.py --quick --json
 
 `make bench` makes the environments and runs all suites. A page of results (Markdown, JSON, PNG) is written for each.
@@ -34,6 +34,13 @@ def expression(text: str) -> re.Pattern[str]:
         raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from error
 
 
+def count(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1.")
+    return int(text)
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suite", nargs="+", choices=SUITES, default=SUITES, help="which; all of them")
@@ -44,9 +51,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="cells whose name it finds; added to the results that there are",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=available_cores(), help="of each process; all cores")
-    parser.add_argument("--rounds", type=int, help=f"the most samples of a contestant ({Options.rounds})")
+    parser.add_argument("--threads", type=count, default=available_cores(), help="of each process; all cores")
+    parser.add_argument("--rounds", type=count, help=f"the most samples of a contestant ({Options.rounds})")
     parser.add_argument("--budget", type=float, default=Options.budget, help="seconds of a cell (%(default)g)")
+    parser.add_argument(
+        "--processes",
+        type=count,
+        default=Options.processes,
+        help="of a contestant, one after the other, as they differ (%(default)d)",
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
     parser.add_argument("--json", action="store_true", help="print the results as JSON, by suite")
     parser.add_argument("--output", type=Path, help="folder of the results (benchmarks/results; none with --quick)")
@@ -60,7 +73,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the suites that are asked for; returns the exit code, 2 where nothing can be run."""
     parsed = parse_arguments(arguments)
-    options = Options(parsed.device, parsed.threads, parsed.rounds, parsed.budget, parsed.quick)
+    options = Options(parsed.device, parsed.threads, parsed.rounds, parsed.budget, parsed.processes, parsed.quick)
     records = {}
     for name in parsed.suite:
         try:

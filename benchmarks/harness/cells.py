@@ -21,6 +21,8 @@ class Options:
     rounds: the most samples of a contestant in a cell.
     budget: seconds of a cell, shared by its contestants; a slow one gets fewer rounds, but two, or one where a run
         takes two minutes and its share has no room for two.
+    processes: of a contestant, one after the other, each with as many rounds and a share of the budget. Where the
+        memory of a process lies makes it up to 15 % faster or slower for as long as it lives.
     quick: tiny sizes, which say that everything runs and nothing of its speed.
     """
 
@@ -28,6 +30,7 @@ class Options:
     threads: int = 1
     rounds: int = 5
     budget: float = 120.0
+    processes: int = 1
     quick: bool = False
 
     @property
@@ -72,7 +75,7 @@ class Measurement:
     """What was measured of one contestant.
 
     seconds: samples, in seconds of one run.
-    rounds: the round that each sample was taken in.
+    rounds: the round that each sample was taken in, counted on from process to process.
     repeats: runs of a sample.
     baseline, peak: bytes of its process before it held a model, and the most while it ran (RSS, or of the GPU).
     difference: of its outputs to ours: the largest over the largest value of the two, or, of tokens and strings, the
@@ -99,6 +102,12 @@ class Measurement:
         """Bytes that the contestant took beside the libraries."""
         return None if self.peak is None or self.baseline is None else max(0, self.peak - self.baseline)
 
+    def add(self, later: "Measurement", first_round: int):
+        """Adds the samples of another process, whose rounds begin at `first_round`; the rest stays the first's."""
+        self.seconds += later.seconds
+        self.rounds += [first_round + turn for turn in later.rounds]
+        self.error = self.error or later.error
+
 
 @dataclass
 class Result:
@@ -123,6 +132,11 @@ class Result:
     @property
     def ours(self) -> Measurement:
         return self.measurements[0]
+
+    def add(self, later: "Result", first_round: int):
+        """Adds the samples of other processes, see `Measurement.add`."""
+        for own, other in zip(self.measurements, later.measurements, strict=True):
+            own.add(other, first_round)
 
     def to_json(self) -> dict:
         return asdict(self)

@@ -3,7 +3,8 @@
 import datetime
 import itertools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import contestants
@@ -67,20 +68,32 @@ def run_cells(
 
     Args:
         folder: an empty one, for what contestants share.
-        on_result: called with each result as soon as it is there, its bound by the ceilings before.
+        on_result: called with each result as soon as it is there, its bound by the ceilings before, and again when
+            other processes have added to it.
 
     Returns: the ceilings "before" and "after".
     """
     ceilings = {"before": measure_ceilings(options, folder)}
     for _, group in itertools.groupby(cells, key=lambda cell: (cell.group is None, cell.group or cell.name)):
-        with Workers(folder, options.threads) as workers:
-            for cell in group:
-                log(f"{cell.suite}: {cell.name}")
-                result = run_cell(cell, options, workers)
-                result.bound_seconds = bound_seconds(result.bound, ceilings["before"])
-                on_result(result)
+        for result in run_group(list(group), options, folder):
+            result.bound_seconds = bound_seconds(result.bound, ceilings["before"])
+            on_result(result)
     ceilings["after"] = measure_ceilings(options, folder)
     return ceilings
+
+
+def run_group(cells: list[Cell], options: Options, folder: Path) -> Iterator[Result]:
+    """The results of cells that share processes, as often as there are processes of a contestant."""
+    results: dict[str, Result] = {}
+    share = replace(options, budget=options.budget / options.processes)
+    for process in range(options.processes):
+        with Workers(folder, options.threads) as workers:
+            for cell in cells:
+                log(f"{cell.suite}: {cell.name}")
+                result = run_cell(cell, share, workers)
+                if cell.name in results:
+                    results[cell.name].add(result, first_round=process * options.rounds)
+                yield results.setdefault(cell.name, result)
 
 
 def run_cell(cell: Cell, options: Options, workers: Workers) -> Result:

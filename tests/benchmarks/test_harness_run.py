@@ -61,6 +61,12 @@ class Missing:
     def __init__(self, settings, folder):
         raise NotRun("no such library")
 
+class Pid(Claims):
+    apart = 0.0
+
+    def timed_run(self):
+        return os.getpid() / 1e6
+
 class Works:
     def __init__(self, settings, folder):
         self.held = bytearray(b"x") * 40_000_000
@@ -73,6 +79,7 @@ class Works:
         return self.result
 
 CONTESTANTS = {"ours": Ours, "peer": Peer, "raises": Raises, "dies": Dies, "missing": Missing, "works": Works}
+CONTESTANTS["pid"] = Pid
 """
 SUITE = """
 from harness.cells import Cell
@@ -84,7 +91,7 @@ def cells(options):
     everyone = ("ours", "peer", "raises", "dies", "missing", "elsewhere")
     return [
         Cell("made_up", "first", {"seconds": 0.5}, everyone, "images", 4, goal=2.0, reference="peer", group="g"),
-        Cell("made_up", "second", {"seconds": 0.25}, ("ours", "peer"), goal=4.0, group="g"),
+        Cell("made_up", "second", {"seconds": 0.25}, ("ours", "peer", "pid"), goal=4.0, group="g"),
         Cell("made_up", "third", {}, ("works", "works_too")),
     ]
 
@@ -103,7 +110,7 @@ def made_up(tmp_path, monkeypatch):
     monkeypatch.setattr(suites, "__path__", [*suites.__path__, str(tmp_path)])
     monkeypatch.setattr(run, "SUITES", ("made_up",))
     monkeypatch.delitem(sys.modules, "suites.made_up", raising=False)
-    names = ("ours", "peer", "raises", "dies", "missing", "works", "works_too")
+    names = ("ours", "peer", "raises", "dies", "missing", "pid", "works", "works_too")
     rows = {("made_up", name): ("newest", "made_up_contestants") for name in names}
     rows["made_up", "elsewhere"] = ("captioning", "made_up_contestants")
     monkeypatch.setattr(contestants, "TABLE", rows)
@@ -171,6 +178,24 @@ def test_part_of_a_run_is_added_to_results_of_the_same_machine_and_versions(made
     file.write_text(file.read_text().replace('"python": "', '"python": "0.'))
     run_benchmarks("--output", folder, "--only", "second")
     assert list(rows_of(made_up)) == ["second"]
+
+
+def test_samples_of_several_processes_are_joined(made_up):
+    run_benchmarks("--output", str(made_up), "--only", "first|second", "--processes", "3")
+    rows = rows_of(made_up)
+    ours, _, pid = rows["second"]["measurements"]
+    assert ours["seconds"] == [0.25] * 6 and ours["rounds"] == list(range(6))
+    assert len(set(pid["seconds"])) == 3 and pid["seconds"][::2] == pid["seconds"][1::2]
+    assert rows["second"]["summary"]["ratios"]["peer"]["count"] == 6
+    assert rows["first"]["measurements"][3]["error"].startswith("failed: the process died (exit code 7)")
+    assert "--processes 3" in (made_up / "made_up.md").read_text()
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "two"])
+def test_numbers_of_things_are_from_1(number, capsys):
+    with pytest.raises(SystemExit):
+        run.parse_arguments(["--processes", number])
+    assert f"{number!r} is no number from 1" in capsys.readouterr().err
 
 
 def test_json_is_all_that_is_printed(made_up, capsys):
