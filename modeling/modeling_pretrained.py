@@ -4,8 +4,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
+from .freed_memory import keep_freed_memory
 from .fusible import FusibleMixin
 from .modeling_layers import (
     Attention,
@@ -33,6 +35,10 @@ class OpenClipPreTrainedModel(PreTrainedModel):
         ResidualCrossAttentionBlock.__name__,
     ]
     _can_record_outputs: dict[str, Any] = {"hidden_states": ResidualAttentionBlock, "attentions": Attention}
+
+    def __init__(self, config: PreTrainedConfig, *inputs, **kwargs):
+        super().__init__(config, *inputs, **kwargs)
+        keep_freed_memory()
 
     @torch.no_grad()
     def fuse(self):
