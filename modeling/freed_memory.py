@@ -13,7 +13,7 @@ def keep_freed_memory():
     Layer by layer, activations are freed and others allocated. What is free at the end of its memory glibc gives back
     to the system, where it is more than twice the largest block from the system that was ever freed, and each page of
     it that is needed again costs a page fault. Models that are loaded from a mapped file, as transformers does, free
-    no large block before they run. This frees one of which no page was touched. Measured, passes of towers take 0.8 to
-    1.0 of their time.
+    no large block before they run. This frees one of which no page was touched. Measured on two cores, that is a fifth
+    of the time of a ResNet's pass for one image in bf16, a tenth of a large vision transformer's, and nothing of some.
     """
     torch.empty(LARGE_BYTES, dtype=torch.uint8, device="cpu")

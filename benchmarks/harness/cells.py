@@ -21,8 +21,8 @@ class Options:
     rounds: the most samples of a contestant in a cell.
     budget: seconds of a cell, shared by its contestants; a slow one gets fewer rounds, but two, or one where a run
         takes two minutes and its share has no room for two.
-    processes: of a contestant, one after the other, each with as many rounds and a share of the budget. Where the
-        memory of a process lies makes it up to 15 % faster or slower for as long as it lives.
+    processes: of a contestant, one after the other, each with as many rounds and a share of the budget. Two of them
+        can differ by 15 % and more for as long as they live.
     quick: tiny sizes, which say that everything runs and nothing of its speed.
     """
 

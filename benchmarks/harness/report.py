@@ -19,10 +19,13 @@ LEGEND = (
     "ours and our variants'. *Difference* is the largest of the outputs over their largest value (of tokens, the "
     "share that is another). *Memory* is the most that the process held while it ran, beside its libraries. "
     "*Goal* is against the peer that it names, *within noise* where the upper quartile of the ratio reaches it. "
-    "Where its memory lies makes a process up to 15 % faster or slower than another of the same contestant, which "
-    "quartiles show only of runs with several `--processes`."
+    "Two processes of the same contestant can differ by 15 % and more, which quartiles show only where samples come "
+    "from several (`--processes`)."
 )
-EARLIER = " *Commit* is that of rows that an earlier run has left, on the same machine with the same versions."
+EARLIER = (
+    " *Commit* is that of rows that an earlier run has left, on the same machine with the same versions; its rounds "
+    "and processes may have been fewer or more."
+)
 
 
 def seconds_text(value: Spread) -> str:

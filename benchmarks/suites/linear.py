@@ -8,8 +8,7 @@ TITLE = "Linear layers"
 ABOUT = """\
 Products with the weights of linear layers, without gradients, which is where the choices of
 `modeling/linear_kernels.py` come from. Weights are so many that none is still in a cache when its turn comes again,
-as in a model. Contestants are processes of their own, and the same kernel in two of them can differ by 15 %, by where
-their memory lies.
+as in a model. Contestants are processes of their own, and the same kernel in two of them can differ by 15 %.
 
 | Contestant | Kernel |
 |---|---|
