@@ -80,7 +80,7 @@ def onednn_linear_of_columns(inputs: torch.Tensor, weight: torch.Tensor, bias: t
 def suits_mkl(inputs: torch.Tensor) -> bool:
     """Whether (..., features) in fp32 are few rows, small enough for the first cache while the weights stream by."""
     rows, features = inputs.shape[:-1].numel(), inputs.shape[-1]
-    is_small = 0 < rows <= 6 and 0 < features <= (3072 // rows if rows > 1 else 1024)
+    is_small = 0 < rows <= 5 and 0 < features <= (3072 // rows if rows > 1 else 1024)
     return HAS_MKL and inputs.dtype is torch.float32 and is_small
 
 
@@ -89,8 +89,8 @@ def cpu_linear(
 ) -> torch.Tensor:
     """`F.linear` by the fastest of these: (..., in features) by (out features, in features) -> (..., out features).
 
-    In fp32, of weights in memory, MKL's of columns takes 0.5 to 0.95 of oneDNN's time for one to six rows, oneDNN's of
-    columns 0.75 to 1.0 for nine to sixteen, which fill its vectors. For others they take longer.
+    In fp32, of weights in memory, MKL's of columns takes 0.5 to 0.95 of oneDNN's time for one to five rows, oneDNN's
+    of columns 0.75 to 1.0 for nine to sixteen, which fill its vectors. For others they take longer.
     """
     if suits_mkl(inputs):
         return activate_(mkl_linear_of_columns(inputs, weight, bias), activation)

@@ -97,6 +97,11 @@ class HfTextModel(OpenClipPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module):
         self.hf_model.set_input_embeddings(value)
 
+    @property
+    def ignores_padding(self) -> bool:
+        """Whether the `pooler_output` of a text is the same however much padding follows it."""
+        return True
+
     def encode(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None, **kwargs) -> ModelOutput:
         """The encoder's output for (batch, length) of ids, in which padding is hidden."""
         # The other encoders count positions themselves: from the padding, or relative to one another.

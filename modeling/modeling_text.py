@@ -97,6 +97,13 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
         """Whether padding, known by its id, is hidden from the other tokens."""
         return self.config.embed_cls or (self.config.use_pad_mask and not self.config.is_causal)
 
+    @property
+    def ignores_padding(self) -> bool:
+        """Whether the `pooler_output` of a text is the same however much padding follows it."""
+        config = self.config
+        is_seen = not (config.is_causal or config.use_pad_mask)
+        return not is_seen and not config.embed_cls and config.pool_type in ("first", "argmax", "eos")
+
     def key_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
         """The tokens that others may attend to, by open_clip's rules (`_build_additive_mask`).
 

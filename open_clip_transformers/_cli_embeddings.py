@@ -115,15 +115,19 @@ def embed_texts(model: PreTrainedModel, processor: ProcessorMixin, texts: list[s
     """float32 (texts, projection_dim), of length 1, on the CPU. Says how many texts were cut to the context length."""
     tokenizer = processor.tokenizer
     limit = tokenizer.model_max_length
-    lengths = map(len, tokenizer(texts, truncation=False, padding=False, verbose=False).input_ids)
+    lengths = [len(ids) for ids in tokenizer(texts, truncation=False, padding=False, verbose=False).input_ids]
     if too_long := sum(length > limit for length in lengths):
         warn(f"{too_long} of {len(texts)} texts were cut to the model's {limit} tokens.")
+    # Texts of like length side by side need little padding, where the model does not need it.
+    padding = "longest" if model.text_model.ignores_padding else "max_length"
+    order = sorted(range(len(texts)), key=lengths.__getitem__)
     embeds = []
     for start in range(0, len(texts), batch_size):
-        inputs = tokenizer(texts[start : start + batch_size], return_tensors="pt").to(model.device)
+        batch = [texts[index] for index in order[start : start + batch_size]]
+        inputs = tokenizer(batch, padding=padding, return_tensors="pt").to(model.device)
         features = model.get_text_features(**inputs).pooler_output
         embeds.append(F.normalize(_one_vector_each(features).float(), dim=-1).cpu())
-    return torch.cat(embeds)
+    return torch.cat(embeds)[torch.tensor(order).argsort()]
 
 
 def _one_vector_each(features: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from torch.nn import functional as F
-from transformers import AutoModel
+from transformers import AutoModel, AutoTokenizer
+
+from open_clip_transformers import OpenClipTextModel
 
 
 TEXTS = ["a cat", "a much longer text about dogs", "naïve café"]
@@ -43,6 +45,21 @@ def test_embed_writes_images_and_texts(run, converted, images, tmp_path, referen
     assert names == {"images": [str(image) for image in images], "texts": TEXTS}
     torch.testing.assert_close(tensors["image_embeds"], image_embeds_of(reference, folder, images), atol=1e-5, rtol=0)
     torch.testing.assert_close(tensors["text_embeds"], text_embeds_of(reference, folder, TEXTS), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("kind", "pads"), [("clip", False), ("coca", True), ("siglip", True)])
+def test_embed_pads_texts_where_the_model_needs_it(run, converted, tmp_path, monkeypatch, kind, pads):
+    lengths, forward = [], OpenClipTextModel.forward
+
+    def recorded(self, input_ids, *args, **kwargs):
+        lengths.append(input_ids.shape[1])
+        return forward(self, input_ids, *args, **kwargs)
+
+    monkeypatch.setattr(OpenClipTextModel, "forward", recorded)
+    folder, texts = converted(kind), ["--text", "a much longer text about dogs", "--text", "a", "--text", "a cat"]
+    run("embed", folder, *texts, "-o", tmp_path / "out.npy", "--batch-size", 2)
+    limit = AutoTokenizer.from_pretrained(folder).model_max_length
+    assert lengths == [limit, limit] if pads else lengths[0] < lengths[1] < limit
 
 
 def test_embed_writes_one_array(run, clip, images, tmp_path, reference):

@@ -159,12 +159,7 @@ def test_shorter_padding_leaves_the_features_where_it_is_right(family):
     model = (OpenClipSiglipModel if is_siglip else OpenClipModel).from_pretrained(ours)
     full = processor(text=LABELS[:2], return_tensors="pt")
     longest = processor(text=LABELS[:2], padding="longest", return_tensors="pt")
-    tower = model.config.text_config
-    is_free = (
-        not is_siglip
-        and getattr(tower, "pool_type", "") != "last"
-        and (tower.is_causal or hasattr(tower, "hf_config"))
-    )
+    is_free = not is_siglip and model.text_model.ignores_padding
     assert (longest.input_ids.shape[1] < full.input_ids.shape[1]) == is_free
     with torch.no_grad():
         features = [model.get_text_features(**inputs).pooler_output for inputs in (full, longest)]
