@@ -89,8 +89,9 @@ def cpu_linear(
 ) -> torch.Tensor:
     """`F.linear` by the fastest of these: (..., in features) by (out features, in features) -> (..., out features).
 
-    In fp32, of weights in memory, MKL's of columns takes 0.5 to 0.95 of oneDNN's time for one to five rows, oneDNN's
-    of columns 0.75 to 1.0 for nine to sixteen, which fill its vectors. For others they take longer.
+    In fp32, of weights in memory, MKL's of columns takes 0.5 to 1.0 of oneDNN's time for one to four rows and about as
+    long for five (0.65 to 1.25, by their size), oneDNN's of columns 0.75 to 1.0 for nine to sixteen, which fill its
+    vectors. For others they take longer.
     """
     if suits_mkl(inputs):
         return activate_(mkl_linear_of_columns(inputs, weight, bias), activation)

@@ -22,8 +22,8 @@ LEGEND = (
     "Two processes of the same contestant can differ by 15 % and more, which quartiles show only where samples come "
     "from several (`--processes`)."
 )
-EARLIER = (
-    " *Commit* is that of rows that an earlier run has left, on the same machine with the same versions; its rounds "
+OTHER_RUN = (
+    " *Commit* is that of rows of another run, on the same machine with the same versions; its rounds "
     "and processes may have been fewer or more."
 )
 
@@ -92,7 +92,7 @@ def markdown(record: Record, picture: str | None = None) -> str:
         f"Made by `{record.command}` on {record.date}" + (f", at commit {record.commit}." if record.commit else "."),
         "\n".join([f"- {place}; threads: {machine['threads']}", *environments, *_ceilings(record)]),
         _markdown_table(table(record)),
-        LEGEND + (EARLIER if any(_earlier_commit(each, record) != NOTHING for each in record.results) else ""),
+        LEGEND + (OTHER_RUN if any(_earlier_commit(each, record) != NOTHING for each in record.results) else ""),
     ]
     if picture:
         parts.append(f"![Ratios of {record.suite}]({picture})")

@@ -120,5 +120,5 @@ def test_page_names_the_commit_of_rows_that_an_earlier_run_has_left():
     heading, *rows = report.table(a_record(new, old, commit="2222222222"))
     assert heading[-1] == "Commit"
     assert [row[-1] for row in rows] == ["-", "1111111111"]
-    assert "earlier run" in report.markdown(a_record(new, old, commit="2222222222"))
+    assert "another run" in report.markdown(a_record(new, old, commit="2222222222"))
     assert "Commit" not in report.table(a_record(new, commit="2222222222"))[0]
