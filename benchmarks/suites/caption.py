@@ -18,7 +18,9 @@ with the last transformers that its `generate` runs on. `blip` is transformers' 
 size with weights of its own, on the same images: patches of 16 pixels, 6 plain beams.
 
 The bound is that of the algorithm with a cache: the image tower once for an image, then for each token the weights of
-the decoder and what it keeps, for 2 beams an image where equal groups search alike."""
+the decoder and what it keeps, for 2 beams an image where equal groups search alike. A step is mostly products of few
+rows with weights that no cache holds; how much of the bound these reach alone is on the page of
+[linear layers](linear.md)."""
 
 MODELS = ("coca_ViT-B-32", "coca_ViT-L-14")
 BATCHES = {"cpu": (1, 4, 16), "cuda": (1, 32, 256)}
