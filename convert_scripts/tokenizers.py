@@ -81,7 +81,7 @@ def _load_clip_tokenizer(model_cfg: Mapping[str, Any]) -> OpenClipTokenizer:
         )
     return OpenClipTokenizer(
         model_max_length=text_cfg.get("context_length", 77),
-        fixed_length=needs_fixed_length(model_cfg),
+        **padding_settings(model_cfg),
         **_tokenizer_kwargs(text_cfg, CLIP_TOKENIZER_KWARGS),
     )
 
@@ -95,7 +95,7 @@ def _load_hf_tokenizer(source: Source) -> OpenClipTokenizer:
             folder,
             context_length=text_cfg.get("context_length", 77),
             tokenizer_mode=text_cfg.get("tokenizer_mode"),
-            fixed_length=needs_fixed_length(source.model_cfg),
+            **padding_settings(source.model_cfg),
             **kwargs,
         )
     except Exception as error:  # transformers' tokenizers fail in many ways
@@ -134,15 +134,24 @@ def _check_vocabulary(tokenizer: OpenClipTokenizer, text_cfg: Mapping[str, Any],
         )
 
 
-def needs_fixed_length(model_cfg: Mapping[str, Any]) -> bool:
-    """Whether texts must always be padded to the context length.
+def padding_settings(model_cfg: Mapping[str, Any]) -> dict[str, bool]:
+    """How the tokenizer pads, as arguments of `OpenClipTokenizer`.
 
-    So it is where the outputs of a dual model depend on how much padding there is: where it is pooled or seen. And in
-    models with a logit bias, which transformers' zero-shot pipeline otherwise gives texts of 64 tokens.
+    CoCa's has neither: in the features of captions padding shows, but it serves for prompts too.
+    """
+    if model_cfg.get("multimodal_cfg") is not None:
+        return {}
+    is_fixed = _needs_fixed_length(model_cfg)
+    return {"fixed_length": is_fixed, "dynamic_padding": not is_fixed}
+
+
+def _needs_fixed_length(model_cfg: Mapping[str, Any]) -> bool:
+    """Whether the texts of a dual model must always be padded to the context length.
+
+    So it is where its outputs depend on how much padding there is: where it is pooled or seen. And in models with a
+    logit bias, which transformers' zero-shot pipeline otherwise gives texts of 64 tokens.
     """
     text_cfg = model_cfg["text_cfg"]
-    if model_cfg.get("multimodal_cfg") is not None:
-        return False  # CoCa's tokenizer serves for prompts too
     if model_cfg.get("init_logit_bias") is not None:
         return True
     if text_cfg.get("hf_model_name"):

@@ -50,10 +50,10 @@ class OpenClipTokenizer(TokenizersBackend):
     last token kept, which is the end-of-text token) and padded to `model_max_length`. Where it departs from other
     tokenizers of transformers:
 
-    - `padding=True` pads to `model_max_length`, as `padding="max_length"` does. open_clip's models were trained on
-      texts of that length, and for some of them (class token after the text, pooling of the last token, no causal
-      mask) the padding is part of the input. `padding="longest"` pads to the longest text of the batch, which leaves
-      the features of causal text towers that pool the end-of-text token unchanged.
+    - `padding=True` pads as the model allows. open_clip's models were trained on texts of `model_max_length` tokens,
+      and for some of them (class token after the text, pooling of the last token, no causal mask) the padding is part
+      of the input: `padding=True` is `padding="max_length"`. With `dynamic_padding`, for the others, it is
+      `padding="longest"`, which leaves their features unchanged.
     - Texts are truncated unless `truncation=False`, and to `model_max_length` even where `max_length` is larger.
     - With `fixed_length`, any padding is to `model_max_length`.
     - The padding token of CLIP's vocabulary is id 0, which is also the token `"!"` within a word. It is therefore not
@@ -76,6 +76,8 @@ class OpenClipTokenizer(TokenizersBackend):
         fixed_length: whether texts that are padded always get `model_max_length` tokens, whatever `padding` and
             `max_length` say, for models whose features depend on how much padding there is. transformers' zero-shot
             pipeline asks for 64 tokens whenever a model is called siglip.
+        dynamic_padding: whether `padding=True` pads to the longest text of the batch, as with other tokenizers of
+            transformers, for models whose features do not depend on how much padding there is.
         src_lang: language code that goes with texts, for tokenizers that have such codes (NLLB's); by default that of
             the tokenizer's files. It can be set later, too. open_clip: `language`, which has no effect in 3.3.0, as
             each call of transformers' tokenizer undoes it.
@@ -85,8 +87,8 @@ class OpenClipTokenizer(TokenizersBackend):
         kwargs: further arguments of `PreTrainedTokenizerFast`, such as `padding_side` and the other special tokens.
 
     Raises:
-        ValueError: unknown `clean` or `src_lang`, or `strip_sep_token` or `class_token_last` without the tokens that
-            they need.
+        ValueError: unknown `clean` or `src_lang`, `strip_sep_token` or `class_token_last` without the tokens that they
+            need, or both `fixed_length` and `dynamic_padding`.
     """
 
     vocab_files_names = {"tokenizer_file": "tokenizer.json"}
@@ -102,6 +104,7 @@ class OpenClipTokenizer(TokenizersBackend):
         strip_sep_token: bool = False,
         class_token_last: bool = False,
         fixed_length: bool = False,
+        dynamic_padding: bool = False,
         src_lang: str | None = None,
         clean_up_tokenization_spaces: bool | None = None,
         **kwargs,
@@ -117,7 +120,9 @@ class OpenClipTokenizer(TokenizersBackend):
         self.clean = clean or ("lower" if self._is_clip_bpe else "whitespace")
         self._clean_text = get_text_cleaner(self.clean)
         self.strip_sep_token, self.class_token_last = strip_sep_token, class_token_last
-        self.fixed_length = fixed_length
+        if fixed_length and dynamic_padding:
+            raise ValueError("fixed_length=True and dynamic_padding=True exclude each other: leave one of them out.")
+        self.fixed_length, self.dynamic_padding = fixed_length, dynamic_padding
         for setting, names in _NEEDED_TOKENS.items():
             missing = [name for name in names if kwargs.get(name) is None]
             if getattr(self, setting) and missing:
@@ -130,6 +135,7 @@ class OpenClipTokenizer(TokenizersBackend):
             strip_sep_token=strip_sep_token,
             class_token_last=class_token_last,
             fixed_length=fixed_length,
+            dynamic_padding=dynamic_padding,
             model_max_length=model_max_length,
             clean_up_tokenization_spaces=(
                 self._is_clip_bpe if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
@@ -168,6 +174,7 @@ class OpenClipTokenizer(TokenizersBackend):
         language: str | None = None,
         tokenizer_mode: str | None = None,
         fixed_length: bool = False,
+        dynamic_padding: bool = False,
         **kwargs,
     ) -> "OpenClipTokenizer":
         """The tokenizer of another transformers checkpoint, used as open_clip's `HFTokenizer` uses it.
@@ -179,7 +186,7 @@ class OpenClipTokenizer(TokenizersBackend):
             strip_sep_token: see the class.
             language: see `src_lang` of the class.
             tokenizer_mode: `"clips"` for `class_token_last`, see the class; as in open_clip, there is no other.
-            fixed_length: see the class.
+            fixed_length, dynamic_padding: see the class.
             kwargs: arguments for `AutoTokenizer.from_pretrained`.
 
         Raises:
@@ -205,6 +212,7 @@ class OpenClipTokenizer(TokenizersBackend):
             strip_sep_token=strip_sep_token and not is_clips,
             class_token_last=is_clips,
             fixed_length=fixed_length,
+            dynamic_padding=dynamic_padding,
             src_lang=language,
             padding_side=source.padding_side,
             truncation_side=source.truncation_side,
@@ -223,7 +231,8 @@ class OpenClipTokenizer(TokenizersBackend):
             `input_ids` and `attention_mask` (1 for tokens, 0 for padding), lists of ints, or int64 of shape (texts,
             length) with `return_tensors="pt"`.
         """
-        is_default = text_pair is None and not args and padding in ("max_length", True) and self._has_max_length
+        is_full = padding == "max_length" or (padding is True and not self.dynamic_padding)
+        is_default = text_pair is None and not args and is_full and self._has_max_length
         texts = [text] if isinstance(text, str) else text
         if (
             not is_default
@@ -246,7 +255,7 @@ class OpenClipTokenizer(TokenizersBackend):
     def _get_padding_truncation_strategies(self, padding=False, truncation=None, max_length=None, **kwargs):
         if self.fixed_length and self._has_max_length and padding not in (False, PaddingStrategy.DO_NOT_PAD):
             padding, max_length = "max_length", self.model_max_length
-        if padding is True and self._has_max_length:
+        if padding is True and self._has_max_length and not self.dynamic_padding:
             padding = "max_length"
         if truncation is None:
             truncation = self._has_max_length or max_length is not None

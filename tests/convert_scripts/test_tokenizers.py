@@ -14,6 +14,7 @@ from tiny_configs import (
     tiny_hf_text_cfg,
     tiny_siglip_cfg,
 )
+from tiny_folders import COCA_CLIP_VOCABULARY
 from tiny_tokenizers import save_tiny_tokenizer
 from transformers import AutoTokenizer
 
@@ -22,7 +23,7 @@ from open_clip_transformers.convert_scripts import tokenizers
 from open_clip_transformers.convert_scripts.architectures import get_architecture
 from open_clip_transformers.convert_scripts.errors import ConversionError
 from open_clip_transformers.convert_scripts.sources import Source
-from open_clip_transformers.convert_scripts.tokenizers import load_tokenizer, needs_fixed_length, tokenizer_folder
+from open_clip_transformers.convert_scripts.tokenizers import load_tokenizer, padding_settings, tokenizer_folder
 
 
 TEXTS = ["A photo of two cats.", "  zwei &amp;amp; <b>Hunde</b> ", "", "cats " * 40, "[SEP] </s> \U0001f600 été"]
@@ -96,6 +97,7 @@ def test_vocabulary_of_an_encoder_is_its_own(tmp_path):
     assert len(load_tokenizer(source_of(model_cfg, tmp_path))) > 101
 
 
+# Whether outputs depend on how much padding there is; of CoCa the caller must say.
 FIXED_LENGTH = {
     "ViT-B-16-SigLIP": True,
     "ViT-B-16-SigLIP2": True,
@@ -109,25 +111,32 @@ FIXED_LENGTH = {
     "PE-Core-B-16": False,
     "nllb-clip-base": False,
     "xlm-roberta-base-ViT-B-32": False,
-    "coca_ViT-B-32": False,
+    "coca_ViT-B-32": None,
 }
 
 
 @pytest.mark.parametrize(("name", "fixed"), FIXED_LENGTH.items(), ids=FIXED_LENGTH)
 def test_fixed_length_where_outputs_depend_on_the_padding(name, fixed):
-    assert needs_fixed_length(get_architecture(name)) is fixed
+    expected = {} if fixed is None else {"fixed_length": fixed, "dynamic_padding": not fixed}
+    assert padding_settings(get_architecture(name)) == expected
 
 
-def test_converted_tokenizer_knows_whether_its_length_is_fixed(tmp_path):
-    for name, changes in {"fixed": {"no_causal_mask": True}, "free": {}}.items():
-        save_open_clip_folder(tmp_path / name, tiny_clip_cfg(text_cfg={"vocab_size": 49408, **changes}))
-        open_clip_transformers.convert_open_clip_checkpoint(
-            tmp_path / name, tmp_path / "out" / name, verify="structure"
-        )
-        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / name)
-        assert tokenizer("a cat", padding="longest", return_tensors="pt").input_ids.shape[1] == (
-            11 if name == "fixed" else 4
-        )
+# Configuration, and tokens of "a cat" padded with `True` and with "longest".
+CONVERTED = {
+    "fixed": (tiny_clip_cfg(text_cfg={"vocab_size": 49408, "no_causal_mask": True}), 11, 11),
+    "dynamic": (tiny_clip_cfg(text_cfg={"vocab_size": 49408}), 4, 4),
+    "coca": (tiny_coca_cfg(**COCA_CLIP_VOCABULARY), 23, 4),
+}
+
+
+@pytest.mark.parametrize(("model_cfg", "by_default", "longest"), CONVERTED.values(), ids=CONVERTED)
+def test_converted_tokenizer_knows_how_its_model_is_padded(tmp_path, model_cfg, by_default, longest):
+    save_open_clip_folder(tmp_path / "source", model_cfg)
+    open_clip_transformers.convert_open_clip_checkpoint(tmp_path / "source", tmp_path / "ours", verify="structure")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "ours")
+    assert len(tokenizer("a cat", padding=True).input_ids) == by_default
+    assert len(tokenizer("a cat", padding="longest").input_ids) == longest
+    assert len(tokenizer("a cat").input_ids) == tokenizer.model_max_length
 
 
 @pytest.fixture

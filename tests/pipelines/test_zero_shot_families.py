@@ -153,14 +153,15 @@ def test_processor_gives_the_ids_of_open_clip(family, images):
 
 
 def test_shorter_padding_leaves_the_features_where_it_is_right(family):
-    """`padding="longest"` is shorter where padding does not show in the features, and full length elsewhere."""
+    """`padding=True` is shorter where padding does not show in the features, and full length elsewhere."""
     _, ours, is_siglip = family
     processor = AutoProcessor.from_pretrained(ours)
     model = (OpenClipSiglipModel if is_siglip else OpenClipModel).from_pretrained(ours)
     full = processor(text=LABELS[:2], return_tensors="pt")
-    longest = processor(text=LABELS[:2], padding="longest", return_tensors="pt")
+    short = processor(text=LABELS[:2], padding=True, return_tensors="pt")
     is_free = not is_siglip and model.text_model.ignores_padding
-    assert (longest.input_ids.shape[1] < full.input_ids.shape[1]) == is_free
+    assert (short.input_ids.shape[1] < full.input_ids.shape[1]) == is_free
+    assert torch.equal(processor(text=LABELS[:2], padding="longest", return_tensors="pt").input_ids, short.input_ids)
     with torch.no_grad():
-        features = [model.get_text_features(**inputs).pooler_output for inputs in (full, longest)]
+        features = [model.get_text_features(**inputs).pooler_output for inputs in (full, short)]
     torch.testing.assert_close(*features, rtol=1e-4, atol=1e-5)

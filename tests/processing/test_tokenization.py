@@ -64,6 +64,21 @@ def test_call_padding_true_is_the_models_length(tokenizer):
     assert torch.equal(ids, open_clip.tokenize(["cat " * 40], context_length=13))
 
 
+def test_dynamic_padding(tmp_path):
+    OpenClipTokenizer(dynamic_padding=True).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    texts = ["a cat.", "a"]
+    assert torch.equal(tokenizer(texts, return_tensors="pt").input_ids, open_clip.tokenize(texts))
+    assert tokenizer(texts, padding=True).input_ids == [[BOS, A, CAT, DOT, EOS], [BOS, A, EOS, 0, 0]]
+    assert tokenizer.pad({"input_ids": [[BOS, EOS], [BOS]]}).input_ids == [[BOS, EOS], [BOS, 0]]
+    # Texts that are too long are cut, as the zero-shot pipeline does not say so.
+    assert torch.equal(
+        tokenizer(["cat " * 200], padding=True, return_tensors="pt").input_ids, open_clip.tokenize(["cat " * 200])
+    )
+    with pytest.raises(ValueError, match="exclude each other"):
+        OpenClipTokenizer(dynamic_padding=True, fixed_length=True)
+
+
 def test_call_pads_to_a_multiple(tokenizer):
     options = {"padding": "longest", "pad_to_multiple_of": 8, "truncation": False}
     ids = tokenizer(["a cat.", "a"], return_tensors="pt", **options).input_ids
