@@ -27,6 +27,11 @@ TABLE: dict[tuple[str, str], tuple[str, str]] = {
         ("linear", name): ("newest", "contestants.linear_kernels")
         for name in ("ours", "ours_fused", "torch", "onednn", "onednn_of_columns", "read", "mkl_of_columns")
     },
+    **{
+        ("zero_shot", name): ("newest", "contestants.zero_shot_pipelines")
+        for name in ("ours", "ours_fused", "transformers")
+    },
+    ("zero_shot", "open_clip"): ("newest", "contestants.zero_shot_open_clip"),
     **{("conversion", name): ("newest", "contestants.conversion_files") for name in ("ours", "copy")},
 }
 

@@ -85,6 +85,11 @@ def _words() -> list[str]:
     return [word for word in words if word.isascii() and word.isalpha() and len(word) > 1]
 
 
+def common_words() -> list[str]:
+    """The words that most of a caption is made of."""
+    return _words()[:COMMON_WORDS]
+
+
 def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """CLIP's vocabulary, in the order of its ids, and its merges."""
     model = json.loads(build_clip_bpe().to_str())["model"]

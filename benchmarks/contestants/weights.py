@@ -85,7 +85,9 @@ def write_converted(settings: dict, folder: Path, output: Path, target: str):
     from open_clip_transformers import convert_open_clip_checkpoint
 
     source = make_weights("open_clip", settings, folder)
-    convert_open_clip_checkpoint(source, output, with_processor=False, verify="none", target=target)
+    # Other tokenizers than CLIP's would have to be downloaded.
+    has_tokenizer = "hf_tokenizer_name" not in architecture(settings)["text_cfg"]
+    convert_open_clip_checkpoint(source, output, with_processor=has_tokenizer, verify="none", target=target)
 
 
 def write_features(settings: dict, folder: Path, output: Path):
