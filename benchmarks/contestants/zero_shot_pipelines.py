@@ -16,10 +16,10 @@ def load(path: Path, dtype: str, device: str) -> ZeroShotImageClassificationPipe
     return pipeline("zero-shot-image-classification", model=str(path), dtype=dtype, device=device)
 
 
-class Ours:
-    """A converted folder."""
+class ZeroShot:
+    """A call of the pipeline."""
 
-    form = "ours"
+    form: str
 
     def __init__(self, settings: dict, folder: Path):
         path = weights_folder(self.form, settings, folder)
@@ -35,6 +35,12 @@ class Ours:
         return [scores[label] for label in self.labels]
 
 
+class Ours(ZeroShot):
+    """A converted folder."""
+
+    form = "ours"
+
+
 class OursFused(Ours):
     """With the weights laid out for inference."""
 
@@ -43,7 +49,7 @@ class OursFused(Ours):
         self.pipeline.model.fuse()
 
 
-class Transformers(Ours):
+class Transformers(ZeroShot):
     """The same weights converted to CLIPModel."""
 
     form = "transformers"
