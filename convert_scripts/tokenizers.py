@@ -134,7 +134,7 @@ def _check_vocabulary(tokenizer: OpenClipTokenizer, text_cfg: Mapping[str, Any],
         )
 
 
-def padding_settings(model_cfg: Mapping[str, Any]) -> dict[str, bool]:
+def padding_settings(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
     """How the tokenizer pads, as arguments of `OpenClipTokenizer`.
 
     CoCa's has neither: in the features of captions padding shows, but it serves for prompts too.
