@@ -12,6 +12,7 @@ TEMPLATE = "This is a photo of {}."
 
 
 def picture() -> Image.Image:
+    """An RGB image of `SIZE`, width by height in pixels."""
     return photograph(*SIZE, seed=0)
 
 

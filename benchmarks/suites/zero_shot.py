@@ -10,8 +10,8 @@ scores, with random weights, the same for all.
 
 `ours` is `pipeline("zero-shot-image-classification")` on a converted folder, `ours_fused` the same after
 `model.fuse()`, and `transformers` the same pipeline with its own CLIPModel, CLIPTokenizer and image processor.
-`open_clip` is its transform, tokenizer and model, called as its README does. open_clip pads labels to the model's full
-length, the pipelines to the longest of them."""
+`open_clip` is its transform, tokenizer and model. It pads labels to the model's full length, the pipelines pad them to
+the longest."""
 
 MODELS = ("ViT-B-32", "ViT-L-14")
 LABELS = (3, 10, 100)

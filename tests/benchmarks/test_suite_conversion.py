@@ -1,17 +1,13 @@
 """The suite of conversions: its cells, and both contestants on a reduced checkpoint."""
 
-import json
 import os
 
-import contestants
 import pytest
 import torch
 from contestants.conversion_files import CONTESTANTS, checkpoint
 from contestants.weights import make_weights
-from harness.cells import Options
 from harness.environments import variables
 from safetensors.torch import load_file
-from suites import conversion
 
 
 SETTINGS = {"model": "coca_ViT-B-32", "reduced": True, "dtype": "bfloat16"}
@@ -29,17 +25,6 @@ def search_path(monkeypatch):
     """As workers have it."""
     for name, value in variables(1).items():
         monkeypatch.setenv(name, value)
-
-
-@pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
-def test_cells_have_names_and_contestants_of_their_own(quick):
-    cells = conversion.cells(Options(quick=quick))
-    assert len({cell.name for cell in cells}) == len(cells)
-    for cell in cells:
-        assert cell.contestants[0] == "ours"
-        assert json.loads(json.dumps(cell.settings)) == cell.settings
-        assert all(contestants.find(cell.suite, name) for name in cell.contestants)
-    assert conversion.cells(Options(device="cuda")) == []
 
 
 def test_checkpoints_of_both_formats_hold_the_same(folder):

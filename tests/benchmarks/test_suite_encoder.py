@@ -1,8 +1,6 @@
 """The suite of towers: its cells, and its contestants on reduced models in this process."""
 
-import json
 from importlib import import_module
-from itertools import pairwise
 
 import contestants
 import pytest
@@ -10,9 +8,7 @@ import torch
 from contestants.model_bounds import meta_model, tower_bound
 from contestants.model_inputs import input_ids, pixel_values
 from contestants.weights import make_weights
-from harness.cells import Options
 from harness.samples import difference
-from suites import encoder
 
 
 SETTINGS = {"model": "ViT-B-32", "reduced": True, "device": "cpu", "batch": 3, "compiled": False}
@@ -34,23 +30,6 @@ def run(name: str, folder, **settings):
     contestant = contestant_class({**SETTINGS, **settings}, folder)
     contestant.result = contestant.run()
     return contestant
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
-def test_cells_have_names_and_contestants_of_their_own(device, quick):
-    cells = encoder.cells(Options(device=device, quick=quick))
-    assert len({cell.name for cell in cells}) == len(cells)
-    for cell in cells:
-        assert cell.contestants[0] == "ours"
-        assert json.loads(json.dumps(cell.settings)) == cell.settings
-        assert all(contestants.find(cell.suite, name) for name in cell.contestants)
-
-
-def test_cells_of_a_group_follow_each_other():
-    groups = [cell.group for cell in encoder.cells(Options())]
-    changes = sum(group != before for before, group in pairwise(groups))
-    assert changes + 1 == len(set(groups))
 
 
 def test_inputs_are_the_same_rows_in_every_batch():

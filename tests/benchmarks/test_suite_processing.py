@@ -1,15 +1,11 @@
 """The suite of processors: its cells, and its contestants on small images and few texts in this process."""
 
-import json
 from importlib import import_module
-from itertools import pairwise
 
 import contestants
 import pytest
 import torch
-from harness.cells import Options
 from harness.samples import difference
-from suites import processing
 
 
 IMAGES = {"task": "images", "device": "cpu", "sizes": [[64, 48], [39, 55]], "count": 3, "on_torchvision": False}
@@ -23,24 +19,6 @@ def run(name: str, folder, settings: dict):
     contestant = import_module(contestants.find("processing", name)[1]).CONTESTANTS[name](settings, folder)
     contestant.result = contestant.run()
     return contestant
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
-def test_cells_have_names_and_contestants_of_their_own(device, quick):
-    cells = processing.cells(Options(device=device, quick=quick))
-    assert len({cell.name for cell in cells}) == len(cells)
-    for cell in cells:
-        assert cell.contestants[0] == "ours"
-        assert cell.reference in cell.contestants
-        assert json.loads(json.dumps(cell.settings)) == cell.settings
-        assert all(contestants.find(cell.suite, name) for name in cell.contestants)
-
-
-def test_cells_of_a_group_follow_each_other():
-    groups = [cell.group for cell in processing.cells(Options())]
-    changes = sum(group != before for before, group in pairwise(groups))
-    assert changes + 1 == len(set(groups))
 
 
 @pytest.mark.parametrize("form", ["pil", "jpeg"])

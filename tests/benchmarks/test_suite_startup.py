@@ -1,13 +1,8 @@
 """The suite of start-up: its cells, and its processes on a reduced model."""
 
-import json
-
-import contestants
 import pytest
 from contestants.startup_processes import CONTESTANTS
 from contestants.weights import make_weights
-from harness.cells import Options
-from suites import startup
 
 
 SETTINGS = {"model": "ViT-B-32", "reduced": True, "device": "cpu"}
@@ -28,17 +23,6 @@ def search_path(monkeypatch):
 
     for name, value in variables(1).items():
         monkeypatch.setenv(name, value)
-
-
-@pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
-def test_cells_have_names_and_contestants_of_their_own(quick):
-    cells = startup.cells(Options(quick=quick))
-    assert len({cell.name for cell in cells}) == len(cells)
-    for cell in cells:
-        assert cell.contestants[0] == "ours"
-        assert json.loads(json.dumps(cell.settings)) == cell.settings
-        assert all(contestants.find(cell.suite, name) for name in cell.contestants)
-    assert startup.cells(Options(device="cuda")) == []
 
 
 @pytest.mark.parametrize("name", CONTESTANTS)
