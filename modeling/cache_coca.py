@@ -1,7 +1,7 @@
 """The key-value cache of CoCa's causal stack and of its cross-attention."""
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import EncoderDecoderCache
 
 
 class CoCaCache(EncoderDecoderCache):
@@ -23,14 +23,3 @@ class CoCaCache(EncoderDecoderCache):
     def batch_repeat_interleave(self, repeats: int):
         """Repeats each sequence `repeats` times."""
         self.self_attention_cache.batch_repeat_interleave(repeats)
-
-    @classmethod
-    def wrap(cls, self_attention_cache: Cache, cross_attention_cache: Cache | None = None) -> "CoCaCache":
-        """A cache around one for the causal stack, which may be dynamic, static or offloaded.
-
-        Args:
-            cross_attention_cache: the one for the images, by default dynamic.
-        """
-        if isinstance(self_attention_cache, cls):
-            return self_attention_cache
-        return cls(self_attention_cache, cross_attention_cache or DynamicCache())

@@ -4,13 +4,14 @@ from copy import copy
 
 import torch
 from torch.nn import functional as F
-from transformers import GenerationConfig, StaticCache
+from transformers import Cache, DynamicCache, GenerationConfig, StaticCache
 from transformers.generation import GenerationMixin
 from transformers.generation.utils import GenerateOutput
 from transformers.masking_utils import create_causal_mask
 
 from .cache_coca import CoCaCache
 from .generation_group_beam_search import group_beam_search
+from .transformers_compat import CACHE_NAME, named_cache
 
 
 # open_clip's `seq_len`. As `max_length`, and not `max_new_tokens`, it also holds in transformers' pipelines.
@@ -39,6 +40,8 @@ class CoCaGenerationMixin(GenerationMixin):
         image_hidden_states: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         open_clip_scores: bool | None = None,
+        cache: Cache | None = None,
+        past_key_values: Cache | None = None,
         **kwargs,
     ) -> GenerateOutput | torch.Tensor:
         """Captions images.
@@ -56,6 +59,8 @@ class CoCaGenerationMixin(GenerationMixin):
             open_clip_scores: rank beams as open_clip does, by sums of logits instead of log probabilities. By default
                 where there are groups but no `diversity_penalty`, which is open_clip's default search and has no
                 other use.
+            cache: of the tokens that `inputs` begins with, from an earlier call.
+            past_key_values: the name of `cache` before transformers 5.24.
 
         Returns:
             Token ids (images * num_return_sequences, length), prompts included and padded on the left. With
@@ -75,26 +80,37 @@ class CoCaGenerationMixin(GenerationMixin):
             image_embeds = F.normalize(vision_outputs.pooler_output, dim=-1)
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
         images = image_hidden_states.shape[0]
-        if input_ids is not None and len(input_ids) != images:
+        if input_ids is None:
+            # On the images' device: transformers takes that of the first weight, "meta" where that is offloaded.
+            bos_token_id = self._setting("bos_token_id", generation_config, kwargs, self.config.bos_token_id)
+            input_ids = torch.full((images, 1), bos_token_id, device=image_hidden_states.device)
+        if len(input_ids) != images:
             raise ValueError(f"generate got {images} images and {len(input_ids)} prompts: pass one for each image.")
         attention_mask = kwargs.get("attention_mask")
-        if input_ids is not None and attention_mask is not None and attention_mask.shape == input_ids.shape:
+        if attention_mask is not None and attention_mask.shape == input_ids.shape:
             input_ids, kwargs["attention_mask"] = _padded_left(input_ids, attention_mask)
         if not self.config.text_config.is_causal:
             # Each token changes all states of a bidirectional text tower: there is nothing to cache.
             kwargs["use_cache"] = False
+        cache = self.cache_argument(cache, past_key_values)
+        if cache is not None:
+            kwargs[CACHE_NAME] = cache
         kwargs.update(self._beam_search_arguments(generation_config, open_clip_scores, kwargs))
         outputs = super().generate(input_ids, generation_config, image_hidden_states=image_hidden_states, **kwargs)
         if image_embeds is not None and not isinstance(outputs, torch.Tensor):
             outputs["image_embeds"] = image_embeds
         return outputs
 
+    def _setting(self, name: str, generation_config: GenerationConfig | None, kwargs: dict, default):
+        """A setting of `generate`: from the call, its configuration or the model's own, or `default`."""
+        sources = [kwargs, *(vars(config) for config in (generation_config, self.generation_config) if config)]
+        return next((source[name] for source in sources if source.get(name) is not None), default)
+
     def _beam_search_arguments(self, generation_config: GenerationConfig | None, open_clip_scores, kwargs) -> dict:
         """The arguments that hand the search over to [`group_beam_search`], where it is asked for."""
 
         def setting(name: str, default):
-            sources = [kwargs, *(vars(config) for config in (generation_config, self.generation_config) if config)]
-            return next((source[name] for source in sources if source.get(name) is not None), default)
+            return self._setting(name, generation_config, kwargs, default)
 
         beams, groups = setting("num_beams", 1), setting("num_beam_groups", 1)
         equal_groups = groups > 1 and not setting("diversity_penalty", 0)
@@ -112,23 +128,14 @@ class CoCaGenerationMixin(GenerationMixin):
             arguments.update(num_beams=beams // groups, num_beam_groups=1)
         return arguments
 
-    def _maybe_initialize_input_ids_for_generation(self, inputs=None, bos_token_id=None, model_kwargs=None):
-        # On the images' device: transformers takes that of the first weight, which is "meta" where it is offloaded.
-        if inputs is None and bos_token_id is not None:
-            images = model_kwargs["image_hidden_states"]
-            return torch.full((len(images), 1), bos_token_id, device=images.device)
-        return super()._maybe_initialize_input_ids_for_generation(inputs, bos_token_id, model_kwargs)
-
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        cache = model_kwargs.get("past_key_values")
-        if cache is None:
-            return
-        images_cache = None
-        if cache.is_compileable:
-            tokens = model_kwargs["image_hidden_states"].shape[1]
-            images_cache = StaticCache(config=self.config.multimodal_config, max_cache_len=tokens)
-        model_kwargs["past_key_values"] = CoCaCache.wrap(cache, images_cache)
+    def wrap_cache(self, cache: Cache, image_hidden_states: torch.Tensor | None) -> CoCaCache:
+        """A cache around one for the causal stack, dynamic, static or offloaded; for images static if it is."""
+        if isinstance(cache, CoCaCache):
+            return cache
+        if image_hidden_states is None or not cache.is_compileable:
+            return CoCaCache(cache, DynamicCache())
+        tokens = image_hidden_states.shape[1]
+        return CoCaCache(cache, StaticCache(config=self.config.multimodal_config, max_cache_len=tokens))
 
     def _prefill(self, *args, **kwargs):
         # Of a model that was compiled, only the steps are, which are all alike. The first pass is not: it has the
@@ -162,30 +169,31 @@ class CoCaGenerationMixin(GenerationMixin):
             )
         super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
 
-    def prepare_inputs_for_generation(self, input_ids, attention_mask=None, past_key_values=None, **kwargs):
-        model_inputs = super().prepare_inputs_for_generation(
-            input_ids, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
-        )
-        if past_key_values is not None:
+    def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **kwargs):
+        cache = kwargs.get(CACHE_NAME)
+        if cache is not None:
+            cache = kwargs[CACHE_NAME] = self.wrap_cache(cache, kwargs.get("image_hidden_states"))
+        model_inputs = super().prepare_inputs_for_generation(input_ids, attention_mask=attention_mask, **kwargs)
+        if cache is not None:
             model_inputs["text_attention_mask"] = self._text_attention_mask(
-                input_ids, attention_mask, past_key_values, model_inputs["input_ids"].shape[1]
+                input_ids, attention_mask, cache, model_inputs["input_ids"].shape[1]
             )
         return model_inputs
 
-    def _text_attention_mask(self, input_ids, attention_mask, past_key_values, query_length) -> torch.Tensor | None:
+    def _text_attention_mask(self, input_ids, attention_mask, cache, query_length) -> torch.Tensor | None:
         # open_clip's text tower hides the token behind each padding id, also behind one that was generated: a step
         # that only sees the newest token cannot know. Steps that are compiled always have this mask, which then is
         # the same graph for all, and nothing to wait for.
         if not self.config.text_config.embed_cls:
             return None
-        if not past_key_values.is_compileable and not (input_ids == self.config.text_config.pad_token_id).any():
+        if not cache.is_compileable and not (input_ids == self.config.text_config.pad_token_id).any():
             return None
         visible = self.text_model.key_mask(input_ids, attention_mask)[:, : input_ids.shape[1]]
         return create_causal_mask(
             config=self.config,
             inputs_embeds=torch.empty((len(input_ids), query_length, 0), dtype=self.dtype, device=input_ids.device),
             attention_mask=visible,
-            past_key_values=past_key_values.self_attention_cache,
+            **named_cache(cache.self_attention_cache),
         )
 
 

@@ -24,7 +24,8 @@ from transformers.generation import (
     GenerateBeamEncoderDecoderOutput,
     MaxLengthCriteria,
 )
-from transformers.generation.utils import ALL_CACHE_NAMES
+
+from .transformers_compat import CACHE_NAME, named_cache
 
 
 IMPOSSIBLE = -1e9  # score of a beam that must not be chosen; finite, so that sums with it stay ordered
@@ -139,13 +140,13 @@ def _forward(model: PreTrainedModel, search: "_Search", generation_config: Gener
 
 
 def _reorder_cache(model: PreTrainedModel, model_kwargs: dict, rows: torch.LongTensor) -> None:
-    name = next((name for name in ALL_CACHE_NAMES if model_kwargs.get(name) is not None), None)
-    if name is None:
+    cache = model_kwargs.get(CACHE_NAME)
+    if cache is None:
         return
     if hasattr(model, "_reorder_cache"):  # a few models have their own
-        model_kwargs[name] = model._reorder_cache(model_kwargs[name], rows)
-    elif hasattr(model_kwargs[name], "reorder_cache"):
-        model_kwargs[name].reorder_cache(rows)
+        model_kwargs[CACHE_NAME] = model._reorder_cache(cache, rows)
+    elif hasattr(cache, "reorder_cache"):
+        cache.reorder_cache(rows)
     else:
         raise ValueError(f"{type(model).__name__}'s cache cannot be reordered: pass `use_cache=False` to use beams.")
 
@@ -171,7 +172,7 @@ def _make_output(
         results["encoder_hidden_states"] = encoder_outputs.get("hidden_states")
     names = {field.name for field in fields(output_class)}
     results.update({name: tuple(values) for name, values in steps.items() if name in names})
-    return output_class(**results, past_key_values=model_kwargs.get("past_key_values"))
+    return output_class(**results, **named_cache(model_kwargs.get(CACHE_NAME)))
 
 
 @dataclass

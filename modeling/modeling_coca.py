@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithCrossAttentions
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
 from ..configuration.configuration_coca import CoCaConfig
 from .cache_coca import CoCaCache
@@ -17,40 +17,38 @@ from .generation_coca import CoCaGenerationMixin
 from .modeling_coca_decoder import CoCaDecoderModel
 from .modeling_linear import Linear
 from .modeling_open_clip import OpenClipDualModel, OpenClipForImageClassification, OpenClipModel
+from .transformers_compat import named_cache
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
-class CoCaOutput(ModelOutput):
-    """Output of [`CoCaModel`].
+class CoCaOutput(CausalLMOutputWithCrossAttentions):
+    """Output of [`CoCaModel`]: transformers' own for captioners, and what a dual model adds.
 
     Args:
         loss: scalar: the caption loss with `labels`, the contrastive loss with `return_loss=True`, their weighted sum
             with both.
         logits: (rows, length, vocab_size), prediction of the token behind each input token.
-        logits_per_image: (images, texts), cosine similarities scaled by `logit_scale.exp()`, plus `logit_bias`.
-        logits_per_text: (texts, images), its transpose.
-        image_embeds: (images, projection_dim), of length 1; `None` where `image_hidden_states` were passed.
-        text_embeds: (texts, projection_dim), of length 1; `None` with `past_key_values`.
-        image_hidden_states: (images, tokens, hidden_size), what the decoder attends to.
-        past_key_values: the cache, with `use_cache`.
+        cache: the cache, with `use_cache`; called `past_key_values` before transformers 5.24.
         hidden_states: per decoder layer (rows, length, hidden_size), its input first, on request.
         attentions: per decoder layer (rows, heads, length, past + length), on request.
         cross_attentions: per decoder layer (rows, heads, length, image tokens), on request.
+        logits_per_image: (images, texts), cosine similarities scaled by `logit_scale.exp()`, plus `logit_bias`.
+        logits_per_text: (texts, images), its transpose.
+        image_embeds: (images, projection_dim), of length 1; `None` where `image_hidden_states` were passed.
+        text_embeds: (texts, projection_dim), of length 1; `None` with a cache.
+        image_hidden_states: (images, tokens, hidden_size), what the decoder attends to.
         text_model_output: output of the text tower.
         vision_model_output: output of the vision tower.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
     logits_per_image: torch.Tensor | None = None
     logits_per_text: torch.Tensor | None = None
     image_embeds: torch.Tensor | None = None
     text_embeds: torch.Tensor | None = None
     image_hidden_states: torch.Tensor | None = None
-    past_key_values: CoCaCache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    cross_attentions: tuple[torch.Tensor, ...] | None = None
     text_model_output: BaseModelOutputWithPooling | None = None
     vision_model_output: BaseModelOutputWithPooling | None = None
 
@@ -95,11 +93,12 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         labels: torch.Tensor | None = None,
         return_loss: bool | None = None,
         image_hidden_states: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         text_attention_mask: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         interpolate_pos_encoding: bool = False,
+        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CoCaOutput:
         """Embeds images and texts and predicts each text's next tokens.
@@ -109,27 +108,31 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
                 images, those of an image side by side.
             pixel_values: (images, channels, height, width), normalised as the image processor does.
             attention_mask: (rows, length), 0 on left padding; padding behind a text follows the text tower's own rule.
-                With `past_key_values`, (rows, past + length) of the tokens that may be attended to.
+                With `cache`, (rows, past + length) of the tokens that may be attended to.
             position_ids: (rows, length), by default 0, 1, ...
             labels: (rows, length), the ids to predict, -100 where there is nothing to learn: usually `input_ids` with
                 -100 for padding; they are shifted here.
             return_loss: compute the contrastive loss; images and texts must then be pairs.
             image_hidden_states: (images, tokens, hidden_size) instead of `pixel_values`.
-            past_key_values: cache of the tokens before `input_ids`.
+            cache: of the tokens before `input_ids`.
             text_attention_mask: the mask of the text tower's layers where it differs from the decoder's; only read
-                with `past_key_values`, and made by `generate`.
+                with `cache`, and made by `generate`.
             use_cache: make a cache where none is given, and skip the text embeddings; without effect where the text
                 tower is bidirectional.
             logits_to_keep: compute the logits of that many last tokens, or of those indices; 0 for all.
             interpolate_pos_encoding: accept other image sizes than the model's.
+            past_key_values: the name of `cache` before transformers 5.24.
 
         Returns:
             [`CoCaOutput`].
 
         Raises:
+            TypeError: a `cache` of another class than those of transformers.
             ValueError: no image where one is needed, a text that is too long, images of another size,
-                `return_loss` with unequal counts, or `past_key_values` where the text tower is bidirectional.
+                `return_loss` with unequal counts, a cache under two names or under one that is not known, or where
+                the text tower is bidirectional or gradient checkpointing would fill it twice.
         """
+        cache = self.cache_argument(cache, past_key_values)
         vision_outputs = image_embeds = None
         if image_hidden_states is None and pixel_values is not None:
             vision_outputs = self.get_image_features(
@@ -137,18 +140,16 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             )
             image_hidden_states = vision_outputs.last_hidden_state
             image_embeds = F.normalize(vision_outputs.pooler_output, dim=-1)
-        is_new_cache = past_key_values is None
-        past_key_values = self._prepare_cache(past_key_values, use_cache)
-        input_ids = self._check_inputs(input_ids, image_hidden_states, past_key_values)
-        if is_new_cache and past_key_values is not None:
-            text_attention_mask = self._text_attention_mask(
-                input_ids, attention_mask, past_key_values, input_ids.shape[1]
-            )
+        is_new_cache = cache is None
+        cache = self._prepare_cache(cache, use_cache, image_hidden_states)
+        input_ids = self._check_inputs(input_ids, image_hidden_states, cache)
+        if is_new_cache and cache is not None:
+            text_attention_mask = self._text_attention_mask(input_ids, attention_mask, cache, input_ids.shape[1])
         inputs = (input_ids, image_hidden_states, position_ids, attention_mask)
-        if past_key_values is None:
+        if cache is None:
             text_outputs, decoder_outputs = self._decode_all(*inputs, **kwargs)
         else:
-            text_outputs, decoder_outputs = self._decode_next(*inputs, text_attention_mask, past_key_values, **kwargs)
+            text_outputs, decoder_outputs = self._decode_next(*inputs, text_attention_mask, cache, **kwargs)
 
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(decoder_outputs.last_hidden_state[:, kept])
@@ -160,6 +161,7 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         elif return_loss:
             raise ValueError("return_loss=True compares embeddings: pass pixel_values, and no cache.")
         return CoCaOutput(
+            **named_cache(cache),
             loss=self._loss(logits, labels, logits_per_image if return_loss else None, **kwargs),
             logits=logits,
             logits_per_image=logits_per_image,
@@ -167,7 +169,6 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             image_embeds=image_embeds,
             text_embeds=text_embeds,
             image_hidden_states=image_hidden_states,
-            past_key_values=past_key_values,
             hidden_states=decoder_outputs.hidden_states,
             attentions=decoder_outputs.attentions,
             cross_attentions=decoder_outputs.cross_attentions,
@@ -175,21 +176,26 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             vision_model_output=vision_outputs,
         )
 
-    def _prepare_cache(self, past_key_values: Cache | None, use_cache: bool | None) -> CoCaCache | None:
+    def _prepare_cache(
+        self, cache: Cache | None, use_cache: bool | None, image_hidden_states: torch.Tensor | None
+    ) -> CoCaCache | None:
         if not self.config.text_config.is_causal:
-            if past_key_values is not None:
+            if cache is not None:
                 raise ValueError(
                     "The text tower of this CoCa is bidirectional: a new token changes the states of all others, and "
-                    "none can be kept. Pass all tokens at once, without past_key_values."
+                    "none can be kept. Pass all tokens at once, without a cache."
                 )
             return None
-        if past_key_values is None and use_cache:
-            past_key_values = DynamicCache(config=self.config)
-        return None if past_key_values is None else CoCaCache.wrap(past_key_values)
+        if cache is None and use_cache:
+            if self.is_checkpointing:
+                logger.warning_once("Gradient checkpointing computes layers twice: no cache is made.")
+                return None
+            cache = DynamicCache(config=self.config)
+        return None if cache is None else self.wrap_cache(cache, image_hidden_states)
 
-    def _check_inputs(self, input_ids, image_hidden_states, past_key_values) -> torch.Tensor:
+    def _check_inputs(self, input_ids, image_hidden_states, cache) -> torch.Tensor:
         if image_hidden_states is None:
-            if past_key_values is None or not past_key_values.is_updated:
+            if cache is None or not cache.is_updated:
                 raise ValueError("CoCaModel needs pixel_values or image_hidden_states, got neither.")
             return input_ids
         images = image_hidden_states.shape[0]
@@ -213,7 +219,7 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         return text_outputs, decoder_outputs
 
     def _decode_next(
-        self, input_ids, image_hidden_states, position_ids, attention_mask, text_attention_mask, past, **kwargs
+        self, input_ids, image_hidden_states, position_ids, attention_mask, text_attention_mask, cache, **kwargs
     ):
         # Made here, for both parts of the causal stack, because the text tower's layers will have grown the cache.
         decoder_mask = create_causal_mask(
@@ -221,20 +227,20 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             # On the device of the ids: that of offloaded weights is "meta".
             inputs_embeds=torch.empty((*input_ids.shape, 0), dtype=self.dtype, device=input_ids.device),
             attention_mask=attention_mask,
-            past_key_values=past.self_attention_cache,
+            **named_cache(cache.self_attention_cache),
         )
         text_outputs = self.text_model(
             input_ids,
             decoder_mask if text_attention_mask is None else text_attention_mask,
             position_ids,
-            past_key_values=past.self_attention_cache,
+            cache=cache.self_attention_cache,
             **kwargs,
         )
         decoder_outputs = self.multimodal_decoder(
             text_outputs.last_hidden_state,
             image_hidden_states,
             attention_mask=decoder_mask,
-            past_key_values=past,
+            cache=cache,
             **kwargs,
         )
         return text_outputs, decoder_outputs

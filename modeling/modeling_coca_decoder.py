@@ -19,6 +19,7 @@ from .modeling_layers import (
     norm_layer,
 )
 from .modeling_pretrained import OpenClipPreTrainedModel
+from .transformers_compat import named_cache
 
 
 class CoCaDecoderModel(OpenClipPreTrainedModel):
@@ -53,6 +54,7 @@ class CoCaDecoderModel(OpenClipPreTrainedModel):
         inputs_embeds: torch.Tensor,
         image_hidden_states: torch.Tensor | None,
         attention_mask: torch.Tensor | None = None,
+        cache: CoCaCache | None = None,
         past_key_values: CoCaCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
@@ -61,34 +63,34 @@ class CoCaDecoderModel(OpenClipPreTrainedModel):
         Args:
             inputs_embeds: (rows, length, hidden_size), the text tower's `last_hidden_state`.
             image_hidden_states: (images, tokens, hidden_size); rows is a multiple of images, those of an image side by
-                side. `None` once `past_key_values` holds their keys and values.
+                side. `None` once `cache` holds their keys and values.
             attention_mask: what `create_causal_mask` made for these tokens before the text tower saw them; without a
                 cache also (rows, length), 0 on padding.
-            past_key_values: cache of the tokens before, to which these are added.
+            cache: of the tokens before, to which these are added.
+            past_key_values: the name of `cache` before transformers 5.24.
 
         Returns:
             `last_hidden_state` (rows, length, hidden_size), normalised; on request `hidden_states`, `attentions` and
             `cross_attentions`.
         """
+        cache = self.cache_argument(cache, past_key_values)
         self_attention_cache = None
-        if past_key_values is None:
+        if cache is None:
             attention_mask = create_causal_mask(
-                config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=None
+                config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask, **named_cache(None)
             )
         else:
-            self_attention_cache = past_key_values.self_attention_cache
+            self_attention_cache = cache.self_attention_cache
         # Not recorded by transformers, which would begin with the input of the first cross-attention.
         hidden_states, layer_inputs = inputs_embeds, []
         for layer, cross_attention_layer in zip(self.layers, self.cross_attention_layers, strict=True):
             layer_inputs.append(hidden_states)
-            hidden_states = layer(hidden_states, attention_mask, past_key_values=self_attention_cache, **kwargs)
-            hidden_states = cross_attention_layer(
-                hidden_states, image_hidden_states, past_key_values=past_key_values, **kwargs
-            )
+            hidden_states = layer(hidden_states, attention_mask, cache=self_attention_cache, **kwargs)
+            hidden_states = cross_attention_layer(hidden_states, image_hidden_states, cache=cache, **kwargs)
         hidden_states = self.final_layer_norm(hidden_states)
         output_hidden_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=hidden_states,
-            past_key_values=past_key_values,
+            **named_cache(cache),
             hidden_states=(*layer_inputs, hidden_states) if output_hidden_states else None,
         )

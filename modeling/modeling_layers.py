@@ -161,6 +161,9 @@ def attend(
     Returns:
         The context (batch, length, heads, head_dim), and the weights (batch, heads, length, key length) or `None`.
     """
+    unread = [name for name, argument in kwargs.items() if isinstance(argument, Cache)]
+    if unread:
+        raise ValueError(f"Got a cache as {', '.join(unread)}, a name that is not read here: pass it as `cache`.")
     attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
         module.config._attn_implementation, eager_attention_forward
     )
@@ -215,15 +218,15 @@ class Attention(FusibleLinearMixin, nn.Module):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(batch, length, hidden_size) -> the same, and the attention weights where the function gives them."""
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
         query, key, value = (states.view(heads).transpose(1, 2) for states in self.project(hidden_states))
         query, key = self.normalize_query_key(query, key)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         context, attn_weights = attend(self, query, key, value, attention_mask, **kwargs)
         return self.project_context(context), attn_weights
 
@@ -401,11 +404,11 @@ class ResidualAttentionBlock(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> torch.Tensor:
         """(batch, length, hidden_size) -> the same."""
-        attn_output, _ = self.self_attn(self.layer_norm1(hidden_states), attention_mask, past_key_values, **kwargs)
+        attn_output, _ = self.self_attn(self.layer_norm1(hidden_states), attention_mask, cache, **kwargs)
         hidden_states = hidden_states + self.drop_path1(self.layer_scale1(self.attn_norm(attn_output)))
         return hidden_states + self.drop_path2(self.layer_scale2(self.mlp(self.layer_norm2(hidden_states))))
 
@@ -440,27 +443,27 @@ class ResidualCrossAttentionBlock(GradientCheckpointingLayer):
         self.layer_scale2, self.drop_path2 = residual_branch(config, layer_idx)
 
     def image_key_value(
-        self, image_hidden_states: torch.Tensor | None, past_key_values: Cache | None
+        self, image_hidden_states: torch.Tensor | None, cache: Cache | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the images: computed once, then read from the cache."""
-        if past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
-            layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
+        if cache is not None and cache.is_updated.get(self.layer_idx):
+            layer = cache.cross_attention_cache.layers[self.layer_idx]
             return layer.keys, layer.values
         key, value = self.cross_attn.project_key_value(self.layer_norm1_kv(image_hidden_states))
-        if past_key_values is not None:
-            key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_idx)
-            past_key_values.is_updated[self.layer_idx] = True
+        if cache is not None:
+            key, value = cache.cross_attention_cache.update(key, value, self.layer_idx)
+            cache.is_updated[self.layer_idx] = True
         return key, value
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         image_hidden_states: torch.Tensor | None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> torch.Tensor:
         """(rows, length, hidden_size) attending to (images, tokens, hidden_size) -> (rows, length, hidden_size)."""
-        key, value = self.image_key_value(image_hidden_states, past_key_values)
+        key, value = self.image_key_value(image_hidden_states, cache)
         attn_output, _ = self.cross_attn(self.layer_norm1(hidden_states), key, value, **kwargs)
         hidden_states = hidden_states + self.drop_path1(self.layer_scale1(attn_output))
         return hidden_states + self.drop_path2(self.layer_scale2(self.mlp(self.layer_norm2(hidden_states))))
@@ -480,12 +483,12 @@ class Encoder(nn.Module):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> torch.Tensor:
         """(batch, length, hidden_size) -> the same."""
         for layer in self.layers:
-            hidden_states = layer(hidden_states, attention_mask, past_key_values=past_key_values, **kwargs)
+            hidden_states = layer(hidden_states, attention_mask, cache=cache, **kwargs)
         return hidden_states
 
 

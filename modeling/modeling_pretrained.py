@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.cache_utils import Cache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
@@ -84,6 +85,34 @@ class OpenClipPreTrainedModel(PreTrainedModel):
             if isinstance(module, FusibleMixin):
                 module.unfuse()
         return self
+
+    @property
+    def is_checkpointing(self) -> bool:
+        """Whether a pass now would compute layers again on its way back."""
+        if not (self.training and torch.is_grad_enabled()):
+            return False
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+
+    def cache_argument(self, cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
+        """The key-value cache of a call, which may be given under either of its names.
+
+        Raises:
+            TypeError: it is none of transformers' caches.
+            ValueError: it is given under both names, or while layers are computed twice.
+        """
+        if cache is not None and past_key_values is not None:
+            raise ValueError("Got `cache` and `past_key_values`, two names of one argument: pass `cache` alone.")
+        cache = past_key_values if cache is None else cache
+        if cache is None:
+            return None
+        if not isinstance(cache, Cache):
+            raise TypeError(f"Expected a cache of transformers, such as DynamicCache(), got {type(cache).__name__}.")
+        if self.is_checkpointing:
+            raise ValueError(
+                "Gradient checkpointing computes layers twice, and would add to the cache twice: leave out the cache, "
+                "or call gradient_checkpointing_disable()."
+            )
+        return cache
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

@@ -16,6 +16,7 @@ from .input_checks import check_input_ids
 from .modeling_layers import Encoder, norm_layer
 from .modeling_linear import Linear
 from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
+from .transformers_compat import named_cache
 
 
 def resize_text_position_embedding(position_embedding: torch.Tensor, num_positions: int) -> torch.Tensor:
@@ -130,16 +131,17 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
             visible[:, : input_ids.shape[1]] &= ~left_padding
         return visible
 
-    def _encode(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs) -> torch.Tensor:
-        past_key_values = kwargs.get("past_key_values")
+    def _encode(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache | None = None, **kwargs
+    ) -> torch.Tensor:
         create_mask = create_causal_mask if self.config.is_causal else create_bidirectional_mask
         attention_mask = create_mask(
             config=self.config,
             inputs_embeds=hidden_states,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            **named_cache(cache),
         )
-        return self.encoder(hidden_states, attention_mask, **kwargs)
+        return self.encoder(hidden_states, attention_mask, cache, **kwargs)
 
     def pool(self, hidden_states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """(batch, length, hidden_size) -> (batch, hidden_size), or all tokens with `pool_type="none"`."""
@@ -155,14 +157,11 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
                 return hidden_states[rows, (input_ids == self.config.eos_token_id).int().argmax(dim=-1)]
         return hidden_states
 
-    def _decode(
-        self, input_ids, attention_mask, position_ids, past_key_values, **kwargs
-    ) -> BaseModelOutputWithPooling:
+    def _decode(self, input_ids, attention_mask, position_ids, cache, **kwargs) -> BaseModelOutputWithPooling:
         if position_ids is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-            position_ids = positions.unsqueeze(0) + past_key_values.get_seq_length()
-        kwargs["past_key_values"] = past_key_values
-        hidden_states = self._encode(self.embeddings(input_ids, position_ids), attention_mask, **kwargs)
+            position_ids = positions.unsqueeze(0) + cache.get_seq_length()
+        hidden_states = self._encode(self.embeddings(input_ids, position_ids), attention_mask, cache, **kwargs)
         if not self.config.embed_cls:
             hidden_states = self.final_layer_norm(hidden_states)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states)
@@ -174,6 +173,7 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
@@ -182,22 +182,27 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
         Args:
             input_ids: (batch, length), length at most `max_position_embeddings`.
             attention_mask: (batch, length), 0 on left padding, 1 elsewhere; padding behind a text follows the tower's
-                own rule. With `past_key_values`, (batch, past + length) of tokens that may be attended to, or what a
+                own rule. With `cache`, (batch, past + length) of tokens that may be attended to, or what a
                 mask function of transformers made of it.
             position_ids: (batch, length), by default 0, 1, ...
-            past_key_values: cache of the tokens before `input_ids`, to which theirs are added (causal towers only).
+            cache: of the tokens before `input_ids`, to which theirs are added (causal towers only).
+            past_key_values: the name of `cache` before transformers 5.24.
 
         Returns:
             `last_hidden_state` (batch, length, hidden_size), without CoCa's class token; `pooler_output`
-            (batch, projection_dim), not normalised, `None` with `past_key_values`; on request `hidden_states` and
+            (batch, projection_dim), not normalised, `None` with `cache`; on request `hidden_states` and
             `attentions`, which hold the class token.
 
         Raises:
-            ValueError: no text, one without tokens or longer than `max_position_embeddings`, or no batch of texts.
+            TypeError: a `cache` of another class than those of transformers.
+            ValueError: no text, one without tokens or longer than `max_position_embeddings`, or no batch of texts; a
+                cache under two names or under one that is not known, or where gradient checkpointing would fill it
+                twice.
         """
+        cache = self.cache_argument(cache, past_key_values)
         check_input_ids(input_ids, self.config.max_position_embeddings)
-        if past_key_values is not None:
-            return self._decode(input_ids, attention_mask, position_ids, past_key_values, **kwargs)
+        if cache is not None:
+            return self._decode(input_ids, attention_mask, position_ids, cache, **kwargs)
 
         embed_cls = self.config.embed_cls
         hidden_states = self.embeddings(input_ids, position_ids, append_class_token=embed_cls)

@@ -56,7 +56,7 @@ def caption_bound(model: PreTrainedModel, settings: dict) -> list[dict]:
     token = torch.zeros((rows, 1), dtype=torch.long, device="meta")
     # From the second step on, each has as much more to attend to as the one before.
     first, second, third = (
-        count_flops(lambda: model(token, image_hidden_states=image, past_key_values=cache)) for _ in range(3)
+        count_flops(lambda: model(token, image_hidden_states=image, cache=cache)) for _ in range(3)
     )
     once = numbers(model, lambda name: READ_ONCE.search(name) is not None)
     step = numbers(model, lambda name: not UNREAD.match(name)) - once + _cache_size(cache.cross_attention_cache)

@@ -16,6 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 from open_clip_transformers.convert_scripts.config_mapping import TokenIds, build_config
 from open_clip_transformers.modeling.cache_coca import CoCaCache
 from open_clip_transformers.modeling.modeling_coca import CoCaForConditionalGeneration, CoCaModel
+from open_clip_transformers.modeling.transformers_compat import CACHE_NAME
 
 
 pytestmark = pytest.mark.floor
@@ -98,7 +99,7 @@ def test_generate_keeps_one_row_of_image_keys_per_image(model, pixel_values):
     outputs = model.generate(
         pixel_values=pixel_values, num_beams=4, max_new_tokens=3, eos_token_id=None, return_dict_in_generate=True
     )
-    cache = outputs.past_key_values
+    cache = outputs[CACHE_NAME]
     assert isinstance(cache, CoCaCache)
     assert [len(layer.keys) for layer in cache.self_attention_cache.layers] == [12] * 4
     assert [len(layer.keys) for layer in cache.cross_attention_cache.layers] == [3] * 2
@@ -308,9 +309,9 @@ def test_forward_with_a_cache_continues(model, pixel_values):
     input_ids = torch.randint(10, 90, (3, 7))
     whole = model(input_ids, pixel_values).logits
     first = model(input_ids[:, :4], pixel_values, use_cache=True)
-    second = model(input_ids[:, 4:], past_key_values=first.past_key_values)
+    second = model(input_ids[:, 4:], cache=first[CACHE_NAME])
     torch.testing.assert_close(torch.cat([first.logits, second.logits], dim=1), whole, rtol=1e-4, atol=1e-5)
-    assert second.past_key_values.get_seq_length() == 7
+    assert second[CACHE_NAME].get_seq_length() == 7
 
 
 def test_forward_with_a_new_cache_hides_the_token_behind_a_padding_id(model, pixel_values):
@@ -322,14 +323,14 @@ def test_forward_with_a_new_cache_hides_the_token_behind_a_padding_id(model, pix
 
 def test_forward_fills_the_cache_it_is_given(model, pixel_values):
     cache = DynamicCache()
-    model(torch.randint(10, 90, (3, 4)), pixel_values, past_key_values=cache)
+    model(torch.randint(10, 90, (3, 4)), pixel_values, cache=cache)
     assert cache.get_seq_length() == 4
 
 
 def test_forward_takes_a_static_cache(model, pixel_values):
     input_ids = torch.randint(10, 90, (3, 4))
     cache = StaticCache(config=model.config, max_cache_len=8)
-    logits = model(input_ids, pixel_values, past_key_values=cache).logits
+    logits = model(input_ids, pixel_values, cache=cache).logits
     torch.testing.assert_close(logits, model(input_ids, pixel_values).logits, rtol=1e-4, atol=1e-5)
 
 

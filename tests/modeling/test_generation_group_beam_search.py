@@ -21,6 +21,7 @@ from transformers import (
 from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerateBeamEncoderDecoderOutput
 
 from open_clip_transformers.modeling.generation_group_beam_search import group_beam_search
+from open_clip_transformers.modeling.transformers_compat import CACHE_NAME
 
 
 DATA = Path(__file__).parents[1] / "data" / "group_beam_search"
@@ -108,7 +109,7 @@ def test_group_beam_search_returns_what_transformers_beam_search_returns(gpt2):
     assert len(outputs.logits) == len(outputs.attentions) == len(outputs.hidden_states) == steps
     assert outputs.attentions[1][0].shape == (24, 3, 1, 6)
     assert outputs.beam_indices.shape == (8, num_new)
-    assert outputs.past_key_values.get_seq_length() == inputs["input_ids"].shape[1] + steps - 1
+    assert outputs[CACHE_NAME].get_seq_length() == inputs["input_ids"].shape[1] + steps - 1
 
 
 def test_group_beam_search_scores_add_up_along_the_beam_indices(gpt2):

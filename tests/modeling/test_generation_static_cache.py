@@ -7,6 +7,7 @@ from tiny_models import BOS, PAD, tiny_config
 from transformers import CompileConfig
 
 from open_clip_transformers.modeling.modeling_coca import CoCaModel
+from open_clip_transformers.modeling.transformers_compat import CACHE_NAME
 
 
 pytestmark = pytest.mark.floor
@@ -126,7 +127,7 @@ def test_static_cache_stays_in_place(strategy, pixel_values):
     addresses = []
 
     def note(module, args, kwargs):
-        cache = kwargs["past_key_values"]
+        cache = kwargs[CACHE_NAME]
         layers = [*cache.self_attention_cache.layers, *cache.cross_attention_cache.layers]
         if cache.get_seq_length() > 0:
             addresses.append([tensor.data_ptr() for layer in layers for tensor in (layer.keys, layer.values)])

@@ -10,6 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from open_clip_transformers.modeling.modeling_coca import CoCaModel
 from open_clip_transformers.modeling.modeling_hf_text import HfTextModel
 from open_clip_transformers.modeling.modeling_open_clip import OpenClipModel
+from open_clip_transformers.modeling.transformers_compat import CACHE_NAME
 
 
 every_encoder = pytest.mark.parametrize("model_type", HF_ENCODERS)
@@ -186,14 +187,14 @@ def test_coca_makes_no_cache_for_a_bidirectional_text_tower(coca):
     inputs = tiny_inputs(coca)
     with torch.no_grad():
         expected, outputs = coca(**inputs), coca(**inputs, use_cache=True)
-    assert outputs.past_key_values is None
+    assert CACHE_NAME not in outputs
     assert torch.equal(outputs.logits, expected.logits)
     assert torch.equal(outputs.text_embeds, expected.text_embeds)
 
 
 def test_coca_refuses_a_cache_for_a_bidirectional_text_tower(coca):
-    with pytest.raises(ValueError, match=r"bidirectional.*without past_key_values"):
-        coca(**tiny_inputs(coca), past_key_values=DynamicCache())
+    with pytest.raises(ValueError, match=r"bidirectional.*without a cache"):
+        coca(**tiny_inputs(coca), cache=DynamicCache())
 
 
 @pytest.mark.parametrize("strategy", [{}, {"num_beams": 3}, {"num_beams": 4, "num_beam_groups": 2}])

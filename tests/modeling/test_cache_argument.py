@@ -1,0 +1,147 @@
+"""The key-value cache of a call: both its names, names that nothing reads, and gradient checkpointing."""
+
+from dataclasses import fields
+
+import pytest
+import torch
+from tiny_models import tiny_inputs, tiny_model
+from transformers import DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
+
+from open_clip_transformers.modeling.modeling_coca import CoCaOutput
+from open_clip_transformers.modeling.transformers_compat import CACHE_NAME
+
+
+pytestmark = pytest.mark.floor
+NAMES = ("cache", "past_key_values")
+STRATEGIES = {
+    "greedy": {},
+    "beams": {"num_beams": 3},
+    "groups": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5},
+    "sampling": {"do_sample": True, "top_k": 5},
+}
+
+
+@pytest.fixture
+def coca():
+    return tiny_model("coca").eval()
+
+
+@pytest.fixture
+def inputs(coca):
+    inputs = tiny_inputs(coca)
+    return {name: inputs[name] for name in ("input_ids", "pixel_values")}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_forward_fills_a_cache_given_by_either_name(name, coca, inputs):
+    cache = DynamicCache()
+    outputs = coca(**inputs, **{name: cache})
+    assert cache.get_seq_length() == inputs["input_ids"].shape[1]
+    assert outputs[CACHE_NAME].self_attention_cache is cache
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_text_tower_continues_a_cache_given_by_either_name(name, coca, inputs):
+    ids = inputs["input_ids"]
+    cache = DynamicCache()
+    coca.text_model(ids[:, :3], **{name: cache})
+    continued = coca.text_model(ids[:, 3:], **{name: cache}).last_hidden_state
+    whole = coca.text_model(ids, cache=DynamicCache()).last_hidden_state
+    torch.testing.assert_close(continued, whole[:, 3:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_generate_continues_a_cache_given_by_either_name(name, coca, inputs):
+    prompt, pixel_values = inputs["input_ids"][:, :4], inputs["pixel_values"]
+    expected = coca.generate(prompt, pixel_values=pixel_values, max_new_tokens=4, eos_token_id=None)
+    cache = DynamicCache()
+    coca(prompt[:, :-1], pixel_values, cache=cache)
+    captions = coca.generate(prompt, pixel_values=pixel_values, max_new_tokens=4, eos_token_id=None, **{name: cache})
+    assert torch.equal(captions, expected)
+    assert cache.get_seq_length() == 7
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+def test_generate_passes_one_token_a_step(strategy, coca, inputs):
+    lengths = []
+    coca.text_model.register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
+    coca.generate(pixel_values=inputs["pixel_values"], max_new_tokens=5, eos_token_id=None, **strategy)
+    assert lengths == [1] * 5
+
+
+def test_forward_refuses_two_caches(coca, inputs):
+    with pytest.raises(ValueError, match="two names of one argument"):
+        coca(**inputs, cache=DynamicCache(), past_key_values=DynamicCache())
+
+
+@pytest.mark.parametrize("cache", [(), [(torch.ones(1), torch.ones(1))]], ids=["empty_tuple", "pairs"])
+def test_forward_refuses_what_is_no_cache(cache, coca, inputs):
+    with pytest.raises(TypeError, match=f"such as DynamicCache.., got {type(cache).__name__}"):
+        coca(**inputs, cache=cache)
+
+
+@pytest.mark.parametrize("part", ["coca", "text_model", "multimodal_decoder", "vision_model"])
+@pytest.mark.parametrize(
+    "cache", [DynamicCache(), EncoderDecoderCache(DynamicCache(), DynamicCache())], ids=["plain", "pair"]
+)
+def test_forward_refuses_a_cache_under_a_name_that_nothing_reads(part, cache, coca, inputs):
+    calls = {
+        "coca": lambda **kwargs: coca(**inputs, **kwargs),
+        "text_model": lambda **kwargs: coca.text_model(inputs["input_ids"], **kwargs),
+        "multimodal_decoder": lambda **kwargs: coca.multimodal_decoder(
+            torch.randn(3, 5, coca.config.multimodal_config.hidden_size),
+            coca.get_image_features(inputs["pixel_values"]).last_hidden_state,
+            **kwargs,
+        ),
+        "vision_model": lambda **kwargs: coca.vision_model(inputs["pixel_values"], **kwargs),
+    }
+    with pytest.raises(ValueError, match="Got a cache as attention_memory, a name that is not read here"):
+        calls[part](attention_memory=cache)
+
+
+def test_generate_refuses_a_cache_under_a_name_that_nothing_reads(coca, inputs):
+    with pytest.raises(ValueError, match="attention_memory"):
+        coca.generate(pixel_values=inputs["pixel_values"], attention_memory=DynamicCache())
+
+
+def test_generate_of_a_transformers_with_another_name_raises(coca, inputs, monkeypatch):
+    # As a later release may rename the cache between `generate` and the model.
+    prepare = type(coca).prepare_inputs_for_generation
+
+    def renamed(self, *args, **kwargs):
+        model_inputs = prepare(self, *args, **kwargs)
+        return {"attention_memory" if name == CACHE_NAME else name: value for name, value in model_inputs.items()}
+
+    monkeypatch.setattr(type(coca), "prepare_inputs_for_generation", renamed)
+    with pytest.raises(ValueError, match="attention_memory"):
+        coca.generate(pixel_values=inputs["pixel_values"], max_new_tokens=3)
+
+
+@pytest.mark.parametrize("part", ["coca", "text_model"])
+def test_checkpointed_layers_refuse_a_cache(part, coca, inputs):
+    coca.train().gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="gradient_checkpointing_disable"):
+        if part == "coca":
+            coca(**inputs, cache=DynamicCache())
+        else:
+            coca.text_model(inputs["input_ids"], cache=DynamicCache())
+
+
+def test_generate_in_training_mode_with_checkpointing_keeps_its_cache(coca, inputs):
+    expected = coca.generate(pixel_values=inputs["pixel_values"], max_new_tokens=5, eos_token_id=None)
+    coca.train().gradient_checkpointing_enable()
+    lengths = []
+    coca.text_model.register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
+    captions = coca.generate(pixel_values=inputs["pixel_values"], max_new_tokens=5, eos_token_id=None)
+    assert torch.equal(captions, expected) and lengths == [1] * 5
+
+
+def test_output_has_the_cache_where_transformers_own_has_it():
+    assert issubclass(CoCaOutput, CausalLMOutputWithCrossAttentions)
+    own = {field.name for field in fields(CausalLMOutputWithCrossAttentions)}
+    assert own <= {field.name for field in fields(CoCaOutput)}
+    assert CACHE_NAME in own
+    assert "Cache" not in " ".join(CoCaOutput.__annotations__)
+    cache = DynamicCache()
+    assert CoCaOutput(**{CACHE_NAME: cache})["past_key_values"] is cache
