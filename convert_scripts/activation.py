@@ -3,11 +3,11 @@
 import re
 from pathlib import Path
 
-from .architectures import QUICK_GELU_SUFFIX
-from .errors import ConversionError
-from .infer_openai_architecture import OPENAI_KEYS, is_openai
-from .sources import Source
-from .weights import Checkpoint
+from .common import ConversionError
+from .sources.architectures import QUICK_GELU_SUFFIX
+from .sources.openai import OPENAI_KEYS, is_openai
+from .sources.source import Source
+from .sources.weights import Checkpoint
 
 
 # Weights trained with QuickGELU say so in their names, as open_clip's tags do (DFNDR is another data set than DFN),

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
-from .verification_report import Check
+from .verify.report import Check
 
 
 # Longest caption that is compared, in tokens: each costs open_clip a pass over all tokens before it.

@@ -5,9 +5,12 @@ from functools import partial
 
 import torch
 
+from .checkpoint import PreparedOpenClip
+from .common import ConversionError, listing
 from .compare_captions import CaptionIds, captions_check, open_clip_captions, our_captions
 from .compare_intermediates import intermediates_table
-from .compare_models import (
+from .converted_folder import ConvertedFolder
+from .verify.compare import (
     INFINITE,
     OURS,
     Key,
@@ -19,14 +22,11 @@ from .compare_models import (
     open_clip_library,
     run_model,
 )
-from .compare_outputs import BOUND, load_converted, verification_inputs
-from .compare_processors import pixel_checks, token_checks
-from .converted_folder import ConvertedFolder
-from .errors import ConversionError, listing
-from .open_clip_reference import load_open_clip_model, text_prefix
-from .prepare_open_clip import PreparedOpenClip
-from .verification_report import Check
-from .write_safetensors import same_bytes
+from .verify.processors import pixel_checks, token_checks
+from .verify.reference import load_open_clip_model, text_prefix
+from .verify.report import Check
+from .verify.values import BOUND, load_converted, verification_inputs
+from .write.safetensors import same_bytes
 
 
 class FolderComparison:

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
-from .compare_outputs import Inputs
-from .open_clip_reference import text_prefix
+from .mapping.state_dict import resolve
 from .rename_table import rename_table
-from .state_dict_ops import resolve
+from .verify.reference import text_prefix
+from .verify.values import Inputs
 
 
 Losses = dict[str, torch.Tensor]

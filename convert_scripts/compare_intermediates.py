@@ -13,9 +13,9 @@ import torch
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import ModelOutput
 
-from .conversion_coca_decoder import DECODER_INTERMEDIATES
-from .conversion_towers import TEXT_CONVERSIONS, VISION_CONVERSIONS
-from .tower_conversion import Intermediate
+from .towers.base import Intermediate
+from .towers.coca_decoder import DECODER_INTERMEDIATES
+from .towers.tables import TEXT_CONVERSIONS, VISION_CONVERSIONS
 
 
 Record = Callable[[str, torch.Tensor], None]

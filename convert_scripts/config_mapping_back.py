@@ -7,11 +7,11 @@ from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 
-from .config_mapping import MODEL, TokenIds, build_config
-from .config_table import Cfg
-from .conversion_coca_decoder import DECODER
-from .conversion_towers import TEXT_CONVERSIONS, VISION_CONVERSIONS
-from .errors import ConversionError, listing
+from .common import ConversionError, listing
+from .mapping.config import MODEL, TokenIds, build_config
+from .mapping.config_table import Cfg
+from .towers.coca_decoder import DECODER
+from .towers.tables import TEXT_CONVERSIONS, VISION_CONVERSIONS
 
 
 # Our fields that are no part of an open_clip model -> why.

@@ -6,11 +6,11 @@ from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 
-from .config_table import Cfg
-from .errors import ConversionError
+from .common import ConversionError
+from .mapping.config_table import Cfg
+from .mapping.state_dict import Rename, SplitQKV, Table
 from .open_clip_cfg import BLOCK_OPTIONS
-from .state_dict_ops import Rename, SplitQKV, Table
-from .tower_conversion import Intermediate
+from .towers.base import Intermediate
 
 
 def _hidden_act(cfg: Cfg) -> str:

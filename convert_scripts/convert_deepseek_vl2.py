@@ -20,12 +20,12 @@ from ..configuration.configuration_common import height_and_width
 from ..configuration.configuration_siglip_vit import DEEPSEEK_VL2_SIZES, SiglipVitConfig
 from ..modeling.modeling_siglip_vit import SiglipVitModel
 from ..processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
-from .conversion_plan import plan_tensors
-from .conversion_siglip_vit import TIMM_VIT
-from .errors import ConversionError, listing
+from .common import ConversionError, listing
 from .json_files import read_json
-from .verification import verify_conversion
-from .write import DTYPES, check_output, new_folder, output_dtype, write_model
+from .mapping.plan import plan_tensors
+from .towers.siglip_vit import TIMM_VIT
+from .verify.conversion import verify_conversion
+from .write.folder import DTYPES, check_output, new_folder, output_dtype, write_model
 
 
 PREFIX = "vision."

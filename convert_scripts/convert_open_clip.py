@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from .bundle import bundle_folder
-from .errors import ConversionError
-from .native_sources import find_native_source, prepare_native
-from .output_forms import check_form, output_form, processor_parts
-from .prepare_open_clip import prepare_open_clip
-from .provenance import license_beside, write_provenance
+from .checkpoint import prepare_open_clip
+from .common import ConversionError
+from .hub.bundle import bundle_folder
+from .hub.provenance import license_beside, write_provenance
+from .native.sources import find_native_source, prepare_native
 from .report import ConversionReport
-from .sources import open_source
-from .verification import MODES
-from .weights import file_sha256
-from .write import check_output, new_folder, output_dtype, write_model
+from .sources.source import open_source
+from .sources.weights import file_sha256
+from .verify.conversion import MODES
+from .write.folder import check_output, new_folder, output_dtype, write_model
+from .write.forms import check_form, output_form, processor_parts
 
 
 def convert_open_clip_checkpoint(

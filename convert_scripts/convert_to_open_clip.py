@@ -12,20 +12,20 @@ import torch
 from ..processing.clip_bpe import is_clip_bpe
 from ..processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
 from ..processing.tokenization_open_clip import OpenClipTokenizer
-from .config_mapping import TokenIds, build_config, default_token_ids
+from .common import ConversionError, listing
 from .config_mapping_back import build_model_cfg
-from .conversion_plan import plan_conversion
 from .converted_folder import ConvertedFolder, read_converted_folder
-from .errors import ConversionError, listing
+from .mapping.config import TokenIds, build_config, default_token_ids
+from .mapping.plan import plan_conversion
+from .mapping.state_dict import Step, resolve
 from .processors_back import preprocess_cfg_of, save_plain_tokenizer, tokenizer_cfg_of
 from .rename_table import rename_table
 from .report import verification_lines
-from .sources import CONFIG_FILE, WEIGHTS_FILES
-from .state_dict_ops import Step, resolve
-from .verification import MODES, Verification, verify_conversion
-from .weights import read_checkpoint
-from .write import check_output, new_folder, parse_dtype
-from .write_safetensors import write_safetensors
+from .sources.source import CONFIG_FILE, WEIGHTS_FILES
+from .sources.weights import read_checkpoint
+from .verify.conversion import MODES, Verification, verify_conversion
+from .write.folder import check_output, new_folder, parse_dtype
+from .write.safetensors import write_safetensors
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..configuration.configuration_towers import TEXT_CONFIGS, VISION_CONFIGS
-from .conversion_plan import MODEL_CLASSES
-from .errors import ConversionError, listing
+from .common import ConversionError, listing
 from .json_files import read_json
-from .weights import read_checkpoint
+from .mapping.plan import MODEL_CLASSES
+from .sources.weights import read_checkpoint
 
 
 @dataclass(frozen=True)

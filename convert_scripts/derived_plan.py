@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
-from .conversion_plan import ConversionPlan
-from .errors import ConversionError, listing
-from .state_dict_ops import Step, Table, resolve
+from .common import ConversionError, listing
+from .mapping.plan import ConversionPlan
+from .mapping.state_dict import Step, Table, resolve
 
 
 @dataclass(frozen=True)

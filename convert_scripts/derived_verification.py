@@ -7,10 +7,10 @@ from transformers.initialization import no_init_weights
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .compare_outputs import Inputs, Outputs, load_converted, our_outputs, verification_inputs
-from .conversion_plan import ConversionPlan
 from .derived_plan import DerivedPlan
-from .verification import Reference, Verification, check_tensors, compare_with
+from .mapping.plan import ConversionPlan
+from .verify.conversion import Reference, Verification, check_tensors, compare_with
+from .verify.values import Inputs, Outputs, load_converted, our_outputs, verification_inputs
 
 
 def verify_derived(folder: Path, plan: DerivedPlan, reference: Reference, mode: str) -> Verification:

@@ -3,8 +3,8 @@
 import torch
 from transformers.configuration_utils import PreTrainedConfig
 
-from .conversion_towers import TEXT_CONVERSIONS, VISION_CONVERSIONS
-from .tower_conversion import Changes, Tensors
+from .towers.base import Changes, Tensors
+from .towers.tables import TEXT_CONVERSIONS, VISION_CONVERSIONS
 
 
 def fit_tensors(tensors: Tensors, config: PreTrainedConfig, text_prefix: str) -> tuple[Tensors, Changes]:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from transformers.configuration_utils import PreTrainedConfig
 
-from . import big_vision, mobileclip
-from .big_vision import big_vision_to_open_clip, is_big_vision
-from .mobileclip import is_mobileclip, mobileclip_to_open_clip
+from .sources import big_vision, mobileclip
+from .sources.big_vision import big_vision_to_open_clip, is_big_vision
+from .sources.mobileclip import is_mobileclip, mobileclip_to_open_clip
 
 
 Tensors = Mapping[str, torch.Tensor]

@@ -15,11 +15,11 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto import AutoConfig
 
 from ..configuration.configuration_hf_text import ENCODER_MODEL_TYPES, encoder_config
-from .errors import ConversionError
-from .sources import download_file
+from .common import ConversionError
+from .sources.source import download_file
 
 
-ENCODERS_FILE = Path(__file__).with_name("hf_text_configs.json")
+ENCODERS_FILE = Path(__file__).with_name("data") / "hf_text_configs.json"
 CONFIG_FILE = "config.json"
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .errors import ConversionError
+from .common import ConversionError
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .architectures import get_architecture, list_architectures
 from .pretrained import PretrainedTag, list_pretrained
+from .sources.architectures import get_architecture, list_architectures
 
 
-TOWERS_FILE = Path(__file__).with_name("open_clip_towers.json")
+TOWERS_FILE = Path(__file__).with_name("data") / "open_clip_towers.json"
 TIMM_TOWER = "open_clip_timm_vision"
 
 

@@ -16,9 +16,9 @@ from transformers.utils import IMAGE_PROCESSOR_NAME
 from ..processing.clip_bpe import BOS_TOKEN, EOS_TOKEN, is_clip_bpe
 from ..processing.image_settings_open_clip import OpenClipImageSettings
 from ..processing.tokenization_open_clip import OpenClipTokenizer
-from .config_mapping import CLIP_VOCAB_SIZE
-from .errors import ConversionError
-from .native_tables import NativeTarget
+from .common import ConversionError
+from .mapping.config import CLIP_VOCAB_SIZE
+from .native.tables import NativeTarget
 from .processors_back import save_plain_tokenizer
 
 

@@ -1,7 +1,7 @@
 """Every field of open_clip's configurations with its default (open_clip: `CLIPVisionCfg`, `CLIPTextCfg` in `model.py`,
 `MultimodalCfg` in `coca_model.py`)."""
 
-from .config_table import Cfg
+from .mapping.config_table import Cfg
 
 
 BLOCK_OPTIONS = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")

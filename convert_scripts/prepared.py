@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ..processing.image_settings_open_clip import OpenClipImageSettings
 from ..processing.tokenization_open_clip import OpenClipTokenizer
-from .conversion_plan import ConversionPlan
-from .verification import Reference
+from .mapping.plan import ConversionPlan
+from .verify.conversion import Reference
 
 
 @dataclass(frozen=True)

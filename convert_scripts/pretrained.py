@@ -8,11 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .architectures import get_architecture
-from .errors import ConversionError, listing
+from .common import ConversionError, listing
+from .sources.architectures import get_architecture
 
 
-PRETRAINED_FILE = Path(__file__).with_name("open_clip_pretrained.json")
+PRETRAINED_FILE = Path(__file__).with_name("data") / "open_clip_pretrained.json"
 
 
 @dataclass(frozen=True)

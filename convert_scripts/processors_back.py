@@ -14,9 +14,9 @@ from transformers.configuration_utils import PreTrainedConfig
 from ..processing.clip_bpe import is_clip_bpe
 from ..processing.image_settings_open_clip import OpenClipImageSettings
 from ..processing.tokenization_open_clip import OpenClipTokenizer
-from .config_mapping import CLIP_VOCAB_SIZE
-from .errors import ConversionError, listing
-from .processors import RESAMPLE, image_processor_settings
+from .common import ConversionError, listing
+from .mapping.config import CLIP_VOCAB_SIZE
+from .processors.image import RESAMPLE, image_processor_settings
 
 
 INTERPOLATION = {resample: name for name, resample in RESAMPLE.items() if name != "random"}

@@ -2,9 +2,9 @@
 
 from transformers.configuration_utils import PreTrainedConfig
 
-from .conversion_coca_decoder import COCA_DECODER
-from .conversion_towers import TEXT_CONVERSIONS, VISION_CONVERSIONS
-from .state_dict_ops import Rename, Table, under
+from .mapping.state_dict import Rename, Table, under
+from .towers.coca_decoder import COCA_DECODER
+from .towers.tables import TEXT_CONVERSIONS, VISION_CONVERSIONS
 
 
 # Keys of a checkpoint that no model needs -> why.

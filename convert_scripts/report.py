@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .verification import BOUND, Verification
+from .verify.conversion import BOUND, Verification
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from .architectures import get_architecture, list_architectures
-from .config_mapping import build_config
+from .mapping.config import build_config
 from .model_list import TOWERS_FILE
-from .open_clip_reference import build_open_clip_model
+from .sources.architectures import get_architecture, list_architectures
+from .verify.reference import build_open_clip_model
 
 
 def collect_towers(name: str) -> dict[str, Any]:

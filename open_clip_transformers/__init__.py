@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from .convert_scripts.convert_to_open_clip import OpenClipReport as OpenClipReport
     from .convert_scripts.convert_to_open_clip import convert_to_open_clip as convert_to_open_clip
     from .convert_scripts.report import ConversionReport as ConversionReport
-    from .convert_scripts.verification_report import VerificationReport as VerificationReport
-    from .convert_scripts.verify_folder import verify_folder as verify_folder
+    from .convert_scripts.verify.folder import verify_folder as verify_folder
+    from .convert_scripts.verify.report import VerificationReport as VerificationReport
     from .modeling.attention_maps import caption_attention as caption_attention
     from .modeling.attention_maps import patch_similarity as patch_similarity
     from .modeling.attention_maps import word_attention as word_attention
@@ -80,8 +80,8 @@ _PUBLIC = {
     "convert_to_open_clip": "convert_scripts.convert_to_open_clip",
     "OpenClipReport": "convert_scripts.convert_to_open_clip",
     "ConversionReport": "convert_scripts.report",
-    "VerificationReport": "convert_scripts.verification_report",
-    "verify_folder": "convert_scripts.verify_folder",
+    "VerificationReport": "convert_scripts.verify.report",
+    "verify_folder": "convert_scripts.verify.folder",
     "caption_attention": "modeling.attention_maps",
     "patch_similarity": "modeling.attention_maps",
     "word_attention": "modeling.attention_maps",

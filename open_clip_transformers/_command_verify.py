@@ -60,8 +60,8 @@ def verify(
         if not folder.expanduser().is_dir():
             raise UsageError(f"{folder}: there is no such folder; expected one that `convert` has written.")
 
-        from .convert_scripts.open_clip_reference import require_open_clip
-        from .convert_scripts.verify_folder import VERIFIED_DTYPES, verify_folder
+        from .convert_scripts.verify.folder import VERIFIED_DTYPES, verify_folder
+        from .convert_scripts.verify.reference import require_open_clip
 
         try:
             require_open_clip()

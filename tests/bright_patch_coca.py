@@ -4,7 +4,7 @@ import torch
 from tiny_configs import tiny_coca_cfg
 from tiny_folders import COCA_CLIP_VOCABULARY
 
-from open_clip_transformers.convert_scripts.config_mapping import build_config
+from open_clip_transformers.convert_scripts.mapping.config import build_config
 from open_clip_transformers.modeling.modeling_coca import CoCaForConditionalGeneration
 
 

@@ -8,8 +8,8 @@ import torch
 from tiny_configs import VOCAB_SIZE, open_clip_model
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from open_clip_transformers.convert_scripts.config_mapping import TokenIds, build_config
-from open_clip_transformers.convert_scripts.conversion_plan import MODEL_CLASSES, plan_conversion
+from open_clip_transformers.convert_scripts.mapping.config import TokenIds, build_config
+from open_clip_transformers.convert_scripts.mapping.plan import MODEL_CLASSES, plan_conversion
 
 
 # The highest id ends a text, as in CLIP's vocabulary: open_clip's `argmax` pooling relies on it.

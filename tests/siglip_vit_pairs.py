@@ -5,8 +5,8 @@ from timm.models.vision_transformer import VisionTransformer
 from tiny_configs import TINY_SIGLIP_VIT, randomize_timm
 
 from open_clip_transformers.configuration.configuration_siglip_vit import SiglipVitConfig
-from open_clip_transformers.convert_scripts.conversion_siglip_vit import TIMM_VIT
-from open_clip_transformers.convert_scripts.state_dict_ops import resolve
+from open_clip_transformers.convert_scripts.mapping.state_dict import resolve
+from open_clip_transformers.convert_scripts.towers.siglip_vit import TIMM_VIT
 from open_clip_transformers.modeling.modeling_siglip_vit import SiglipVitModel
 
 

@@ -108,13 +108,13 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     sources = {f"open_clip_transformers/{path.name}" for path in (ROOT / "open_clip_transformers").glob("*.py")}
     for folder in FOLDERS:
-        sources |= {f"open_clip_transformers/{folder}/{path.name}" for path in (ROOT / folder).glob("*.py")}
+        sources |= {f"open_clip_transformers/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob("*.py")}
     data = {name for name in names if not name.endswith(".py")}
     assert names - data == sources
     assert {
         "open_clip_transformers/py.typed",
         "open_clip_transformers/processing/clip_bpe_merges.txt.gz",
-        "open_clip_transformers/convert_scripts/open_clip_architectures.json",
+        "open_clip_transformers/convert_scripts/data/open_clip_architectures.json",
     } <= data
     assert all(Path(name).suffix in {".typed", ".gz", ".json", ".txt", ".md"} for name in data)
 

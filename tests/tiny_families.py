@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from open_clip_transformers.configuration.configuration_hf_text import HfTextConfig
 from open_clip_transformers.configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
-from open_clip_transformers.convert_scripts.config_mapping import build_config
+from open_clip_transformers.convert_scripts.mapping.config import build_config
 from open_clip_transformers.processing.tokenization_open_clip import OpenClipTokenizer
 
 

@@ -6,8 +6,8 @@ import torch
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from open_clip_transformers.configuration.configuration_common import height_and_width
-from open_clip_transformers.convert_scripts.config_mapping import build_config
-from open_clip_transformers.convert_scripts.conversion_plan import MODEL_CLASSES
+from open_clip_transformers.convert_scripts.mapping.config import build_config
+from open_clip_transformers.convert_scripts.mapping.plan import MODEL_CLASSES
 from open_clip_transformers.processing.image_processing_open_clip import OpenClipImageProcessor
 from open_clip_transformers.processing.processing_coca import CoCaProcessor
 from open_clip_transformers.processing.processing_open_clip import OpenClipProcessor

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from open_clip_transformers.configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
 from open_clip_transformers.configuration.configuration_siglip_vit import SiglipVitConfig
 from open_clip_transformers.configuration.configuration_timm_vision import TimmVisionConfig
-from open_clip_transformers.convert_scripts.config_mapping import TokenIds, build_config
+from open_clip_transformers.convert_scripts.mapping.config import TokenIds, build_config
 from open_clip_transformers.modeling.modeling_coca import (
     CoCaForConditionalGeneration,
     CoCaForZeroShotImageClassification,

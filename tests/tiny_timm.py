@@ -9,7 +9,7 @@ import timm
 from timm.models.vitamin import VitCfg
 from tiny_configs import tiny_clip_cfg
 
-from open_clip_transformers.convert_scripts.architectures import get_architecture, list_architectures
+from open_clip_transformers.convert_scripts.sources.architectures import get_architecture, list_architectures
 
 
 _TRANSFORMER = {"depth": 2, "embed_dim": 24, "num_heads": 2}

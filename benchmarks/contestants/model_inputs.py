@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 
-ARCHITECTURES = Path(__file__).resolve().parents[2] / "convert_scripts" / "open_clip_architectures.json"
+ARCHITECTURES = Path(__file__).resolve().parents[2] / "convert_scripts" / "data" / "open_clip_architectures.json"
 REDUCED_WIDTH = 48
 
 

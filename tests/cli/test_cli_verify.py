@@ -7,8 +7,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny_configs import save_open_clip_folder, tiny_clip_cfg
 
-from open_clip_transformers.convert_scripts import open_clip_reference
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
+from open_clip_transformers.convert_scripts.verify import reference as open_clip_reference
 
 
 @pytest.fixture

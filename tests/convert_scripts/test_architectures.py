@@ -4,12 +4,9 @@ import json
 
 import pytest
 
-from open_clip_transformers.convert_scripts.architectures import (
-    ARCHITECTURES_FILE,
-    get_architecture,
-)
-from open_clip_transformers.convert_scripts.errors import ConversionError
-from open_clip_transformers.convert_scripts.update_architectures import collect_architectures
+from open_clip_transformers.convert_scripts.common import ConversionError
+from open_clip_transformers.convert_scripts.data.update import collect_architectures
+from open_clip_transformers.convert_scripts.sources.architectures import ARCHITECTURES_FILE, get_architecture
 
 
 def test_architectures_equal_the_installed_open_clip():

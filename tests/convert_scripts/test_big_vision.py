@@ -11,12 +11,12 @@ from reduced_models import reduced_cfg, reduced_timm
 from transformers import AutoImageProcessor, AutoModel
 
 import open_clip_transformers  # noqa: F401  registers the Auto classes
-from open_clip_transformers.convert_scripts.architectures import get_architecture
-from open_clip_transformers.convert_scripts.big_vision import big_vision_table, big_vision_to_open_clip
-from open_clip_transformers.convert_scripts.config_mapping import build_config
+from open_clip_transformers.convert_scripts.common import ConversionError
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
-from open_clip_transformers.convert_scripts.errors import ConversionError
-from open_clip_transformers.convert_scripts.state_dict_ops import resolve
+from open_clip_transformers.convert_scripts.mapping.config import build_config
+from open_clip_transformers.convert_scripts.mapping.state_dict import resolve
+from open_clip_transformers.convert_scripts.sources.architectures import get_architecture
+from open_clip_transformers.convert_scripts.sources.big_vision import big_vision_table, big_vision_to_open_clip
 
 
 @pytest.fixture

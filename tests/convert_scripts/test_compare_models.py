@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from open_clip_transformers.convert_scripts.compare_models import (
+from open_clip_transformers.convert_scripts.verify.compare import (
     FLOOR,
     RATIO,
     fp32_checks,
     half_precision_checks,
     measure_errors,
 )
-from open_clip_transformers.convert_scripts.compare_outputs import relative_difference
+from open_clip_transformers.convert_scripts.verify.values import relative_difference
 
 
 FEATURES, LOGITS, LOSS = ("features", "image features"), ("logits", "logits"), ("losses", "contrastive loss")

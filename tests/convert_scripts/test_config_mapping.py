@@ -5,11 +5,11 @@ from dataclasses import MISSING, asdict, fields
 import pytest
 from tiny_configs import tiny_clip_cfg, tiny_coca_cfg, tiny_siglip_cfg
 
-from open_clip_transformers.convert_scripts.config_mapping import MODEL, TokenIds, build_config
-from open_clip_transformers.convert_scripts.config_table import REQUIRED
-from open_clip_transformers.convert_scripts.conversion_coca_decoder import DECODER
-from open_clip_transformers.convert_scripts.conversion_towers import TEXT_TOWERS, VISION_TOWERS
-from open_clip_transformers.convert_scripts.errors import ConversionError
+from open_clip_transformers.convert_scripts.common import ConversionError
+from open_clip_transformers.convert_scripts.mapping.config import MODEL, TokenIds, build_config
+from open_clip_transformers.convert_scripts.mapping.config_table import REQUIRED
+from open_clip_transformers.convert_scripts.towers.coca_decoder import DECODER
+from open_clip_transformers.convert_scripts.towers.tables import TEXT_TOWERS, VISION_TOWERS
 
 
 TABLES = {

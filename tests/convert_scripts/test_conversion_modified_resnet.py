@@ -7,12 +7,12 @@ from safetensors.torch import load_file
 from tiny_configs import open_clip_model, save_open_clip_folder, tiny_resnet_cfg
 
 from open_clip_transformers.configuration.configuration_modified_resnet import ModifiedResNetConfig
-from open_clip_transformers.convert_scripts.architectures import get_architecture, list_architectures
-from open_clip_transformers.convert_scripts.config_mapping import build_config
+from open_clip_transformers.convert_scripts.common import ConversionError
 from open_clip_transformers.convert_scripts.config_mapping_back import build_model_cfg
-from open_clip_transformers.convert_scripts.conversion_plan import plan_conversion
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
-from open_clip_transformers.convert_scripts.errors import ConversionError
+from open_clip_transformers.convert_scripts.mapping.config import build_config
+from open_clip_transformers.convert_scripts.mapping.plan import plan_conversion
+from open_clip_transformers.convert_scripts.sources.architectures import get_architecture, list_architectures
 
 
 RESNETS = [name for name in list_architectures() if name.startswith("RN")]

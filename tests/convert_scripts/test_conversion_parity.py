@@ -19,8 +19,8 @@ from tiny_configs import (
 from transformers import AutoModel, AutoProcessor
 
 import open_clip_transformers  # noqa: F401  registers the Auto classes
-from open_clip_transformers.convert_scripts.architectures import get_architecture, list_architectures
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
+from open_clip_transformers.convert_scripts.sources.architectures import get_architecture, list_architectures
 
 
 def verified_differences(tmp_path, model_cfg: dict, **kwargs) -> dict[str, float]:

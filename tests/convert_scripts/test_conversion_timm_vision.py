@@ -7,17 +7,17 @@ from tiny_configs import open_clip_model, save_open_clip_folder
 from tiny_timm import FAMILIES, timm_vision_cfgs, tiny_timm_cfg
 from transformers import AutoModel, AutoProcessor
 
-from open_clip_transformers.convert_scripts.architectures import get_architecture
-from open_clip_transformers.convert_scripts.config_mapping import build_config
+from open_clip_transformers.convert_scripts.common import ConversionError
 from open_clip_transformers.convert_scripts.config_mapping_back import build_model_cfg
-from open_clip_transformers.convert_scripts.conversion_plan import plan_conversion
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
 from open_clip_transformers.convert_scripts.convert_to_open_clip import convert_to_open_clip
-from open_clip_transformers.convert_scripts.errors import ConversionError
 from open_clip_transformers.convert_scripts.foreign_layouts import find_layout
-from open_clip_transformers.convert_scripts.mobileclip import mobileclip_table, mobileclip_to_open_clip
-from open_clip_transformers.convert_scripts.open_clip_reference import build_open_clip_model
-from open_clip_transformers.convert_scripts.state_dict_ops import resolve
+from open_clip_transformers.convert_scripts.mapping.config import build_config
+from open_clip_transformers.convert_scripts.mapping.plan import plan_conversion
+from open_clip_transformers.convert_scripts.mapping.state_dict import resolve
+from open_clip_transformers.convert_scripts.sources.architectures import get_architecture
+from open_clip_transformers.convert_scripts.sources.mobileclip import mobileclip_table, mobileclip_to_open_clip
+from open_clip_transformers.convert_scripts.verify.reference import build_open_clip_model
 from open_clip_transformers.modeling.modeling_timm_factory import ghost_parameters
 
 
@@ -68,7 +68,7 @@ def test_way_back_to_open_clip_is_exact_and_refuses_the_fused_form(tmp_path):
 
 
 def test_missing_timm_is_said(monkeypatch):
-    from open_clip_transformers.convert_scripts import conversion_timm_vision
+    from open_clip_transformers.convert_scripts.towers import timm_vision as conversion_timm_vision
 
     def missing(name: str):
         raise ImportError("timm")

@@ -13,12 +13,8 @@ from tiny_configs import randomize_timm
 from transformers import AutoImageProcessor, AutoModel
 
 from open_clip_transformers.configuration.configuration_siglip_vit import SiglipVitConfig
-from open_clip_transformers.convert_scripts.convert_deepseek_vl2 import (
-    build_vision_config,
-    convert_deepseek_vl2,
-    main,
-)
-from open_clip_transformers.convert_scripts.errors import ConversionError
+from open_clip_transformers.convert_scripts.common import ConversionError
+from open_clip_transformers.convert_scripts.convert_deepseek_vl2 import build_vision_config, convert_deepseek_vl2, main
 from open_clip_transformers.modeling.modeling_siglip_vit import SiglipVitModel
 
 

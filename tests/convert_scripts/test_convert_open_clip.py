@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from tiny_configs import open_clip_model, save_open_clip_folder, tiny_clip_cfg, tiny_coca_cfg, tiny_siglip_cfg
 
-from open_clip_transformers.convert_scripts import conversion_plan
-from open_clip_transformers.convert_scripts.architectures import get_architecture
-from open_clip_transformers.convert_scripts.conversion_plan import MODEL_CLASSES
+from open_clip_transformers.convert_scripts.common import ConversionError
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
-from open_clip_transformers.convert_scripts.errors import ConversionError
+from open_clip_transformers.convert_scripts.mapping import plan as conversion_plan
+from open_clip_transformers.convert_scripts.mapping.plan import MODEL_CLASSES
+from open_clip_transformers.convert_scripts.sources.architectures import get_architecture
 from open_clip_transformers.modeling.modeling_coca import CoCaForConditionalGeneration
 
 
@@ -249,7 +249,7 @@ def test_convert_leaves_nothing_behind_when_it_is_interrupted(tmp_path, monkeypa
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("open_clip_transformers.convert_scripts.output_forms.verify_against", interrupt)
+    monkeypatch.setattr("open_clip_transformers.convert_scripts.write.forms.verify_against", interrupt)
     with pytest.raises(KeyboardInterrupt):
         convert(coca, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["coca"]

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from tiny_configs import save_open_clip_folder, tiny_clip_cfg, tiny_coca_cfg, tiny_siglip_cfg
 from transformers import AutoModel
 
-from open_clip_transformers.convert_scripts.architectures import get_architecture, list_architectures
-from open_clip_transformers.convert_scripts.config_mapping import build_config
+from open_clip_transformers.convert_scripts.common import ConversionError
 from open_clip_transformers.convert_scripts.config_mapping_back import build_model_cfg
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
 from open_clip_transformers.convert_scripts.convert_to_open_clip import convert_to_open_clip
-from open_clip_transformers.convert_scripts.errors import ConversionError
+from open_clip_transformers.convert_scripts.mapping.config import build_config
+from open_clip_transformers.convert_scripts.sources.architectures import get_architecture, list_architectures
 
 
 CLIP_VOCABULARY = {"text_cfg": {"vocab_size": 49408}}

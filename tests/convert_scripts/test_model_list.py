@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from open_clip_transformers.configuration.configuration_towers import TEXT_CONFIGS, VISION_CONFIGS
-from open_clip_transformers.convert_scripts.architectures import get_architecture, list_architectures
-from open_clip_transformers.convert_scripts.config_mapping import build_config
-from open_clip_transformers.convert_scripts.conversion_plan import MODEL_CLASSES
-from open_clip_transformers.convert_scripts.conversion_towers import TEXT_TOWERS, VISION_TOWERS
+from open_clip_transformers.convert_scripts.mapping.config import build_config
+from open_clip_transformers.convert_scripts.mapping.plan import MODEL_CLASSES
 from open_clip_transformers.convert_scripts.model_list import TIMM_TOWER, TOWERS_FILE, list_models
+from open_clip_transformers.convert_scripts.sources.architectures import get_architecture, list_architectures
+from open_clip_transformers.convert_scripts.towers.tables import TEXT_TOWERS, VISION_TOWERS
 from open_clip_transformers.convert_scripts.update_towers import collect_towers
 
 

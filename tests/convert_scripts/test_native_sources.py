@@ -21,8 +21,8 @@ from transformers import (
     SiglipModel,
 )
 
+from open_clip_transformers.convert_scripts.common import ConversionError
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
-from open_clip_transformers.convert_scripts.errors import ConversionError
 
 
 STACK = {"hidden_size": 40, "intermediate_size": 72, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -194,8 +194,8 @@ SETTINGS = {
 
 
 def write_clip_tokenizer(folder: Path, length: int = 11):
+    from open_clip_transformers.convert_scripts.native.tables import CLIP
     from open_clip_transformers.convert_scripts.native_processors import save_tokenizer
-    from open_clip_transformers.convert_scripts.native_tables import CLIP
     from open_clip_transformers.processing.tokenization_open_clip import OpenClipTokenizer
 
     save_tokenizer(OpenClipTokenizer(model_max_length=length), CLIP, folder)

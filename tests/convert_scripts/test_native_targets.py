@@ -18,11 +18,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModel, AutoProcessor, AutoTokenizer, pipeline
 from transformers.utils import logging
 
-from open_clip_transformers.convert_scripts.architectures import get_architecture
-from open_clip_transformers.convert_scripts.config_mapping import TokenIds, build_config
+from open_clip_transformers.convert_scripts.common import ConversionError
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
-from open_clip_transformers.convert_scripts.errors import ConversionError
-from open_clip_transformers.convert_scripts.native_targets import find_target
+from open_clip_transformers.convert_scripts.mapping.config import TokenIds, build_config
+from open_clip_transformers.convert_scripts.native.targets import find_target
+from open_clip_transformers.convert_scripts.sources.architectures import get_architecture
 from open_clip_transformers.modeling.modeling_text import OpenClipTextModel
 from open_clip_transformers.modeling.modeling_vit import OpenClipVitModel
 
@@ -156,7 +156,7 @@ EOS_IDS = {
 
 @pytest.mark.parametrize(("text_cfg", "eos", "expected"), EOS_IDS.values(), ids=EOS_IDS.keys())
 def test_eos_token_id_makes_transformers_pool_where_open_clip_does(text_cfg, eos, expected):
-    from open_clip_transformers.convert_scripts.native_targets import native_config
+    from open_clip_transformers.convert_scripts.native.targets import native_config
 
     config = build_config(tiny_clip_cfg(text_cfg=text_cfg), TokenIds(bos=1, eos=eos, pad=0))
     assert native_config(find_target(config), config).text_config.eos_token_id == expected

@@ -6,10 +6,10 @@ from model_pairs import converted
 from reduced_models import reduced_cfg, reduced_timm
 from tiny_configs import open_clip_model, tiny_clip_cfg, tiny_hf_text_cfg, tiny_resnet_cfg, tiny_siglip_cfg
 
-from open_clip_transformers.convert_scripts.architectures import get_architecture
-from open_clip_transformers.convert_scripts.config_mapping import build_config
-from open_clip_transformers.convert_scripts.conversion_plan import plan_conversion
-from open_clip_transformers.convert_scripts.open_clip_reference import (
+from open_clip_transformers.convert_scripts.mapping.config import build_config
+from open_clip_transformers.convert_scripts.mapping.plan import plan_conversion
+from open_clip_transformers.convert_scripts.sources.architectures import get_architecture
+from open_clip_transformers.convert_scripts.verify.reference import (
     build_open_clip_model,
     load_open_clip_model,
     require_open_clip,

@@ -12,16 +12,16 @@ from safetensors.torch import load_file
 from tiny_configs import open_clip_model, tiny_clip_cfg
 
 from open_clip_transformers.configuration.configuration_open_clip import OpenClipConfig
-from open_clip_transformers.convert_scripts import sources
 from open_clip_transformers.convert_scripts.activation import check_activation
-from open_clip_transformers.convert_scripts.architectures import get_architecture
+from open_clip_transformers.convert_scripts.common import ConversionError
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
-from open_clip_transformers.convert_scripts.errors import ConversionError
 from open_clip_transformers.convert_scripts.pretrained import PRETRAINED_FILE, get_pretrained, list_pretrained
-from open_clip_transformers.convert_scripts.processors import PREPROCESS_DEFAULTS, RESAMPLE, RESIZE_MODES
-from open_clip_transformers.convert_scripts.sources import Source, open_source
+from open_clip_transformers.convert_scripts.processors.image import PREPROCESS_DEFAULTS, RESAMPLE, RESIZE_MODES
+from open_clip_transformers.convert_scripts.sources import source as sources
+from open_clip_transformers.convert_scripts.sources.architectures import get_architecture
+from open_clip_transformers.convert_scripts.sources.source import Source, open_source
+from open_clip_transformers.convert_scripts.sources.weights import Checkpoint
 from open_clip_transformers.convert_scripts.update_pretrained import collect_pretrained
-from open_clip_transformers.convert_scripts.weights import Checkpoint
 
 
 def test_pretrained_tags_equal_the_installed_open_clip():

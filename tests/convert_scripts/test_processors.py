@@ -18,9 +18,9 @@ from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTr
 from transformers.image_utils import OPENAI_CLIP_STD
 
 import open_clip_transformers
-from open_clip_transformers.convert_scripts.config_mapping import build_config
-from open_clip_transformers.convert_scripts.errors import ConversionError
-from open_clip_transformers.convert_scripts.processors import image_processor_settings
+from open_clip_transformers.convert_scripts.common import ConversionError
+from open_clip_transformers.convert_scripts.mapping.config import build_config
+from open_clip_transformers.convert_scripts.processors.image import image_processor_settings
 from open_clip_transformers.processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
 
 

@@ -11,10 +11,10 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from tiny_configs import tiny_clip_cfg
 
 from open_clip_transformers.convert_scripts.activation import check_activation
-from open_clip_transformers.convert_scripts.architectures import get_architecture
-from open_clip_transformers.convert_scripts.errors import ConversionError
-from open_clip_transformers.convert_scripts.sources import WEIGHTS_FILES, open_source
-from open_clip_transformers.convert_scripts.weights import Checkpoint
+from open_clip_transformers.convert_scripts.common import ConversionError
+from open_clip_transformers.convert_scripts.sources.architectures import get_architecture
+from open_clip_transformers.convert_scripts.sources.source import WEIGHTS_FILES, open_source
+from open_clip_transformers.convert_scripts.sources.weights import Checkpoint
 
 
 CONFIG = {"model_cfg": tiny_clip_cfg(), "preprocess_cfg": {"resize_mode": "squash"}, "version": "3.3.0"}

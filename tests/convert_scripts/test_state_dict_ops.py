@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from open_clip_transformers.convert_scripts.errors import ConversionError
-from open_clip_transformers.convert_scripts.state_dict_ops import Rename, SplitKV, SplitQKV, Transpose, resolve
+from open_clip_transformers.convert_scripts.common import ConversionError
+from open_clip_transformers.convert_scripts.mapping.state_dict import Rename, SplitKV, SplitQKV, Transpose, resolve
 
 
 TABLE = (

@@ -19,11 +19,15 @@ from tiny_tokenizers import save_tiny_tokenizer
 from transformers import AutoTokenizer
 
 import open_clip_transformers
-from open_clip_transformers.convert_scripts import tokenizers
-from open_clip_transformers.convert_scripts.architectures import get_architecture
-from open_clip_transformers.convert_scripts.errors import ConversionError
-from open_clip_transformers.convert_scripts.sources import Source
-from open_clip_transformers.convert_scripts.tokenizers import load_tokenizer, padding_settings, tokenizer_folder
+from open_clip_transformers.convert_scripts.common import ConversionError
+from open_clip_transformers.convert_scripts.processors import tokenizers
+from open_clip_transformers.convert_scripts.processors.tokenizers import (
+    load_tokenizer,
+    padding_settings,
+    tokenizer_folder,
+)
+from open_clip_transformers.convert_scripts.sources.architectures import get_architecture
+from open_clip_transformers.convert_scripts.sources.source import Source
 
 
 TEXTS = ["A photo of two cats.", "  zwei &amp;amp; <b>Hunde</b> ", "", "cats " * 40, "[SEP] </s> \U0001f600 été"]

@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_configs import open_clip_model, tiny_clip_cfg, tiny_coca_cfg
 
-from open_clip_transformers.convert_scripts import verification
-from open_clip_transformers.convert_scripts.compare_outputs import verification_inputs
-from open_clip_transformers.convert_scripts.config_mapping import build_config
-from open_clip_transformers.convert_scripts.conversion_plan import plan_conversion
-from open_clip_transformers.convert_scripts.errors import ConversionError
-from open_clip_transformers.convert_scripts.verification import verify_conversion
-from open_clip_transformers.convert_scripts.write import write_model
+from open_clip_transformers.convert_scripts.common import ConversionError
+from open_clip_transformers.convert_scripts.mapping.config import build_config
+from open_clip_transformers.convert_scripts.mapping.plan import plan_conversion
+from open_clip_transformers.convert_scripts.verify import conversion as verification
+from open_clip_transformers.convert_scripts.verify.conversion import verify_conversion
+from open_clip_transformers.convert_scripts.verify.values import verification_inputs
+from open_clip_transformers.convert_scripts.write.folder import write_model
 
 
 MODEL_CFG = tiny_coca_cfg()

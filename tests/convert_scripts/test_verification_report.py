@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from open_clip_transformers.convert_scripts.verification_report import Check, VerificationReport
+from open_clip_transformers.convert_scripts.verify.report import Check, VerificationReport
 
 
 PASSED = Check("features", "image features", 1e-7, 2e-5, "float32")

@@ -18,10 +18,10 @@ from tiny_configs import (
     tiny_siglip_cfg,
 )
 
-from open_clip_transformers.convert_scripts.architectures import get_architecture, list_architectures
+from open_clip_transformers.convert_scripts.common import ConversionError
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
-from open_clip_transformers.convert_scripts.errors import ConversionError
-from open_clip_transformers.convert_scripts.verify_folder import verify_folder
+from open_clip_transformers.convert_scripts.sources.architectures import get_architecture, list_architectures
+from open_clip_transformers.convert_scripts.verify.folder import verify_folder
 
 
 # With CLIP's vocabulary there is a tokenizer, and everything can be compared.
@@ -352,7 +352,7 @@ def test_verify_folder_says_why_open_clip_cannot_run(tmp_path):
 
 
 def test_verify_folder_without_open_clip_says_how_to_get_it(originals, monkeypatch):
-    from open_clip_transformers.convert_scripts import open_clip_reference
+    from open_clip_transformers.convert_scripts.verify import reference as open_clip_reference
 
     source, folder = originals["clip"]
     monkeypatch.setattr(open_clip_reference, "find_spec", lambda name: None)

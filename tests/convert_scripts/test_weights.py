@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from open_clip_transformers.convert_scripts.errors import ConversionError
-from open_clip_transformers.convert_scripts.weights import file_sha256, read_checkpoint
+from open_clip_transformers.convert_scripts.common import ConversionError
+from open_clip_transformers.convert_scripts.sources.weights import file_sha256, read_checkpoint
 
 
 TENSORS = {"visual.proj": torch.randn(3, 5), "logit_scale": torch.tensor(2.5)}

@@ -11,12 +11,12 @@ import pytest
 import torch
 from tiny_configs import open_clip_model, tiny_clip_cfg, tiny_resnet_cfg
 
-from open_clip_transformers.convert_scripts.architectures import get_architecture
+from open_clip_transformers.convert_scripts.common import ConversionError
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
-from open_clip_transformers.convert_scripts.errors import ConversionError
-from open_clip_transformers.convert_scripts.infer_openai_architecture import OPENAI_KEYS, infer_openai_architecture
-from open_clip_transformers.convert_scripts.sources import open_source
-from open_clip_transformers.convert_scripts.weights import read_checkpoint
+from open_clip_transformers.convert_scripts.sources.architectures import get_architecture
+from open_clip_transformers.convert_scripts.sources.openai import OPENAI_KEYS, infer_openai_architecture
+from open_clip_transformers.convert_scripts.sources.source import open_source
+from open_clip_transformers.convert_scripts.sources.weights import read_checkpoint
 
 
 # Heads of OpenAI's models are 64 wide, and the activation is QuickGELU.

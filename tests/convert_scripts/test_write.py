@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file
 from tiny_configs import open_clip_model, tiny_coca_cfg, tiny_resnet_cfg
 
-from open_clip_transformers.convert_scripts import write_safetensors
-from open_clip_transformers.convert_scripts.config_mapping import build_config
-from open_clip_transformers.convert_scripts.conversion_plan import plan_conversion
-from open_clip_transformers.convert_scripts.write import write_model
+from open_clip_transformers.convert_scripts.mapping.config import build_config
+from open_clip_transformers.convert_scripts.mapping.plan import plan_conversion
+from open_clip_transformers.convert_scripts.write import safetensors as write_safetensors
+from open_clip_transformers.convert_scripts.write.folder import write_model
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from open_clip_transformers.convert_scripts import write_safetensors as module
-from open_clip_transformers.convert_scripts.errors import ConversionError
-from open_clip_transformers.convert_scripts.write_safetensors import (
+from open_clip_transformers.convert_scripts.common import ConversionError
+from open_clip_transformers.convert_scripts.write import safetensors as module
+from open_clip_transformers.convert_scripts.write.safetensors import (
     CACHE_LINE,
     DTYPE_NAMES,
     byte_blocks,

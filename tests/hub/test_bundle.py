@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 
 import open_clip_transformers
 from open_clip_transformers.cli import app
-from open_clip_transformers.convert_scripts.bundle import bundle_folder
+from open_clip_transformers.convert_scripts.common import ConversionError
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
-from open_clip_transformers.convert_scripts.errors import ConversionError
+from open_clip_transformers.convert_scripts.hub.bundle import bundle_folder
 
 
 pytestmark = pytest.mark.floor

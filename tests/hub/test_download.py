@@ -16,7 +16,7 @@ from tiny_folders import randomize
 from tiny_tokenizers import save_tiny_tokenizer
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from open_clip_transformers.convert_scripts.model_card import write_model_card
+from open_clip_transformers.convert_scripts.hub.card import write_model_card
 
 
 pytestmark = pytest.mark.floor

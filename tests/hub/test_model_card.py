@@ -11,9 +11,9 @@ from tiny_configs import save_open_clip_folder, tiny_coca_cfg
 from tiny_families import FAMILIES, save_tiny_family
 from tiny_folders import COCA_CLIP_VOCABULARY
 
+from open_clip_transformers.convert_scripts.common import ConversionError
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
-from open_clip_transformers.convert_scripts.errors import ConversionError
-from open_clip_transformers.convert_scripts.model_card import build_model_card, write_model_card
+from open_clip_transformers.convert_scripts.hub.card import build_model_card, write_model_card
 
 
 TASKS = {"coca": "image-to-text"}

@@ -18,8 +18,8 @@ from tiny_configs import tiny_clip_cfg
 from tiny_folders import save_tiny_folder
 from transformers import CLIPConfig
 
-from open_clip_transformers.convert_scripts.model_card import write_model_card
-from open_clip_transformers.convert_scripts.push import plan_push, push_folder
+from open_clip_transformers.convert_scripts.hub.card import write_model_card
+from open_clip_transformers.convert_scripts.hub.push import plan_push, push_folder
 
 
 pytestmark = pytest.mark.floor

@@ -18,7 +18,7 @@ from open_clip_transformers import (
     SiglipVitBackbone,
     SiglipVitModel,
 )
-from open_clip_transformers.convert_scripts.bundle import bundle_folder
+from open_clip_transformers.convert_scripts.hub.bundle import bundle_folder
 from open_clip_transformers.modeling.modeling_coca import CoCaModel
 
 

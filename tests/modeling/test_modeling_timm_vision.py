@@ -8,7 +8,7 @@ from tiny_models import tiny_inputs, tiny_model, tiny_timm_config
 from tiny_timm import FAMILIES
 
 from open_clip_transformers.configuration.configuration_timm_vision import TimmVisionConfig
-from open_clip_transformers.convert_scripts.config_mapping import build_config
+from open_clip_transformers.convert_scripts.mapping.config import build_config
 from open_clip_transformers.modeling.modeling_open_clip import OpenClipModel
 from open_clip_transformers.modeling.modeling_timm_vision import TimmVisionModel
 

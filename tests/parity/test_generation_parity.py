@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from transformers.generation import EosTokenCriteria
 
-from open_clip_transformers.convert_scripts.config_mapping import TokenIds, build_config
-from open_clip_transformers.convert_scripts.conversion_plan import plan_conversion
+from open_clip_transformers.convert_scripts.mapping.config import TokenIds, build_config
+from open_clip_transformers.convert_scripts.mapping.plan import plan_conversion
 from open_clip_transformers.modeling.modeling_coca import CoCaModel
 
 

@@ -1,0 +1,1 @@
+"""Tables of open_clip's architectures, tags and text encoders, and the script that updates them."""

@@ -1,0 +1,1 @@
+"""Repositories on the Hub: bundled code, model cards, provenance and uploads."""

@@ -1,0 +1,157 @@
+"""Makes a converted folder work where this package is not installed: its code goes with it.
+
+With `trust_remote_code=True` transformers then takes our classes from the folder, or from the Hub repository that it
+is uploaded to. Where the package is installed, its own classes are taken and nothing needs to be trusted.
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
+
+from ...processing.pipeline_image_to_text import MODEL_TYPES, TASK, ImageToTextPipeline
+from ..common import PACKAGE, ConversionError
+from .bundle_code import bundle_code
+
+
+HEADER = """# {{path}} of open_clip_transformers {version}, copied as it is but for its imports.
+# Changes belong there; `open-clip-transformers bundle` copies it again.
+"""
+CONFIG_FILE = "config.json"
+PROCESSOR_FILE = "processor_config.json"
+PREPROCESSOR_FILE = "preprocessor_config.json"
+TOKENIZER_FILE = "tokenizer_config.json"
+
+
+def bundle_folder(folder: str | os.PathLike) -> list[str]:
+    """Puts the code of a folder's model, processor and pipeline beside its weights, and names it in its JSON files.
+
+    The same folder and version always give the same files. Bundling again replaces the files of an older version.
+
+    Args:
+        folder: a folder written by this package: a model, with or without its processor.
+
+    Returns:
+        Names of the files written, sorted.
+
+    Raises:
+        ConversionError: the folder holds no model of this package.
+        OSError: a file cannot be written.
+    """
+    folder = Path(folder).expanduser()
+    files = bundled_files(folder)
+    write_files(folder, files)
+    return sorted(files)
+
+
+def bundled_files(folder: Path) -> dict[str, str]:
+    """The files that `bundle_folder` writes: name -> contents, those last that name others."""
+    config = _read_config(folder)
+    references = _references(config, folder)
+    entries = {entry for auto_map in references.values() for entry in _flat(auto_map.values())}
+    pipelines = {}
+    if config.model_type in MODEL_TYPES:
+        pipelines = {TASK: {"impl": _reference(ImageToTextPipeline), "pt": ["AutoModelForImageTextToText"]}}
+        entries.add(ImageToTextPipeline)
+    header = HEADER.format(version=import_module(PACKAGE).__version__)
+    files = bundle_code(entries, _tower_types(config), header)
+    for name, auto_map in references.items():
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        content["auto_map"] = {auto: _named(entry) for auto, entry in auto_map.items()}
+        if name == CONFIG_FILE and pipelines:
+            content["custom_pipelines"] = pipelines
+        if "image_processor" in content:
+            content["image_processor"]["auto_map"] = {"AutoImageProcessor": content["auto_map"]["AutoImageProcessor"]}
+        files[name] = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    return files
+
+
+def write_files(folder: Path, files: Mapping[str, str]):
+    """Writes files in their order, each so that it is there as a whole or as it was before."""
+    for name, content in files.items():
+        temporary = folder / f".{name}.{uuid.uuid4().hex[:8]}"
+        try:
+            temporary.write_bytes(content.encode())
+            temporary.replace(folder / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def has_own_code(folder: Path) -> bool:
+    """Whether the model of a folder needs code beside it: one of this package, not of transformers itself."""
+    return _is_ours(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+
+
+def _is_ours(config: PreTrainedConfig) -> bool:
+    return type(config).__module__.startswith(f"{PACKAGE}.")
+
+
+def _read_config(folder: Path) -> PreTrainedConfig:
+    if not (folder / CONFIG_FILE).is_file():
+        raise ConversionError(
+            f"{folder} has no {CONFIG_FILE}: give a folder that `open-clip-transformers convert` wrote."
+        )
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if not _is_ours(config):
+        raise ConversionError(
+            f"{folder} holds a model of type {config.model_type!r}, whose code is in transformers itself: there is "
+            "nothing to put beside it."
+        )
+    return config
+
+
+def _references(config: PreTrainedConfig, folder: Path) -> dict[str, dict[str, Any]]:
+    """JSON file of the folder -> Auto class -> our class, or our classes by back end."""
+    kind = type(config)
+    references: dict[str, dict[str, Any]] = {CONFIG_FILE: {"AutoConfig": kind}}
+    for name, auto_class in sorted(vars(modeling_auto).items()):
+        models = getattr(auto_class, "_model_mapping", None)
+        if isinstance(auto_class, type) and models is not None and kind in models:
+            references[CONFIG_FILE][name] = models[kind]
+    back_ends = {"AutoImageProcessor": IMAGE_PROCESSOR_MAPPING[kind]} if kind in IMAGE_PROCESSOR_MAPPING else {}
+    if (folder / PREPROCESSOR_FILE).is_file():
+        references[PREPROCESSOR_FILE] = back_ends
+    if (folder / PROCESSOR_FILE).is_file():
+        references[PROCESSOR_FILE] = {"AutoProcessor": PROCESSOR_MAPPING[kind], **back_ends}
+    if (folder / TOKENIZER_FILE).is_file():
+        # A pair of a slow and a fast tokenizer in the order of transformers 4, whose second may be empty.
+        references[TOKENIZER_FILE] = {"AutoTokenizer": (*_flat([TOKENIZER_MAPPING[kind]]), None)}
+    return references
+
+
+def _flat(entries: Iterable[Any]) -> Iterator[type]:
+    """The classes in `entries`; some Auto classes have several, by back end or as a pair whose first is empty."""
+    for entry in entries:
+        if isinstance(entry, type):
+            yield entry
+        elif entry is not None:
+            yield from _flat(entry.values() if isinstance(entry, dict) else entry)
+
+
+def _named(entry: Any):
+    """`entry` with its classes in the form `file.Class` that transformers reads."""
+    if isinstance(entry, dict):
+        return {name: _reference(part) for name, part in entry.items()}
+    if isinstance(entry, tuple | list):  # of tokenizers: a slow one and a fast one
+        return [None if part is None else _reference(part) for part in entry]
+    return _reference(entry)
+
+
+def _reference(entry: type) -> str:
+    return f"{entry.__module__.rpartition('.')[2]}.{entry.__name__}"
+
+
+def _tower_types(config: PreTrainedConfig) -> set[str]:
+    """`model_type` of the model's towers, or of itself where it is one."""
+    parts = (getattr(config, name) for name in config.sub_configs)
+    return {config.model_type, *(part.model_type for part in parts)}

@@ -1,0 +1,118 @@
+"""Model cards of converted folders, from the templates in `model_cards/` and what the folder says of itself."""
+
+import os
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+from transformers import AutoConfig, AutoImageProcessor
+from transformers.configuration_utils import PreTrainedConfig
+
+from ..common import PACKAGE, ConversionError
+from ..verify.report import MARKDOWN_FILE
+from .provenance import read_provenance
+from .push import CARD_FILE
+
+
+# `model_type` of a tower -> family, the name of a template, where the whole model says no more.
+_TOWER_FAMILIES = {
+    "open_clip_modified_resnet": "resnet",
+    "open_clip_timm_vision": "timm",
+    "open_clip_hf_text": "hf_text",
+}
+_MODEL_FAMILIES = {"open_clip_coca": "coca", "open_clip_siglip": "siglip"}
+# Family -> the task that the Hub lists it under.
+_TASKS = {"coca": "image-to-text"}
+_TOWER_TASKS = {"vision_config": "image-feature-extraction", "text_config": "feature-extraction"}
+_HUB_ID = re.compile(r"(?:hf-hub:)?([\w.-]+/[\w.-]+)(?:@\S+)?")
+
+
+def write_model_card(folder: str | os.PathLike, model_id: str | None = None) -> Path:
+    """Writes the model card of a converted folder, `README.md`.
+
+    Args:
+        folder: a folder written by this package.
+        model_id: the Hub id that its examples are to name, by default the folder's name.
+
+    Returns:
+        Path of the card.
+
+    Raises:
+        ConversionError: the folder holds no model of this package, or has a card already.
+    """
+    folder = Path(folder).expanduser()
+    path = folder / CARD_FILE
+    if path.exists():
+        raise ConversionError(f"{path} exists: move it away to have a new one written.")
+    path.write_text(str(build_model_card(folder, model_id)), encoding="utf-8")
+    return path
+
+
+def build_model_card(folder: str | os.PathLike, model_id: str | None = None) -> ModelCard:
+    """The card that `write_model_card` writes."""
+    folder = Path(folder).expanduser()
+    if not (folder / "config.json").is_file():
+        raise ConversionError(f"{folder} has no config.json: give a folder that `convert` wrote.")
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if not type(config).__module__.startswith(f"{PACKAGE}."):
+        raise ConversionError(f"{folder} holds a model of type {config.model_type!r}, which is not of this package.")
+    provenance = read_provenance(folder)
+    family = _family(config)
+    license = (provenance or {}).get("license")
+    hub_id = _HUB_ID.fullmatch((provenance or {}).get("source", ""))
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=_TOWER_TASKS.get(config.base_config_key) or _TASKS.get(family, "zero-shot-image-classification"),
+        tags=["open_clip", "safetensors", {"tower": "clip", "coca": "coca", "siglip": "siglip"}.get(family, "clip")],
+        license=license,
+        base_model=hub_id[1] if hub_id else None,
+    )
+    templates = Environment(
+        loader=FileSystemLoader([*import_module(f"{PACKAGE}.model_cards").__path__]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    body = templates.get_template("TEMPLATE.md").render(
+        model_name=(model_id or folder.resolve().name).rpartition("/")[2],
+        model_id=model_id or folder.resolve().name,
+        family=family,
+        config=config,
+        max_length=min(30, getattr(getattr(config, "text_config", config), "max_position_embeddings", 30)),
+        image_processor=_image_settings(folder),
+        provenance=provenance,
+        verification_table=_verification_table(folder),
+        license=license,
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
+
+
+def _family(config: PreTrainedConfig) -> str:
+    """The template that describes a model."""
+    if not hasattr(config, "vision_config"):
+        return "tower"
+    if config.model_type in _MODEL_FAMILIES:
+        return _MODEL_FAMILIES[config.model_type]
+    towers = config.vision_config.model_type, config.text_config.model_type
+    return next((_TOWER_FAMILIES[tower] for tower in towers if tower in _TOWER_FAMILIES), "clip")
+
+
+def _image_settings(folder: Path) -> dict[str, Any] | None:
+    if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
+        return None
+    settings = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False).to_dict()
+    return {**settings, "interpolation": Image.Resampling(settings["resample"]).name.lower()}
+
+
+def _verification_table(folder: Path) -> str | None:
+    """The verdict and the table of a verification report in the folder."""
+    if not (folder / MARKDOWN_FILE).is_file():
+        return None
+    lines = (folder / MARKDOWN_FILE).read_text(encoding="utf-8").splitlines()
+    verdict = next(line for line in lines if line.startswith("**"))
+    start = next(i for i, line in enumerate(lines) if line.startswith("| | Compared"))
+    return "\n".join([verdict, "", *(line for line in lines[start:] if line.startswith("|"))])

@@ -1,0 +1,1 @@
+"""From open_clip's configurations and state dicts to ours, and back."""

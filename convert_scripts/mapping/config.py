@@ -1,0 +1,156 @@
+"""From open_clip's `model_cfg` to the configuration of one of our models (open_clip: `create_model`)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers.configuration_utils import PreTrainedConfig
+
+from ...configuration.configuration_coca import CoCaConfig
+from ...configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
+from ..common import ConversionError
+from ..towers.base import TowerConversion
+from ..towers.coca_decoder import DECODER
+from ..towers.tables import TEXT_TOWERS, VISION_TOWERS
+from .config_table import REQUIRED, Cfg, ConfigTable
+
+
+MODEL = ConfigTable(
+    name="model_cfg",
+    defaults={
+        "embed_dim": REQUIRED,
+        "vision_cfg": REQUIRED,
+        "text_cfg": REQUIRED,
+        "multimodal_cfg": None,
+        "custom_text": False,
+        "quick_gelu": False,
+        "init_logit_scale": math.log(1 / 0.07),
+        "init_logit_bias": None,
+        "nonscalar_logit_scale": False,
+        "pad_id": 0,
+        "cast_dtype": None,
+        "output_dict": False,
+    },
+    fields={
+        "projection_dim": "embed_dim",
+        "logit_scale_init_value": "init_logit_scale",
+        "logit_bias_init_value": "init_logit_bias",
+        "nonscalar_logit_scale": "nonscalar_logit_scale",
+    },
+    without_effect={
+        **dict.fromkeys(
+            ("vision_cfg", "text_cfg", "multimodal_cfg", "custom_text", "pad_id"), "read by `build_config`"
+        ),
+        "quick_gelu": "handed down to the towers",
+        "cast_dtype": "dtype at load time",
+        "output_dict": "our models return output objects",
+    },
+    inverse={
+        "quick_gelu": lambda config: any(
+            getattr(getattr(config, part), "hidden_act", None) == "quick_gelu" for part in config.sub_configs
+        ),
+        "pad_id": lambda config: getattr(config, "pad_token_id", None) or 0,
+    },
+)
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """Ids of a tokenizer's special tokens; `None` where it has no such token."""
+
+    bos: int | None = None
+    eos: int | None = None
+    pad: int | None = None
+
+
+# open_clip's byte pair encoding, the tokenizer of every configuration that names no other.
+CLIP_VOCAB_SIZE = 49408
+CLIP_TOKEN_IDS = TokenIds(bos=49406, eos=49407, pad=0)
+
+
+def default_token_ids(text_cfg: Cfg) -> TokenIds:
+    """Ids known without reading a tokenizer: CLIP's where the text tower has CLIP's vocabulary, else none."""
+    uses_clip_tokenizer = not text_cfg.get("hf_tokenizer_name") and not text_cfg.get("hf_model_name")
+    if uses_clip_tokenizer and text_cfg.get("vocab_size", CLIP_VOCAB_SIZE) >= CLIP_VOCAB_SIZE:
+        return CLIP_TOKEN_IDS
+    return TokenIds()
+
+
+def build_config(model_cfg: Cfg, token_ids: TokenIds | None = None) -> PreTrainedConfig:
+    """Configuration of the model that open_clip builds from `model_cfg`.
+
+    Args:
+        model_cfg: contents of a file in open_clip's `model_configs/`, or of `model_cfg` in `open_clip_config.json`.
+        token_ids: ids of the checkpoint's tokenizer, by default `default_token_ids`.
+
+    Returns:
+        `CoCaConfig` with a `multimodal_cfg`, `OpenClipSiglipConfig` with an `init_logit_bias`, else `OpenClipConfig`.
+
+    Raises:
+        ConversionError: unknown fields, parts that are not supported, or values that do not fit together.
+    """
+    try:
+        return _build_config(model_cfg, token_ids)
+    except ConversionError:
+        raise
+    except (StrictDataclassError, ValueError, TypeError, AttributeError) as error:
+        reason = error if error.__cause__ is None else error.__cause__
+        raise ConversionError(f"model_cfg does not describe a model that can be built: {reason}") from error
+
+
+def _build_config(model_cfg: Cfg, token_ids: TokenIds | None) -> PreTrainedConfig:
+    cfg = MODEL.complete(model_cfg)
+    vision_cfg, text_cfg, multimodal_cfg = cfg["vision_cfg"], cfg["text_cfg"], cfg["multimodal_cfg"]
+    vision, text = _select(VISION_TOWERS, vision_cfg), _select(TEXT_TOWERS, text_cfg)
+    _check_custom_text(cfg)
+    handed_down = {"quick_gelu": cfg["quick_gelu"], "embed_dim": cfg["embed_dim"]}
+    vision_fields = vision.translate(vision_cfg, **handed_down)
+    text_fields = text.translate(text_cfg, **handed_down)
+    token_ids = default_token_ids(text_cfg) if token_ids is None else token_ids
+    text_fields["bos_token_id"] = token_ids.bos
+    # With this pooling open_clip looks for eos_id, whatever the tokenizer.
+    text_fields["eos_token_id"] = text_cfg.get("eos_id", 2) if text_fields.get("pool_type") == "eos" else token_ids.eos
+    fields = {
+        **MODEL.translate(model_cfg),
+        "vision_config": vision.config_class(**vision_fields),
+        "text_config": text.config_class(**text_fields),
+    }
+    if multimodal_cfg is None:
+        return (OpenClipConfig if cfg["init_logit_bias"] is None else OpenClipSiglipConfig)(**fields)
+    decoder_fields = DECODER.translate(multimodal_cfg, **handed_down)
+    # Also with a Hugging Face text tower, whose own vocabulary may be larger.
+    vocab_size = text.complete(text_cfg)["vocab_size"]
+    pad_token_id = token_ids.pad
+    if "pad_id" in model_cfg or (pad_token_id is None and not text_cfg.get("hf_model_name")):
+        pad_token_id = cfg["pad_id"]
+    return CoCaConfig(
+        **fields,
+        multimodal_config=DECODER.config_class(**decoder_fields, vocab_size=vocab_size),
+        bos_token_id=token_ids.bos,
+        eos_token_id=token_ids.eos,
+        pad_token_id=pad_token_id,
+    )
+
+
+def _check_custom_text(cfg: Cfg):
+    if cfg["custom_text"] or cfg["text_cfg"].get("hf_model_name"):
+        return
+    if cfg["multimodal_cfg"] is not None:
+        raise ConversionError(
+            'model_cfg has a multimodal_cfg but not "custom_text": true: open_clip would build a CLIP, which takes no '
+            "multimodal_cfg. Set custom_text for a CoCa, or remove multimodal_cfg for a CLIP."
+        )
+    if cfg["text_cfg"].get("embed_cls"):
+        raise ConversionError(
+            'text_cfg has embed_cls but model_cfg has not "custom_text": true: open_clip would build a CLIP, which '
+            "cannot run such a text tower. Set custom_text, or remove embed_cls."
+        )
+
+
+def _select(towers: Sequence[TowerConversion], cfg: Cfg) -> ConfigTable:
+    tables = [tower.config_table for tower in towers]
+    default = tables[-1]
+    if not isinstance(cfg, Mapping):
+        raise ConversionError(f"{default.name} must be a JSON object, got {cfg!r}.")
+    return next(table for table in tables if table.selects(cfg))

@@ -1,0 +1,200 @@
+"""transformers' own CLIP, MetaCLIP 2 and SigLIP folders as sources: `native_tables` read towards our classes."""
+
+import json
+import os
+import tempfile
+from collections.abc import Collection, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from tokenizers import Tokenizer
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
+
+from ...configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
+from ...processing.clip_bpe import build_clip_bpe
+from ...processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
+from ...processing.tokenization_open_clip import OpenClipTokenizer
+from ..common import ConversionError
+from ..derived_verification import derived_outputs
+from ..json_files import read_json
+from ..mapping.plan import MODEL_CLASSES, ConversionPlan, plan_tensors
+from ..native_processors import NATIVE_TOKENS
+from ..prepared import Prepared
+from ..processors.tokenizers import load_tokenizer
+from ..sources.source import CONFIG_FILE, Source, find_weights
+from ..sources.weights import read_checkpoint
+from ..towers.tables import TEXT_CONVERSIONS
+from ..verify.values import Outputs, verification_inputs
+from .tables import NATIVE_TARGETS, SIGLIP, NativeTarget
+
+
+# Keys of older checkpoints that no model needs -> why.
+DROPPED = {
+    f"{tower}_model.embeddings.position_ids": "buffer of old transformers releases, made in forward"
+    for tower in ("vision", "text")
+}
+# transformers' tokenizers clean texts themselves; SigLIP's does so in Python.
+_CLEAN = {SIGLIP.name: "canonicalize"}
+
+
+def find_native_source(source: str | os.PathLike) -> tuple[Path, NativeTarget] | None:
+    """The folder that `source` names and the model in it, if it is one of transformers' own and not one of open_clip.
+
+    Raises:
+        ConversionError: its config.json cannot be read.
+    """
+    folder = Path(os.fspath(source)).expanduser()
+    if not (folder / CONFIG_NAME).is_file() or (folder / CONFIG_FILE).is_file():
+        return None
+    model_type = read_json(folder / CONFIG_NAME).get("model_type")
+    found = (target for target in NATIVE_TARGETS if target.model.config_class.model_type == model_type)
+    return next(((folder, target) for target in found), None)
+
+
+def prepare_native(folder: Path, target: NativeTarget, processor_parts: Collection[str]) -> Prepared:
+    """Reads a folder of transformers' own.
+
+    Args:
+        folder: a folder that `find_native_source` found.
+        target: the model in it.
+        processor_parts: what of the processor is needed.
+
+    Raises:
+        ConversionError: the weights are not those of the configuration, or the processor is missing or has settings
+            that ours lacks.
+    """
+    weights = find_weights(folder)
+    native = target.model.config_class.from_pretrained(folder)
+    config = build_our_config(target, native)
+    checkpoint = read_checkpoint(weights)
+    tokenizer = _load_tokenizer(folder, target, config) if "tokenizer" in processor_parts else None
+    image_processor = None
+    if "image_processor" in processor_parts:
+        image_processor = OpenClipImageProcessorPil(**_image_settings(folder, config))
+    return Prepared(
+        name=str(folder),
+        weights=weights,
+        plan=_plan(target, config, checkpoint.tensors),
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        reference=partial(_reference, folder, target),
+        notes=(f"the source is transformers' {target.name}", *checkpoint.notes),
+    )
+
+
+def build_our_config(target: NativeTarget, native: PreTrainedConfig) -> PreTrainedConfig:
+    """Our configuration of the model that transformers' configuration `native` describes."""
+    vision = target.vision.our_fields(native.vision_config)
+    text = target.text.our_fields(native.text_config)
+    if target is SIGLIP:
+        # transformers' SigLIP keeps its temperature and bias as vectors of one.
+        fields, config_class = {"nonscalar_logit_scale": True}, OpenClipSiglipConfig
+        projection_dim = native.text_config.projection_size
+    else:
+        # Its towers' own `projection_dim` counts where they stand alone.
+        fields, config_class = target.model.our_fields(native), OpenClipConfig
+        projection_dim = native.projection_dim
+    vision_class, text_class = target.vision.config_table.config_class, target.text.config_table.config_class
+    try:
+        return config_class(
+            **{**fields, "projection_dim": projection_dim},
+            vision_config=vision_class(**{**vision, "projection_dim": projection_dim}),
+            text_config=text_class(**{**text, "projection_dim": projection_dim}),
+        )
+    except ValueError as error:
+        raise ConversionError(f"{CONFIG_NAME} does not describe a {target.name} that can be built: {error}") from error
+
+
+def _plan(target: NativeTarget, config: PreTrainedConfig, tensors: Mapping[str, torch.Tensor]) -> ConversionPlan:
+    with torch.device("meta"):
+        model = MODEL_CLASSES[config.model_type](config)
+    table = (
+        *target.vision.rename_table(config.vision_config),
+        *target.text.rename_table(config.text_config),
+        *target.model.rename_table(config),
+    )
+    dropped = {key: DROPPED[key] for key in tensors if key in DROPPED}
+    kept = {key: tensor for key, tensor in tensors.items() if key not in dropped}
+    return plan_tensors(model, kept, kept, table, dropped, {})
+
+
+@torch.inference_mode()
+def _reference(
+    folder: Path, target: NativeTarget, plan: ConversionPlan, dtype: torch.dtype, required: bool
+) -> tuple[Outputs | None, str]:
+    """Outputs of transformers' own model with its tensors rounded to `dtype`; see `reference_outputs`."""
+    model = getattr(transformers, target.name).from_pretrained(folder, dtype=dtype).float()
+    return derived_outputs(model, verification_inputs(plan.model.config)), f"transformers' {target.name}"
+
+
+def _load_tokenizer(folder: Path, target: NativeTarget, config: PreTrainedConfig) -> OpenClipTokenizer:
+    text = config.text_config
+    text_cfg = TEXT_CONVERSIONS[text.model_type].config_table.invert(text)
+    if not _has_clip_vocabulary(folder):
+        text_cfg |= {"hf_tokenizer_name": folder.name}
+        text_cfg |= {"tokenizer_kwargs": {"clean": _CLEAN[target.name]}} if target.name in _CLEAN else {}
+    model_cfg = {"text_cfg": text_cfg, "init_logit_bias": config.logit_bias_init_value}
+    with tempfile.TemporaryDirectory() as plain:
+        files = _plain_tokenizer(folder, Path(plain)) if target is SIGLIP else folder
+        tokenizer = load_tokenizer(Source(str(folder), folder, model_cfg, {}, tokenizer_folder=files))
+    return cast(OpenClipTokenizer, tokenizer)  # as it is required
+
+
+def _has_clip_vocabulary(folder: Path) -> bool:
+    names = {native: ours for ours, native in NATIVE_TOKENS.items()}
+    if (folder / "tokenizer.json").is_file():
+        vocabulary = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+    elif (folder / "vocab.json").is_file():
+        vocabulary = read_json(folder / "vocab.json")
+    else:
+        return False
+    return {
+        names.get(token, token): token_id for token, token_id in vocabulary.items()
+    } == build_clip_bpe().get_vocab()
+
+
+def _plain_tokenizer(folder: Path, plain: Path) -> Path:
+    """`folder`, or `plain` with its tokenizer under a class that takes tokenizer.json where its own does not."""
+    if not (folder / "tokenizer.json").is_file():
+        return folder
+    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (plain / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (plain / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    return plain
+
+
+def _image_settings(folder: Path, config: PreTrainedConfig) -> dict[str, Any]:
+    """Arguments of our image processor for the settings of transformers' in `folder`."""
+    if (folder / IMAGE_PROCESSOR_NAME).is_file():
+        cfg = read_json(folder / IMAGE_PROCESSOR_NAME)
+    elif (folder / PROCESSOR_NAME).is_file():
+        cfg = read_json(folder / PROCESSOR_NAME).get("image_processor", {})
+    else:
+        raise ConversionError(
+            f"{folder} has no image settings: put {IMAGE_PROCESSOR_NAME} there, or convert with with_processor=False."
+        )
+    side = config.vision_config.image_size
+    expected = {"height": side, "width": side}
+    size, crop = _size(cfg.get("size", side)), _size(cfg.get("crop_size", side))
+    crops = cfg.get("do_center_crop", "crop_size" in cfg)
+    if size in ({"shortest_edge": side}, side) and crops and crop in (expected, side):
+        resize_mode = "shortest"
+    elif size in (expected, side) and (not crops or crop in (expected, side)):
+        resize_mode = "squash"
+    else:
+        raise ConversionError(
+            f"The image settings in {folder} (size {size}, {f'crop {crop}' if crops else 'no crop'}) are not one of "
+            f"ours for a model of {side} x {side} pixels: convert with with_processor=False."
+        )
+    names = ("resample", "image_mean", "image_std", "rescale_factor", "do_resize", "do_rescale", "do_normalize")
+    given = {name: cfg[name] for name in names if cfg.get(name) is not None}
+    return {"size": expected, "resize_mode": resize_mode, **given}
+
+
+def _size(size: int | Mapping[str, int]) -> int | dict[str, int]:
+    return size if isinstance(size, int) else {key: value for key, value in size.items() if value is not None}

@@ -1,0 +1,1 @@
+"""Image processors and tokenizers of checkpoints, in both directions."""

@@ -1,0 +1,78 @@
+"""Image processor of a converted checkpoint, and the class of its processor.
+
+Mirrors open_clip's `PreprocessCfg` and `merge_preprocess_dict` (`transform.py`).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image
+from transformers import ProcessorMixin
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from ...configuration.configuration_common import height_and_width
+from ...processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
+from ...processing.processing_coca import CoCaProcessor
+from ...processing.processing_open_clip import OpenClipProcessor
+from ..common import ConversionError
+from ..sources.source import Source
+
+
+PREPROCESS_DEFAULTS = {
+    "mode": "RGB",
+    "mean": OPENAI_CLIP_MEAN,
+    "std": OPENAI_CLIP_STD,
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+    "fill_color": 0,
+}
+# "random" varies the interpolation in training and means bicubic outside of it.
+RESAMPLE = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "random": Image.Resampling.BICUBIC,
+}
+RESIZE_MODES = ("shortest", "longest", "squash")
+
+
+def image_processor_settings(preprocess_cfg: Mapping[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
+    """Arguments of our image processor for open_clip's `preprocess_cfg`.
+
+    The size is always the vision tower's: open_clip overwrites `size` with it. Fields that open_clip's `PreprocessCfg`
+    does not have are ignored, as open_clip does, and so are empty ones.
+
+    Raises:
+        ConversionError: values that open_clip has no meaning for.
+    """
+    given = {key: value for key, value in preprocess_cfg.items() if key in PREPROCESS_DEFAULTS and value is not None}
+    cfg = {**PREPROCESS_DEFAULTS, **given}
+    for key, known in (("mode", ("RGB",)), ("interpolation", RESAMPLE), ("resize_mode", RESIZE_MODES)):
+        if cfg[key] not in known:
+            raise ConversionError(f"preprocess_cfg: {key} must be one of {', '.join(known)}, got {cfg[key]!r}.")
+    mean, std = ([v] * 3 if isinstance(v, int | float) else list(v) for v in (cfg["mean"], cfg["std"]))
+    height, width = height_and_width(config.vision_config.image_size)
+    if cfg["resize_mode"] == "shortest" and height != width:
+        cfg["interpolation"] = "bicubic"  # open_clip does not hand the interpolation to this resize
+    return {
+        "size": {"height": height, "width": width},
+        "image_mean": mean,
+        "image_std": std,
+        "resample": RESAMPLE[cfg["interpolation"]],
+        "resize_mode": cfg["resize_mode"],
+        "fill_color": cfg["fill_color"],
+    }
+
+
+def build_image_processor(source: Source, config: PreTrainedConfig) -> OpenClipImageProcessorPil:
+    """The image processor of a converted checkpoint.
+
+    Raises:
+        ConversionError: image settings that open_clip has no meaning for.
+    """
+    return OpenClipImageProcessorPil(**image_processor_settings(source.preprocess_cfg, config))
+
+
+def processor_class(config: PreTrainedConfig) -> type[ProcessorMixin]:
+    """Class of the processor of a model."""
+    return CoCaProcessor if "multimodal_config" in config.sub_configs else OpenClipProcessor

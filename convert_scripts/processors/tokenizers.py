@@ -1,0 +1,201 @@
+"""The tokenizer of a checkpoint (open_clip: `get_tokenizer` in `factory.py`)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from ...processing.text_cleaning import TEXT_CLEANERS
+from ...processing.tokenization_open_clip import OpenClipTokenizer
+from ..common import ConversionError
+from ..mapping.config import CLIP_VOCAB_SIZE, TokenIds
+from ..sources.source import UNREACHABLE, Source, save_tokenizer_command
+
+
+# Files that hold a vocabulary, any of which is enough for transformers.
+VOCABULARY_FILES = (
+    "tokenizer.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+    "vocab.txt",
+    "vocab.json",
+)
+# What is downloaded of a repository. Without a `tokenizer_class` in its tokenizer_config.json, as in those of older
+# models, transformers looks for the model type in config.json.
+HUB_FILES = (
+    *VOCABULARY_FILES,
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "config.json",
+)
+
+# What `tokenizer_kwargs` may hold; open_clip hands anything else to the code of the tokenizer.
+CLIP_TOKENIZER_KWARGS = ("clean",)
+HF_TOKENIZER_KWARGS = ("clean", "strip_sep_token", "language")
+REFUSED_KWARGS = {
+    "reduction_mask": "it shortens long texts at random, which is meant for training; remove it to cut their ends off",
+    "bpe_path": "CLIP's vocabulary is the only one of its kind that is known",
+}
+# Poolings of open_clip's text transformer that padding behind a text does not move.
+_FIXED_POOLINGS = ("argmax", "eos", "first")
+
+
+def load_tokenizer(source: Source, required: bool = True) -> OpenClipTokenizer | None:
+    """The tokenizer that open_clip gives a checkpoint.
+
+    It is CLIP's, or, with `hf_tokenizer_name`, that of the files beside the weights, else of the Hub repository of
+    that name. Only tokenizers of the tokenizers library are read, never code.
+
+    Args:
+        source: the checkpoint.
+        required: `False` looks beside the weights only, and returns `None` where there is no tokenizer that fits.
+
+    Raises:
+        ConversionError: settings that are not supported, a vocabulary larger than the text tower's, or files that are
+            not at hand.
+    """
+    uses_hf_tokenizer = bool(source.model_cfg["text_cfg"].get("hf_tokenizer_name"))
+    if not required and not (uses_hf_tokenizer and _has_vocabulary(source.tokenizer_folder)):
+        return None
+    try:
+        return _load_hf_tokenizer(source) if uses_hf_tokenizer else _load_clip_tokenizer(source.model_cfg)
+    except ConversionError:
+        if required:
+            raise
+        return None
+
+
+def _load_clip_tokenizer(model_cfg: Mapping[str, Any]) -> OpenClipTokenizer:
+    text_cfg = model_cfg["text_cfg"]
+    vocab_size = text_cfg.get("vocab_size", CLIP_VOCAB_SIZE)
+    if vocab_size < CLIP_VOCAB_SIZE:
+        raise ConversionError(
+            f"text_cfg: vocab_size is {vocab_size}, but open_clip's own tokenizer, used where there is no "
+            f"hf_tokenizer_name, has {CLIP_VOCAB_SIZE} ids. Set hf_tokenizer_name and put the tokenizer's files "
+            "beside the weights, or convert with with_processor=False."
+        )
+    return OpenClipTokenizer(
+        model_max_length=text_cfg.get("context_length", 77),
+        **padding_settings(model_cfg),
+        **_tokenizer_kwargs(text_cfg, CLIP_TOKENIZER_KWARGS),
+    )
+
+
+def _load_hf_tokenizer(source: Source) -> OpenClipTokenizer:
+    text_cfg = source.model_cfg["text_cfg"]
+    kwargs = _tokenizer_kwargs(text_cfg, HF_TOKENIZER_KWARGS)
+    folder = tokenizer_folder(source, text_cfg["hf_tokenizer_name"])
+    try:
+        tokenizer = OpenClipTokenizer.from_hf_tokenizer(
+            folder,
+            context_length=text_cfg.get("context_length", 77),
+            tokenizer_mode=text_cfg.get("tokenizer_mode"),
+            **padding_settings(source.model_cfg),
+            **kwargs,
+        )
+    except Exception as error:  # transformers' tokenizers fail in many ways
+        raise ConversionError(f"The tokenizer in {folder} cannot be used: {error}") from error
+    _check_vocabulary(tokenizer, text_cfg, folder)
+    return tokenizer
+
+
+def _tokenizer_kwargs(text_cfg: Mapping[str, Any], allowed: tuple[str, ...]) -> dict[str, Any]:
+    kwargs = dict(text_cfg.get("tokenizer_kwargs") or {})
+    refused = sorted(kwargs.keys() - set(allowed))
+    if refused:
+        reasons = "".join(f" {name}: {REFUSED_KWARGS[name]}." for name in refused if name in REFUSED_KWARGS)
+        raise ConversionError(
+            f"text_cfg: tokenizer_kwargs may hold {', '.join(allowed)} for this tokenizer, got "
+            f"{', '.join(refused)}.{reasons}"
+        )
+    if kwargs.get("clean", "lower") not in TEXT_CLEANERS:
+        raise ConversionError(
+            f"text_cfg: clean must be one of {', '.join(TEXT_CLEANERS)} in tokenizer_kwargs, got {kwargs['clean']!r}."
+        )
+    return kwargs
+
+
+def _check_vocabulary(tokenizer: OpenClipTokenizer, text_cfg: Mapping[str, Any], folder: Path):
+    if text_cfg.get("hf_model_name"):
+        return  # the text tower's vocabulary is its encoder's
+    vocab_size = text_cfg.get("vocab_size", CLIP_VOCAB_SIZE)
+    # The vocabulary of SigLIP's multilingual models ends in a hundred sentinels of T5 that no text is cut into, and
+    # for which the text towers have no embeddings.
+    surplus = map(tokenizer.convert_ids_to_tokens, range(vocab_size, len(tokenizer)))
+    if any("<extra_id_" not in token for token in surplus):
+        raise ConversionError(
+            f"The tokenizer in {folder} has {len(tokenizer)} ids, the text tower {vocab_size}: these are not its "
+            "files. Put the right ones beside the weights, or convert with with_processor=False."
+        )
+
+
+def padding_settings(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """How the tokenizer pads, as arguments of `OpenClipTokenizer`.
+
+    CoCa's has neither: in the features of captions padding shows, but it serves for prompts too.
+    """
+    if model_cfg.get("multimodal_cfg") is not None:
+        return {}
+    is_fixed = _needs_fixed_length(model_cfg)
+    return {"fixed_length": is_fixed, "dynamic_padding": not is_fixed}
+
+
+def _needs_fixed_length(model_cfg: Mapping[str, Any]) -> bool:
+    """Whether the texts of a dual model must always be padded to the context length.
+
+    So it is where its outputs depend on how much padding there is: where it is pooled or seen. And in models with a
+    logit bias, which transformers' zero-shot pipeline otherwise gives texts of 64 tokens.
+    """
+    text_cfg = model_cfg["text_cfg"]
+    if model_cfg.get("init_logit_bias") is not None:
+        return True
+    if text_cfg.get("hf_model_name"):
+        return False  # these hide padding
+    sees_padding = text_cfg.get("no_causal_mask", False) and not text_cfg.get("use_pad_mask", False)
+    return (
+        sees_padding or text_cfg.get("embed_cls", False) or text_cfg.get("pool_type", "argmax") not in _FIXED_POOLINGS
+    )
+
+
+def _has_vocabulary(folder: Path | None) -> TypeGuard[Path]:
+    return folder is not None and any((folder / name).is_file() for name in VOCABULARY_FILES)
+
+
+def tokenizer_folder(source: Source, hf_name: str) -> Path:
+    """Where the files of the tokenizer `hf_name` are: beside the weights, else from the Hub.
+
+    Raises:
+        ConversionError: neither has them.
+    """
+    beside = source.tokenizer_folder
+    if _has_vocabulary(beside):
+        return beside
+    # The revision that was asked for is that of the checkpoint's repository, not of another one with a tokenizer.
+    repo_id, revision = source.hub or (None, None)
+    revision = revision if repo_id == hf_name else None
+    try:
+        folder = Path(huggingface_hub.snapshot_download(hf_name, revision=revision, allow_patterns=HUB_FILES))
+        if _has_vocabulary(folder):
+            return folder
+        problem, cause = f"{hf_name} has none of the files {', '.join(VOCABULARY_FILES)}.", None
+    except UNREACHABLE as error:
+        problem, cause = "It is not in the local cache and the Hugging Face Hub cannot be reached.", error
+    except (HfHubHTTPError, HFValidationError) as error:
+        problem, cause = f"It cannot be downloaded: {error}", error
+    raise ConversionError(
+        f"The tokenizer {hf_name} is needed and {source.name} does not hold it. {problem} Put its files beside the "
+        f"weights (where there is a network: `{save_tokenizer_command(hf_name)}`), or convert with "
+        "with_processor=False."
+    ) from cause
+
+
+def token_ids_of(tokenizer: OpenClipTokenizer) -> TokenIds:
+    """Ids that start, end and pad texts; tokenizers like BERT's start with `cls_token` and end with `sep_token`."""
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    return TokenIds(bos=start, eos=end, pad=tokenizer.pad_token_id)

@@ -1,0 +1,1 @@
+"""Finding and reading checkpoints: the Hub, weights files, and what open_clip knows by name."""

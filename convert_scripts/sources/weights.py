@@ -1,0 +1,189 @@
+"""Reading open_clip weights files (open_clip: `load_state_dict` in `factory.py`), without running code from them."""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from ..common import ConversionError, listing
+from .torchscript import is_torchscript, read_torchscript
+
+
+WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz")
+INDEX_SUFFIX = ".index.json"
+
+# Where checkpoints keep weights: `state_dict` in open_clip's and timm's, `model` where a distributed checkpoint of
+# open_clip was made one file; and the averaged weights of open_clip (`task/checkpoint.py` of 4.x) and timm.
+ENTRIES = ("state_dict", "model")
+EMA_ENTRIES = ("state_dict_ema", "model_ema")
+
+# What DistributedDataParallel puts before every key, and torch.compile, FSDP and its activation checkpointing
+# wherever they wrap a module.
+_WRAPPER_PREFIX = "module."
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Contents of a weights file.
+
+    Args:
+        tensors: open_clip's state dict; the tensors are views of the memory-mapped file where its format allows.
+        run_name: name of the training run that wrote it, where it says so.
+        notes: what was found beside the weights, for the report.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    run_name: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_checkpoint(path: Path, *, ema: bool = False) -> Checkpoint:
+    """Reads the weights of a file.
+
+    Args:
+        path: a `.safetensors` file; a file of `torch.save`, a state dict or a training checkpoint around one; a
+            TorchScript archive; an `.npz` file of arrays; or the index of several such files
+            (`model.safetensors.index.json`), which become one state dict.
+        ema: take the exponential moving average of the weights that a training checkpoint keeps beside them.
+
+    Raises:
+        ConversionError: the file cannot be read, holds more than tensors, no state dict, or no moving average.
+        OSError: there is no such file.
+    """
+    if path.name.endswith(INDEX_SUFFIX):
+        content = _read_shards(path)
+    else:
+        content = _read_file(path)
+    run_name: str | None = None
+    notes: tuple[str, ...] = ()
+    entry = _entry(path, content, ema)
+    if entry is not None:
+        run_name = content.get("name") if isinstance(content.get("name"), str) else None
+        others = [key for key in EMA_ENTRIES if not ema and key in content]
+        notes = tuple(f"{key} holds averaged weights, which were left: ema=True takes them" for key in others)
+        notes += (f"averaged weights, from {entry}",) if ema else ()
+        content = content[entry]
+    if not isinstance(content, dict) or not content or not all(isinstance(key, str) for key in content):
+        kind = f"a {type(content).__name__}" if not isinstance(content, dict) else f"keys {list(content)[:10]}"
+        raise ConversionError(
+            f'{path} holds {kind}; expected a state dict, or a checkpoint with one under "state_dict".'
+        )
+    others = [
+        f"{key}: {type(value).__name__}" for key, value in content.items() if not isinstance(value, torch.Tensor)
+    ]
+    if others:
+        raise ConversionError(
+            f'{path} is not a state dict, nor a checkpoint with one under "state_dict": these entries are not '
+            f"tensors:{listing(others)}"
+        )
+    return Checkpoint(_unwrapped(path, content), run_name, notes)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a weights file in hexadecimal; of an index, that of itself and its files in order, end to end."""
+    digest = hashlib.sha256()
+    for part in (path, *(_shards_of(path) if path.name.endswith(INDEX_SUFFIX) else ())):
+        with part.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _entry(path: Path, content, ema: bool) -> str | None:
+    """The entry of a checkpoint that holds the weights asked for; `None` for a state dict."""
+    entries = [key for key, value in content.items() if isinstance(value, dict)] if isinstance(content, dict) else []
+    found = next((key for key in (EMA_ENTRIES if ema else ENTRIES) if key in entries), None)
+    if ema and found is None:
+        raise ConversionError(
+            f"{path} holds no averaged weights: expected an entry {' or '.join(EMA_ENTRIES)}, found "
+            f"{', '.join(map(str, entries)) or 'a state dict alone'}. Leave out ema."
+        )
+    return found
+
+
+def _shards_of(index: Path) -> list[Path]:
+    """The files that an index names, in order.
+
+    Raises:
+        ConversionError: the index is damaged, or a file of it is not beside it.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ConversionError(f"{index} is not an index of weights files: it has no weight_map ({error}).") from error
+    missing = [name for name in names if Path(name).name != name or not index.with_name(name).is_file()]
+    if missing:
+        raise ConversionError(f"{index} names files that are not in its folder:{listing(missing)}")
+    return [index.with_name(name) for name in names]
+
+
+def _read_shards(index: Path) -> dict[str, torch.Tensor]:
+    shards = {path.name: _read_file(path) for path in _shards_of(index)}
+    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    missing = [f"{key} ({name})" for key, name in weight_map.items() if key not in shards[name]]
+    if missing:
+        raise ConversionError(f"{index} names tensors that its files lack:{listing(missing)}")
+    return {key: shards[name][key] for key, name in weight_map.items()}
+
+
+def _read_file(path: Path):
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+        return read_torchscript(path) if is_torchscript(path) else _torch_load(path)
+    except (OSError, ConversionError):
+        raise
+    except Exception as error:  # a damaged file fails in many ways
+        raise ConversionError(f"{path} cannot be read: {_reason(error)}") from error
+
+
+def _torch_load(path: Path):
+    # Training checkpoints keep learning rates as numpy scalars, which weights_only=True refuses by default.
+    with torch.serialization.safe_globals(_numpy_scalars()):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap can only be used" not in str(error):
+                raise
+            return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
+
+
+def _numpy_scalars() -> list:
+    """What pickled numpy numbers are made of, under the names that numpy 1 and numpy 2 write."""
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = (np.bool_, np.int8, np.int16, np.int32, np.int64, np.uint8, np.float16, np.float32, np.float64)
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    return [np.dtype, *{type(np.dtype(kind)) for kind in kinds}, *((scalar, name) for name in names)]
+
+
+def _reason(error: Exception) -> str:
+    refused = re.search(r"GLOBAL (\S+)", str(error))
+    if refused:
+        return (
+            f"it holds a Python object ({refused[1]}), and loading it would run code. If you trust the file, save its "
+            "state dict alone with `torch.save(state_dict, ...)` and convert that."
+        )
+    return f"{type(error).__name__}: {error}"
+
+
+def _unwrapped(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same tensors under the names of the module that was wrapped."""
+    names = {key: _WRAPPERS.sub("", key) for key in tensors}
+    while all(name.startswith(_WRAPPER_PREFIX) for name in names.values()):
+        names = {key: name.removeprefix(_WRAPPER_PREFIX) for key, name in names.items()}
+    twice = {name for name, count in Counter(names.values()).items() if count > 1}
+    if twice:
+        both = [key for key, name in names.items() if name in twice]
+        raise ConversionError(f"{path} holds these tensors twice, with and without wrappers:{listing(both)}")
+    return {names[key]: tensor for key, tensor in tensors.items()}

@@ -1,0 +1,18 @@
+"""The towers that can be converted, one row each: mirrors `configuration_towers.py` and `modeling_towers.py`.
+
+Of each table, the first tower whose `selects` is true is what an open_clip configuration describes.
+"""
+
+from .hf_text import HF_TEXT
+from .modified_resnet import MODIFIED_RESNET
+from .siglip_vit import SIGLIP_VIT
+from .text import TEXT
+from .timm_vision import TIMM_VISION
+from .vit import VIT
+
+
+VISION_TOWERS = (MODIFIED_RESNET, SIGLIP_VIT, TIMM_VISION, VIT)
+TEXT_TOWERS = (HF_TEXT, TEXT)
+
+VISION_CONVERSIONS = {tower.model_type: tower for tower in VISION_TOWERS}
+TEXT_CONVERSIONS = {tower.model_type: tower for tower in TEXT_TOWERS}

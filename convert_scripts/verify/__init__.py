@@ -1,0 +1,1 @@
+"""Comparison of converted models with those that their checkpoints were made for."""

@@ -1,0 +1,264 @@
+"""Everything that a model computes on fixed inputs, of either library, and how far apart the two are.
+
+In fp32 a difference is relative to the largest value. In half precision both libraries are off: each is measured
+against open_clip in fp32, and ours may be at most twice as far off as open_clip is itself.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from transformers.configuration_utils import PreTrainedConfig
+
+from ..compare_gradients import open_clip_gradients, open_clip_losses, our_gradients, our_losses
+from ..compare_intermediates import recorded
+from ..towers.base import Intermediate
+from .report import Check
+from .values import BOUND, Inputs, is_comparable, open_clip_outputs, our_outputs, relative_difference
+
+
+# Largest accepted difference of gradients in fp32, which add up the rounding of both passes. It is relative to the
+# largest value of the parameter, and at least a hundredth of that of all parameters: some gradients are nothing but
+# rounding, such as those of keys' biases, as a shift of all keys changes no softmax.
+GRADIENT_BOUND = 1e-4
+SMALLEST_GRADIENT = 1e-2
+# In half precision, our error is at most that many times open_clip's. Below a quarter of epsilon, about the error of a
+# number that is rounded once, it is never too large.
+RATIO = 2.0
+FLOOR = 0.25
+
+# Group and name of a value.
+Key = tuple[str, str]
+Values = dict[Key, torch.Tensor]
+OUTPUT_GROUPS = {
+    "image features": "features",
+    "text features": "features",
+    "logits": "logits",
+    "caption logits": "logits",
+}
+FEATURES = ("image features", "text features")
+# The logits that losses come from; everything else that is trained on comes from both.
+LOGITS_OF_LOSSES = {"contrastive loss": ("logits",), "caption loss": ("caption logits",)}
+LOGITS = ("logits", "caption logits")
+# In half precision gradients are judged by part: those of a single parameter may be off by chance.
+PARTS = {"vision_model": "vision", "text_model": "text", "multimodal_decoder": "decoder", "lm_head": "decoder"}
+
+
+@dataclass(frozen=True)
+class Library:
+    """How the models of one library are run.
+
+    Args:
+        side: whose paths of a table of intermediates they have.
+        outputs: features and logits of a model, by name.
+        losses: its losses by name, the last of which is trained on.
+        gradients: its gradients under our names, after the backward pass.
+    """
+
+    side: Literal["ours", "theirs"]
+    outputs: Callable
+    losses: Callable
+    gradients: Callable
+
+
+OURS = Library("ours", our_outputs, our_losses, our_gradients)
+
+
+def open_clip_library(config: PreTrainedConfig) -> Library:
+    """open_clip, for models that have this configuration of ours."""
+    return Library(
+        "theirs",
+        open_clip_outputs,
+        partial(open_clip_losses, config=config),
+        partial(open_clip_gradients, config=config),
+    )
+
+
+def run_model(
+    library: Library,
+    model: torch.nn.Module,
+    inputs: Inputs,
+    table: tuple[Intermediate, ...],
+    groups: Collection[str],
+    record: Callable[[Key, torch.Tensor], None],
+):
+    """Hands what a model computes on `inputs` to `record(key, value)`, in the order of the forward pass.
+
+    Args:
+        library: whose model it is.
+        model: a model in eval mode, in any dtype.
+        inputs: images and their texts.
+        table: the intermediates to record.
+        groups: which groups of values are wanted; outputs come always.
+        record: keeps a copy of a value, if anything.
+    """
+    watching: AbstractContextManager[None] = nullcontext()
+    if "intermediates" in groups:
+        watching = recorded(model, table, library.side, lambda name, value: record(("intermediates", name), value))
+    with torch.no_grad(), watching:
+        outputs = library.outputs(model, inputs)
+    for name, value in outputs.items():
+        record((OUTPUT_GROUPS[name], name), value)
+    if not is_comparable(outputs) or not {"losses", "gradients"} & set(groups):
+        return
+    with torch.set_grad_enabled("gradients" in groups):
+        # The longest and the shortest text, with an image each: the backward pass is slow in half precision.
+        losses = library.losses(model, tuple(values[:: len(values) - 1] for values in inputs))
+    for name, value in losses.items():
+        record(("losses", name), value.detach())
+    if "gradients" in groups:
+        list(losses.values())[-1].backward()
+        for name, value in library.gradients(model):
+            record(("gradients", name), value)
+
+
+# Runs a model, and hands its values to the function that it is given.
+Run = Callable[[Callable[[Key, torch.Tensor], None]], None]
+INFINITE = float("inf")
+
+
+def fp32_checks(exact: Values, run: Run) -> Iterator[Check]:
+    """Compares our values in fp32 with open_clip's.
+
+    Args:
+        exact: open_clip's values in fp32.
+        run: of our model in fp32.
+    """
+    smallest = _smallest_gradients(exact)
+    differences: dict[Key, float] = {}
+
+    def compare(key: Key, value: torch.Tensor):
+        if key in exact:
+            differences[key] = relative_difference(value, exact[key], smallest.get(key, 0.0))
+        else:
+            differences[key] = INFINITE
+
+    run(compare)
+    for key in _all_keys(exact, differences):
+        bound = GRADIENT_BOUND if key[0] == "gradients" else BOUND
+        yield Check(*key, differences.get(key, INFINITE), bound, "float32", _whose(key, exact, differences))
+
+
+def _smallest_gradients(exact: Values) -> dict[Key, float]:
+    """What the differences of gradients are relative to where these are smaller, so that rounding is all there is."""
+    largest = {key: value.abs().max().item() for key, value in exact.items() if key[0] in ("gradients", "logits")}
+    gradients = {key: value for key, value in largest.items() if key[0] == "gradients"}
+    smallest = dict.fromkeys(gradients, SMALLEST_GRADIENT * max(gradients.values(), default=0.0))
+    # Sums of the logits' gradients, each at most 1, times the logits or 1, in which most cancels.
+    smallest["gradients", "logit_scale"] = largest.get(("logits", "logits"), 0.0)
+    smallest["gradients", "logit_bias"] = 1.0
+    return smallest
+
+
+@dataclass(frozen=True)
+class Error:
+    """How far a value is from the exact one.
+
+    Args:
+        norm: of the difference.
+        size: norm of the exact value.
+        largest: largest difference of a number.
+        spread: norm of what is not common to all rows of the exact value.
+    """
+
+    norm: float
+    size: float
+    largest: float
+    spread: float
+
+    @property
+    def relative(self) -> float:
+        return self.relative_to(self.size)
+
+    def relative_to(self, size: float) -> float:
+        if self.norm == 0:
+            return 0.0
+        return self.norm / size if size else INFINITE
+
+    def __add__(self, other: "Error") -> "Error":
+        """The error of two values taken together."""
+        norm, size = math.hypot(self.norm, other.norm), math.hypot(self.size, other.size)
+        return Error(norm, size, max(self.largest, other.largest), math.hypot(self.spread, other.spread))
+
+
+Errors = dict[Key, Error]
+_NOT_THERE = Error(INFINITE, 1.0, INFINITE, 1.0)
+
+
+def measure_errors(exact: Values, run: Run) -> Errors:
+    """How far the values of a model in half precision are from open_clip's in fp32; gradients by part.
+
+    Args:
+        exact: open_clip's values in fp32.
+        run: of either library's model.
+    """
+    errors: Errors = {}
+
+    def measure(key: Key, value: torch.Tensor):
+        error = _NOT_THERE
+        if key in exact and value.shape == exact[key].shape:
+            difference, reference = value.float() - exact[key], exact[key]
+            sizes = (
+                difference.norm(),
+                reference.norm(),
+                difference.abs().max(),
+                (reference - reference.mean(0)).norm(),
+            )
+            error = Error(*(size.item() for size in sizes))
+        if key[0] != "gradients":
+            errors[key] = error
+        elif part := PARTS.get(key[1].split(".")[0]):
+            key = ("gradients", f"{part} gradients")
+            errors[key] = errors[key] + error if key in errors else error
+
+    run(measure)
+    return errors
+
+
+def half_precision_checks(theirs: Errors, ours: Errors, dtype: torch.dtype) -> Iterator[Check]:
+    """Compares our errors in a dtype of half precision with open_clip's own."""
+    name = str(dtype).removeprefix("torch.")
+    for key in _all_keys(theirs, ours):
+        error, reference = ours.get(key, _NOT_THERE), theirs.get(key, _NOT_THERE)
+        if key in theirs and not math.isfinite(reference.relative):
+            yield Check(*key, dtype=name, detail="open_clip's own value is not finite")
+            continue
+        allowed = max(reference.relative, _inherited(key, theirs))
+        bound = RATIO * allowed + FLOOR * torch.finfo(dtype).eps
+        detail = _whose(key, theirs, ours) or f"open_clip's own error {reference.relative:.1e}"
+        yield Check(*key, error.relative, bound, name, detail)
+
+
+def _inherited(key: Key, theirs: Errors) -> float:
+    """The relative error that open_clip's value may have because of those that it is computed from.
+
+    Its own is that large or smaller by chance, where it consists of a few numbers only.
+    """
+    group, name = key
+    features = [error for (_, name), error in theirs.items() if name in FEATURES]
+    if name == "logits":
+        return math.hypot(*(error.relative for error in features))
+    # A loss changes by no more than twice the largest change of a logit, and the slope at the logits, which gradients
+    # are in proportion to, by no larger part. Gradients are also in proportion to the differences between the features
+    # of the other side.
+    names = LOGITS_OF_LOSSES.get(name, LOGITS)
+    logits = max((error.largest for (_, name), error in theirs.items() if name in names), default=0.0)
+    if group == "losses":
+        return logits / theirs[key].size if key in theirs and theirs[key].size else 0.0
+    if group == "gradients":
+        return math.hypot(logits, *(error.relative_to(error.spread) for error in features))
+    return 0.0
+
+
+def _all_keys(theirs: Collection[Key], ours: Collection[Key]) -> list[Key]:
+    return [*theirs, *(key for key in ours if key not in theirs)]
+
+
+def _whose(key: Key, theirs: Collection[Key], ours: Collection[Key]) -> str:
+    if key not in theirs:
+        return "our model alone has it"
+    return "" if key in ours else "open_clip's model alone has it"

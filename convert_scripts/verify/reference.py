@@ -1,0 +1,142 @@
+"""open_clip's own model of a checkpoint, against which conversions are verified (open_clip: `create_model`).
+
+open_clip is imported here only, and only when a function is called.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.initialization import no_init_weights
+
+from ...configuration.configuration_common import height_and_width
+from ...modeling.modeling_timm_factory import reparameterize
+from ..common import ConversionError
+from ..mapping.plan import ConversionPlan
+from ..towers.timm_vision import is_fused
+
+
+OPEN_CLIP_VERSION = "3.3.0"
+
+
+def require_open_clip() -> str:
+    """`"open_clip 3.3.0"`, the reference by name and version. Raises `ConversionError` where it is not installed."""
+    if find_spec("open_clip") is None:
+        raise ConversionError(
+            "Outputs are compared with open_clip's, which is not installed: "
+            f"`pip install open_clip_torch=={OPEN_CLIP_VERSION}`."
+        )
+    return f"open_clip {version('open_clip_torch')}"
+
+
+def build_open_clip_model(model_cfg: Mapping[str, Any], config: PreTrainedConfig | None = None) -> torch.nn.Module:
+    """open_clip's model of a configuration, in eval mode, whose parameters are not initialised.
+
+    Buffers hold their values. Nothing is downloaded: timm and Hugging Face towers are built without weights.
+
+    Args:
+        model_cfg: contents of a file in open_clip's `model_configs/`.
+        config: our configuration of the model; a Hugging Face text tower is built from the configuration stored there.
+            Without it, `hf_model_name` must be a local folder or in the cache of the Hub.
+
+    Raises:
+        Exception: open_clip is not installed, or cannot build the model.
+    """
+    from open_clip.coca_model import CoCa
+    from open_clip.model import CLIP, CustomTextCLIP
+
+    kwargs = {key: value for key, value in deepcopy(dict(model_cfg)).items() if value is not None}
+    vision_cfg, text_cfg = kwargs["vision_cfg"], kwargs["text_cfg"]
+    is_hf_text = bool(text_cfg.get("hf_model_name"))
+    custom_text = kwargs.pop("custom_text", False) or is_hf_text
+    if vision_cfg.get("timm_model_name"):
+        vision_cfg["timm_model_pretrained"] = False
+    model_class = CoCa if "multimodal_cfg" in kwargs else CustomTextCLIP if custom_text else CLIP
+    # Random values would cost time, and change the caller's random state.
+    with torch.random.fork_rng(devices=[]), no_init_weights():
+        if not is_hf_text:
+            return model_class(**kwargs).eval()
+        text_cfg["hf_model_pretrained"] = False
+        with _hf_config_folder(config) as folder:
+            text_cfg["hf_model_name"] = folder or text_cfg["hf_model_name"]
+            return model_class(**kwargs).eval()
+
+
+def text_prefix(model: torch.nn.Module) -> str:
+    """Where open_clip's model keeps its text tower: at top level in its `CLIP`, else under `text`."""
+    return "text." if hasattr(model, "text") else ""
+
+
+@contextmanager
+def _hf_config_folder(config: PreTrainedConfig | None) -> Iterator[str | None]:
+    """A temporary folder with the `config.json` of a Hugging Face text tower; `None` where it is not known."""
+    text_config = None if config is None else config.text_config
+    inner = [getattr(text_config, name) for name in getattr(text_config, "sub_configs", ())]
+    if not inner:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        inner[0].save_pretrained(folder)
+        yield folder
+
+
+@torch.no_grad()
+def load_open_clip_model(
+    model_cfg: Mapping[str, Any], plan: ConversionPlan, dtype: torch.dtype = torch.float32
+) -> torch.nn.Module:
+    """open_clip's model with the tensors of a checkpoint, in fp32 and eval mode.
+
+    Args:
+        model_cfg: open_clip's configuration of it.
+        plan: the checkpoint. Its tensors are brought to the model's form by open_clip's own functions, as its
+            `load_checkpoint` does, and not by ours.
+        dtype: what the tensors are rounded to before.
+
+    Raises:
+        Exception: open_clip is not installed, or cannot build or load the model.
+    """
+    model = build_open_clip_model(model_cfg, plan.model.config)
+    state_dict = {
+        key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in plan.source_tensors.items()
+    }
+    config = plan.model.config.vision_config
+    if getattr(config, "reparameterized", False) and is_fused(state_dict):
+        reparameterize(model.visual.trunk)
+    _load_state_dict(model, state_dict)
+    _set_image_size(model, config)
+    if getattr(config, "reparameterized", False) and dtype != torch.float32:
+        # What is rounded are the fused weights.
+        reparameterize(model.visual.trunk)
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.to(dtype))
+    return model
+
+
+def _set_image_size(model: torch.nn.Module, config: PreTrainedConfig):
+    """What open_clip's `create_model` does with `force_image_size`: timm's models are made for a size of their own."""
+    patch_embed = getattr(getattr(model.visual, "trunk", None), "patch_embed", None)
+    image_size = height_and_width(config.image_size)
+    if getattr(patch_embed, "img_size", None) not in (None, image_size):
+        model.visual.set_input_size(image_size)
+
+
+def _load_state_dict(model: torch.nn.Module, state_dict: dict[str, torch.Tensor]):
+    """What open_clip's `load_checkpoint` does behind reading the file."""
+    from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
+
+    if "positional_embedding" in state_dict and not hasattr(model, "positional_embedding"):
+        state_dict = convert_to_custom_text_state_dict(state_dict)
+    state_dict["logit_scale"] = state_dict["logit_scale"].reshape(model.logit_scale.shape)
+    if model.logit_bias is not None:
+        state_dict.setdefault("logit_bias", torch.zeros_like(state_dict["logit_scale"]))
+        state_dict["logit_bias"] = state_dict["logit_bias"].reshape(model.logit_bias.shape)
+    resize_pos_embed(state_dict, model)
+    resize_text_pos_embed(state_dict, model)
+    model.load_state_dict(state_dict)
