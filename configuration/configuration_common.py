@@ -51,8 +51,27 @@ _UPSTREAM_KEYS = frozenset(
 )
 
 
+# A Hub repository has a copy of this file.
+IS_BUNDLED = __name__.startswith("transformers_modules")
+
+
+class AutoClassMixin:
+    """Keep the package's source files out of what is saved.
+
+    transformers calls `register_for_auto_class` on each class that a Hub repository names, and from then on
+    `save_pretrained` copies the file of the class beside the weights, as it should with bundled files. Those of the
+    package, whose classes a repository gives where the package is newer, would not work there.
+    """
+
+    @classmethod
+    def register_for_auto_class(cls, *args, **kwargs):
+        """Have `save_pretrained` copy the code of this class, if it is a Hub repository's."""
+        if IS_BUNDLED:
+            super().register_for_auto_class(*args, **kwargs)
+
+
 @strict
-class OpenClipPreTrainedConfig(PreTrainedConfig):
+class OpenClipPreTrainedConfig(AutoClassMixin, PreTrainedConfig):
     r"""Base of all configurations here: leaves out field names that it does not know, and warns about them.
 
     transformers would set whatever it is given as an attribute, in silence: a misspelt field, or what the file of a
@@ -77,7 +96,7 @@ class OpenClipPreTrainedConfig(PreTrainedConfig):
             del kwargs[name]
         # What a Hub repository says of the code beside it is for users without our package, in its copy of this file.
         # Here it would make transformers ask for `trust_remote_code`, and name code that saving does not copy.
-        if not __name__.startswith("transformers_modules"):
+        if not IS_BUNDLED:
             for name in ("auto_map", "custom_pipelines"):
                 kwargs.pop(name, None)
         super().__post_init__(**kwargs)

@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto import AutoConfig
 
-from .configuration_common import OpenClipPreTrainedConfig
+from .configuration_common import IS_BUNDLED, OpenClipPreTrainedConfig
 from .configuration_towers import TEXT_CONFIGS, VISION_CONFIGS, tower_config
 
 
@@ -25,7 +25,7 @@ class OpenClipDualConfig(OpenClipPreTrainedConfig):
 
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
     # A Hub repository's copy of this file knows the towers of its own model alone, of which no other can be made.
-    has_no_defaults_at_init = __name__.startswith("transformers_modules")
+    has_no_defaults_at_init = IS_BUNDLED
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None

@@ -1,4 +1,7 @@
-"""The error that every refused or failed conversion raises."""
+"""The error that every refused or failed conversion raises, and facts of the package."""
+
+from importlib.metadata import PackageNotFoundError, metadata
+
 
 # The import package that this folder is part of.
 PACKAGE = __package__.rpartition(".")[0]
@@ -13,3 +16,12 @@ def listing(items, limit: int = 20) -> str:
     items = [str(item) for item in items]
     rest = [f"... and {len(items) - limit} more"] if len(items) > limit else []
     return "".join(f"\n  {item}" for item in items[:limit] + rest)
+
+
+def project_address() -> str | None:
+    """What `pip install` takes to install this package: the `url` of setup.cfg; `None` where there is none."""
+    try:
+        address = metadata(PACKAGE)["Home-page"]
+    except PackageNotFoundError:  # a checkout that is not installed
+        return None
+    return f"git+{address}" if address else None

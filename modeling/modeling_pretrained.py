@@ -8,6 +8,7 @@ from transformers.cache_utils import Cache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
+from ..configuration.configuration_common import AutoClassMixin
 from .freed_memory import keep_freed_memory
 from .fusible import FusibleMixin
 from .modeling_layers import (
@@ -22,7 +23,7 @@ from .modeling_layers import (
 COMPOSITE_KEYS = (r"^logit_", r"^multimodal_decoder\.", r"^lm_head\.")
 
 
-class OpenClipPreTrainedModel(PreTrainedModel):
+class OpenClipPreTrainedModel(AutoClassMixin, PreTrainedModel):
     """Base of all models here."""
 
     supports_gradient_checkpointing = True

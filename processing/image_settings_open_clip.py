@@ -16,16 +16,14 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs
 
+from ..configuration.configuration_common import IS_BUNDLED, AutoClassMixin
 from .image_batches import map_images
 
 
 RESIZE_MODES = ("shortest", "longest", "squash")
 
-# Back end -> where a Hub repository's copy of this code has the image processor.
-_BACK_ENDS = {
-    "torchvision": "image_processing_open_clip.OpenClipImageProcessor",
-    "pil": "image_processing_pil_open_clip.OpenClipImageProcessorPil",
-}
+# Back end -> its image processor.
+_BACK_ENDS = {"torchvision": "OpenClipImageProcessor", "pil": "OpenClipImageProcessorPil"}
 
 
 class OpenClipImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -41,7 +39,7 @@ class OpenClipImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[c
     fill_color: int | float | list[int] | tuple[int, ...] | None
 
 
-class OpenClipImageSettings:
+class OpenClipImageSettings(AutoClassMixin):
     """Settings of an image processor, a mixin for a back end of transformers.
 
     Args:
@@ -119,9 +117,11 @@ class OpenClipImageSettings:
         """The settings as they are saved; from a Hub repository's copy of this code, for both back ends again."""
         settings = super().to_dict()
         auto_map = settings.pop("auto_map", None) or {}
-        if __name__.startswith("transformers_modules") and auto_map:
+        if IS_BUNDLED and auto_map:
             # transformers names the one class that it saves.
-            settings["auto_map"] = {**auto_map, "AutoImageProcessor": dict(_BACK_ENDS)}
+            module = type(self).__module__.rpartition(".")[2]
+            references = {back_end: f"{module}.{name}" for back_end, name in _BACK_ENDS.items()}
+            settings["auto_map"] = {**auto_map, "AutoImageProcessor": references}
         return settings
 
     def fetch_images(self, image_url_or_urls):

@@ -3,6 +3,7 @@
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
+from ..configuration.configuration_common import AutoClassMixin
 from .image_settings_open_clip import OpenClipImageProcessorKwargs
 
 
@@ -11,7 +12,7 @@ class OpenClipProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[ca
     _defaults = {}  # transformers 5.5 reads it
 
 
-class OpenClipProcessor(ProcessorMixin):
+class OpenClipProcessor(AutoClassMixin, ProcessorMixin):
     """Processor of [`OpenClipModel`] and [`OpenClipSiglipModel`]: an image processor and a tokenizer.
 
     Args:

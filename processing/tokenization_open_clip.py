@@ -17,6 +17,7 @@ from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import PaddingStrategy, TensorType, is_protobuf_available, is_sentencepiece_available
 
+from ..configuration.configuration_common import IS_BUNDLED, AutoClassMixin
 from .clip_bpe import BOS_TOKEN, EOS_TOKEN, build_clip_bpe, is_clip_bpe, mark_literal_tokens
 from .language_tokens import get_language, set_language
 from .text_cleaning import get_text_cleaner
@@ -43,7 +44,7 @@ _NEEDED_TOKENS = {
 _SPACE_TO_DROP = re.compile(r" (?=(?:[.,!?]+|'(?:s|t|re|ve|m|ll|d))(?: |$))")
 
 
-class OpenClipTokenizer(TokenizersBackend):
+class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
     r"""Tokenizer of the open_clip models: CLIP's byte-pair encoding, or that of any `tokenizer.json`.
 
     Called with no further arguments it returns what open_clip's tokenizers return: every text cleaned, truncated (its
@@ -109,7 +110,7 @@ class OpenClipTokenizer(TokenizersBackend):
         clean_up_tokenization_spaces: bool | None = None,
         **kwargs,
     ):
-        if not __name__.startswith("transformers_modules"):  # else the copy of this file in a Hub repository
+        if not IS_BUNDLED:
             kwargs.pop("auto_map", None)
         self._tokenizer = _backend(tokenizer_file, tokenizer_object)
         self._is_clip_bpe = is_clip_bpe(self._tokenizer)

@@ -8,7 +8,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, DynamicCache, PreTrainedModel
 
 from contestants.model_inputs import input_ids, pixel_values
-from open_clip_transformers.modeling.cache_coca import CoCaCache
 
 
 # Groups of beams that search alike need one search: of open_clip's 6 beams in 3 groups, 2 are different.
@@ -51,7 +50,7 @@ def caption_bound(model: PreTrainedModel, settings: dict) -> list[dict]:
     """The image tower, then a step for each token but the first: weights, and the keys and values that are kept."""
     pixels = pixel_values({**settings, "device": "meta"}).float()
     image = model.get_image_features(pixels).last_hidden_state
-    cache = CoCaCache.wrap(DynamicCache(config=model.config))
+    cache = model.wrap_cache(DynamicCache(config=model.config), image)
     rows = settings["batch"] * DIFFERENT_BEAMS.get(settings["strategy"], 1)
     token = torch.zeros((rows, 1), dtype=torch.long, device="meta")
     # From the second step on, each has as much more to attend to as the one before.

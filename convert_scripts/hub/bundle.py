@@ -1,11 +1,12 @@
-"""Makes a converted folder work where this package is not installed: its code goes with it.
+"""Put a model's code beside its weights, so that they work where this package is not installed.
 
 With `trust_remote_code=True` transformers then takes our classes from the folder, or from the Hub repository that it
-is uploaded to. Where the package is installed, its own classes are taken and nothing needs to be trusted.
+is uploaded to. After `import open_clip_transformers` the package's classes are taken and nothing needs to be trusted.
 """
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
@@ -20,13 +21,15 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
 from ...processing.pipeline_image_to_text import MODEL_TYPES, TASK, ImageToTextPipeline
-from ..common import PACKAGE, ConversionError
-from .bundle_code import bundle_code
+from ..common import PACKAGE, ConversionError, project_address
+from .bundle_code import ENTRY, bundle_code
 
 
 HEADER = """# {{path}} of open_clip_transformers {version}, copied as it is but for its imports.
 # Changes belong there; `open-clip-transformers bundle` copies it again.
 """
+# How the first line of a bundled file begins, in this version and earlier ones.
+_BUNDLED = re.compile(r"# \S+\.py of open_clip_transformers \S+, ")
 CONFIG_FILE = "config.json"
 PROCESSOR_FILE = "processor_config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
@@ -36,7 +39,8 @@ TOKENIZER_FILE = "tokenizer_config.json"
 def bundle_folder(folder: str | os.PathLike) -> list[str]:
     """Puts the code of a folder's model, processor and pipeline beside its weights, and names it in its JSON files.
 
-    The same folder and version always give the same files. Bundling again replaces the files of an older version.
+    The same folder and version always give the same files. Bundling again replaces the files of an older version, and
+    removes those that are no longer needed.
 
     Args:
         folder: a folder written by this package: a model, with or without its processor.
@@ -51,6 +55,9 @@ def bundle_folder(folder: str | os.PathLike) -> list[str]:
     folder = Path(folder).expanduser()
     files = bundled_files(folder)
     write_files(folder, files)
+    for path in folder.glob("*.py"):
+        if path.name not in files and _BUNDLED.match(path.read_text(encoding="utf-8", errors="replace")):
+            path.unlink()
     return sorted(files)
 
 
@@ -64,7 +71,7 @@ def bundled_files(folder: Path) -> dict[str, str]:
         pipelines = {TASK: {"impl": _reference(ImageToTextPipeline), "pt": ["AutoModelForImageTextToText"]}}
         entries.add(ImageToTextPipeline)
     header = HEADER.format(version=import_module(PACKAGE).__version__)
-    files = bundle_code(entries, _tower_types(config), header)
+    files = bundle_code(entries, _tower_types(config), header, project_address())
     for name, auto_map in references.items():
         content = json.loads((folder / name).read_text(encoding="utf-8"))
         content["auto_map"] = {auto: _named(entry) for auto, entry in auto_map.items()}
@@ -148,7 +155,7 @@ def _named(entry: Any):
 
 
 def _reference(entry: type) -> str:
-    return f"{entry.__module__.rpartition('.')[2]}.{entry.__name__}"
+    return f"{ENTRY}.{entry.__name__}"
 
 
 def _tower_types(config: PreTrainedConfig) -> set[str]:

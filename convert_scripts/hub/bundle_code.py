@@ -2,8 +2,9 @@
 
 transformers loads `file.Class` of a repository and copies what the file imports with lines of the form `from .name
 import ...`, which it finds with a regular expression; 5.5 reads the first file alone. So each source file here is
-copied with its imports from our other folders rewritten to that form, and each file that transformers may start from
-names all the others.
+copied with its imports from our other folders rewritten to that form. transformers starts from one more file, `ENTRY`,
+which names all the others: it checks the version of transformers, and gives the package's classes in their place where
+that is installed and newer. Old code then does not stand in the way of a new transformers.
 """
 
 import ast
@@ -18,24 +19,70 @@ from ..common import PACKAGE, ConversionError, listing
 # Files whose tables name every tower -> of which only a model's own are copied.
 TOWER_TABLES = ("configuration.configuration_towers", "modeling.modeling_towers")
 _RELATIVE_IMPORT = re.compile(r"^(\s*from )\.\.\w+\.(\w+ import)", flags=re.MULTILINE)
-_TOGETHER = """
+ENTRY = "open_clip_entry"
+# First and last minor releases of transformers that this code was tested with.
+TESTED_TRANSFORMERS = ("5.5", "5.24")
+_ENTRY_SOURCE = '''# {entry}.py of open_clip_transformers {version}, written by `open-clip-transformers bundle`.
+"""The classes that transformers loads from this repository.
 
-# transformers copies with a file what it imports: these files belong together.
+They are those of the package open_clip_transformers where it is installed and newer than the other files here, which
+are a copy of its version {version}.
+"""
+
+import warnings
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+import transformers
+from packaging.version import Version
+
+
+if Version(transformers.__version__) < Version("{oldest}"):
+    raise ImportError(
+        f"The code of this repository needs transformers >= {oldest}, found {{transformers.__version__}}: "
+        "pip install --upgrade transformers"
+    )
+
+package = None
+try:
+    if Version(version("open-clip-transformers")) > Version("{version}"):
+        import open_clip_transformers as package
+except ImportError:  # not installed, or not for this transformers
+    pass
+
+if package is not None:
+{of_the_package}
+else:
+    if Version(transformers.__version__).release[:2] > Version("{newest}").release[:2]:
+        warnings.warn(
+            "The code of this repository was tested with transformers {oldest} to {newest}, this is "
+            f"{{transformers.__version__}}. If something fails, install the package open_clip_transformers{address}, "
+            "whose classes are then used, or an older transformers: pip install 'transformers<={newest}.99'",
+            stacklevel=2,
+        )
+{of_this_repository}
+    # Beside what is saved, transformers copies the file of a class and what it imports: this one and all others.
+    for _class in (
+{names}
+    ):
+        _class.__module__ = __name__
+
 if TYPE_CHECKING:
-"""
+{together}'''
 # As transformers' `get_relative_imports` finds them, docstrings included.
 _FOLLOWED_IMPORT = re.compile(r"^\s*from\s+\.(\S+)\s+import", flags=re.MULTILINE)
 
 
-def bundle_code(entries: Iterable[type], towers: Collection[str], header: str) -> dict[str, str]:
+def bundle_code(
+    entries: Iterable[type], towers: Collection[str], header: str, address: str | None = None
+) -> dict[str, str]:
     """The files that `entries` need.
 
     Args:
-        entries: our classes that transformers is to load from the repository.
+        entries: our public classes that transformers is to load from the repository.
         towers: `model_type` of the towers that the model has.
         header: comment put above every file, with `{path}` for where it is kept here.
+        address: where this package can be installed from, for people whose transformers is too new for the files.
 
     Returns:
         File name -> contents, in alphabetical order.
@@ -51,10 +98,7 @@ def bundle_code(entries: Iterable[type], towers: Collection[str], header: str) -
     }
     if len(files) != len(sources):
         raise ConversionError(f"These files do not have names of their own:{listing(sorted(sources))}")
-    names = sorted(name.removesuffix(".py") for name in files)
-    for start in starts:
-        name = start.rpartition(".")[2]
-        files[f"{name}.py"] += _TOGETHER + "".join(f"    from .{other} import *\n" for other in names if other != name)
+    files[f"{ENTRY}.py"] = _entry_source(entries, files, address)
     missing = {
         f"{name}: {followed}"
         for name, source in files.items()
@@ -64,6 +108,25 @@ def bundle_code(entries: Iterable[type], towers: Collection[str], header: str) -
     if missing:
         raise ConversionError(f"These imports of bundled files are not bundled:{listing(sorted(missing))}")
     return {name: files[name] for name in sorted(files)}
+
+
+def _entry_source(entries: Iterable[type], files: Iterable[str], address: str | None) -> str:
+    package = import_module(PACKAGE)
+    entries = sorted(entries, key=lambda entry: entry.__name__)
+    if private := [entry.__name__ for entry in entries if getattr(package, entry.__name__, None) is not entry]:
+        raise ConversionError(f"These classes are not public names of {PACKAGE}:{listing(private)}")
+    imports = {f"from .{entry.__module__.rpartition('.')[2]} import {entry.__name__}" for entry in entries}
+    return _ENTRY_SOURCE.format(
+        entry=ENTRY,
+        version=package.__version__,
+        oldest=TESTED_TRANSFORMERS[0],
+        newest=TESTED_TRANSFORMERS[-1],
+        address=f" ({address})" if address else "",
+        names="".join(f"        {entry.__name__},\n" for entry in entries).rstrip(),
+        of_the_package="".join(f"    {entry.__name__} = package.{entry.__name__}\n" for entry in entries).rstrip(),
+        of_this_repository="".join(f"    {line}\n" for line in sorted(imports)).rstrip(),
+        together="".join(f"    from .{name.removesuffix('.py')} import *\n" for name in sorted(files)),
+    )
 
 
 def _closure(starts: Iterable[str], towers: Collection[str]) -> dict[str, str]:
