@@ -6,15 +6,17 @@ import re
 import subprocess
 import sys
 import tarfile
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+import transformers
 from tiny_families import save_tiny_family
 
 import open_clip_transformers
 from open_clip_transformers import convert_open_clip_checkpoint
+from open_clip_transformers.convert_scripts.hub import bundle_code
 from open_clip_transformers.convert_scripts.hub.bundle import bundle_folder
-from open_clip_transformers.convert_scripts.hub.bundle_code import TESTED_TRANSFORMERS
 
 
 pytestmark = pytest.mark.floor
@@ -22,8 +24,6 @@ ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "examples" / "digits" / "open_clip_checkpoint"
 EARLIER = ROOT / "tests" / "data" / "earlier_bundle" / "bundle.tar.xz"
 HIDE_PACKAGE = "import sys; sys.modules['open_clip_transformers'] = None"
-# The first lazy import puts another module object in the place of `transformers`.
-INSTALLED = "from transformers import AutoModel; sys.modules['transformers'].__version__ = '{}'"
 # Loads all that a folder has, and saves model and processor beside it.
 USE = """
 import json, sys
@@ -68,12 +68,13 @@ def run(tmp_path):
 
 @pytest.fixture
 def bundle_of(monkeypatch, tmp_path):
-    """Makes a bundled tiny CoCa as another version of the package would."""
+    """Makes a bundled tiny CoCa as another version of the package would, tested with other transformers."""
 
-    def bundle_of(version: str) -> Path:
+    def bundle_of(version: str, tested: tuple[str, str] = bundle_code.TESTED_TRANSFORMERS) -> Path:
         save_tiny_family("coca", tmp_path / "coca")
         with monkeypatch.context() as patch:
             patch.setattr(open_clip_transformers, "__version__", version)
+            patch.setattr(bundle_code, "TESTED_TRANSFORMERS", tested)
             bundle_folder(tmp_path / "coca")
         return tmp_path / "coca"
 
@@ -105,33 +106,25 @@ def test_bundle_keeps_its_own_code_beside_an_older_package(bundle_of, run):
 
 
 def test_bundle_says_once_that_it_meets_a_newer_transformers(bundle_of, run):
-    code = f"""{HIDE_PACKAGE}
-{INSTALLED.format("5.999.1")}
-from transformers import AutoProcessor
-for loader in (AutoModel, AutoProcessor):
-    loader.from_pretrained(sys.argv[1], trust_remote_code=True)
-"""
-    process = run(code, bundle_of("0.0.1"))
+    process = run(f"{HIDE_PACKAGE}\n{USE}", bundle_of("0.0.1", tested=("5.0", "5.4")))
     assert process.returncode == 0, process.stderr
-    oldest, newest = TESTED_TRANSFORMERS
-    assert process.stderr.count(f"was tested with transformers {oldest} to {newest}, this is 5.999.1. If") == 1
-    assert f"pip install 'transformers<={newest}.99'" in process.stderr
+    text = f"was tested with transformers 5.0 to 5.4, this is {transformers.__version__}. If"
+    assert process.stderr.count(text) == 1
+    assert "pip install 'transformers<=5.4.99'" in process.stderr
 
 
 def test_bundle_names_the_transformers_that_it_needs(bundle_of, run):
-    code = f"""{HIDE_PACKAGE}
-{INSTALLED.format("4.57.6")}
-import transformers
-for name in ("AutoConfig", "AutoModel"):
-    try:
-        getattr(transformers, name).from_pretrained(sys.argv[1], trust_remote_code=True)
-    except ImportError as error:
-        print(error)
-"""
-    process = run(code, bundle_of("0.0.1"))
-    assert process.returncode == 0, process.stderr
-    message = "needs transformers >= 5.5, found 4.57.6: pip install --upgrade transformers"
-    assert [message in line for line in process.stdout.splitlines()] == [True] * 2
+    folder = bundle_of("0.0.1", tested=("5.999", "5.999"))
+    for loader in ("AutoConfig", "AutoModel"):
+        load = f"transformers.{loader}.from_pretrained(sys.argv[1], trust_remote_code=True)"
+        process = run(f"{HIDE_PACKAGE}\nimport transformers\n{load}", folder)
+        needed = f"needs transformers >= 5.999, found {transformers.__version__}: pip install --upgrade transformers"
+        assert process.stderr.splitlines()[-1].startswith("ImportError: ") and needed in process.stderr
+
+
+def test_oldest_transformers_is_the_one_that_pip_asks_for():
+    requirement = next(line for line in requires("open-clip-transformers") if line.startswith("transformers"))
+    assert f">={bundle_code.TESTED_TRANSFORMERS[0]}" in requirement
 
 
 def test_earlier_bundle_works_beside_the_package(tmp_path, run):
