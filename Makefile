@@ -9,13 +9,15 @@ FOLDERS := configuration modeling processing convert_scripts
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 FLOOR := .venv-floor
+# The oldest transformers, five between it and the one before the newest, and the newest, which is that of .venv.
+VERSIONS ?= 5.5.0 5.8.1 5.12.1 5.16.1 5.20.2 5.22.2 5.23.0
 CAPTIONING := .venv-captioning
 PYTEST := python -m pytest -n $(WORKERS) $(ARGS)
 # mypy reads the source folders as the one package that they are once installed.
 TYPED := build/typed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-newest test-floor bench style quality clean
+.PHONY: help demo test test-newest test-floor test-versions bench style quality clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +32,12 @@ test-newest: .venv/installed  ## the tests on the newest transformers (ARGS="-k 
 
 test-floor: $(FLOOR)/installed  ## the tests marked `floor` on the oldest supported transformers
 	$(FLOOR)/bin/$(PYTEST) -m "floor and not slow"
+
+test-versions: $(VERSIONS:%=.venv-versions/%/installed)  ## the main job on eight releases of transformers
+	@for python in $(VERSIONS:%=.venv-versions/%/bin/python) $(BIN)/python; do \
+		$$python -c 'import transformers; print("transformers", transformers.__version__)'; \
+		$$python -m pytest --quiet $(ARGS) tests/test_smoke.py || failed="$$failed $$python"; \
+	done; test -z "$$failed" || { echo "Failed:$$failed"; exit 1; }
 
 bench: .venv/installed $(CAPTIONING)/installed  ## measure us and our peers (ARGS="--suite caption" picks a suite)
 	$(BIN)/python benchmarks/run.py $(ARGS)
@@ -46,7 +54,7 @@ quality: .venv/installed  ## lint, formatting and types
 	MYPYPATH=$(TYPED) $(BIN)/mypy -p $(PACKAGE)
 
 clean:  ## remove environments, caches and build outputs
-	rm -rf .venv $(FLOOR) $(CAPTIONING) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-versions $(FLOOR) $(CAPTIONING) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 # torch and torchvision must be of one build. Where pip is configured with sources beside its index, one of those may
 # offer another build of torch alone; then both are taken from the index.
@@ -73,6 +81,10 @@ endef
 # The oldest supported transformers, with the huggingface_hub and tokenizers it needs.
 $(FLOOR)/installed: .venv/installed
 	$(call make_beside,$(FLOOR),'transformers==5.5.0' 'huggingface_hub<2' 'tokenizers<=0.23.0')
+
+# Each older transformers asks pip for the huggingface_hub and tokenizers that it needs.
+.venv-versions/%/installed: .venv/installed
+	$(call make_beside,.venv-versions/$*,'transformers==$*')
 
 # The last transformers on which open_clip 3.3.0 writes captions.
 $(CAPTIONING)/installed: .venv/installed

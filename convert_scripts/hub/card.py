@@ -12,8 +12,9 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor
 from transformers.configuration_utils import PreTrainedConfig
 
-from ..common import PACKAGE, ConversionError
+from ..common import PACKAGE, ConversionError, project_address
 from ..verify.report import MARKDOWN_FILE
+from .bundle_code import TESTED_TRANSFORMERS
 from .provenance import read_provenance
 from .push import CARD_FILE
 
@@ -87,6 +88,8 @@ def build_model_card(folder: str | os.PathLike, model_id: str | None = None) -> 
         provenance=provenance,
         verification_table=_verification_table(folder),
         license=license,
+        tested=TESTED_TRANSFORMERS,
+        address=project_address(),
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
 

@@ -11,8 +11,10 @@ from tiny_configs import save_open_clip_folder, tiny_coca_cfg
 from tiny_families import FAMILIES, save_tiny_family
 from tiny_folders import COCA_CLIP_VOCABULARY
 
+from open_clip_transformers.convert_scripts import common
 from open_clip_transformers.convert_scripts.common import ConversionError
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
+from open_clip_transformers.convert_scripts.hub import card
 from open_clip_transformers.convert_scripts.hub.card import build_model_card, write_model_card
 
 
@@ -115,3 +117,19 @@ def test_write_model_card_keeps_a_card_that_is_there(tmp_path):
 def test_write_model_card_refuses_what_is_not_ours(tmp_path):
     with pytest.raises(ConversionError, match=r"has no config\.json"):
         write_model_card(tmp_path)
+
+
+@pytest.mark.parametrize("address", [None, "git+https://example.org/open_clip_transformers"], ids=["unset", "set"])
+def test_card_says_what_to_install(address, tmp_path, monkeypatch):
+    save_tiny_family("coca", tmp_path / "model")
+    monkeypatch.setattr(card, "project_address", lambda: address)
+    text = build_model_card(tmp_path / "model").text
+    assert "Needs transformers 5.5 or newer" in text
+    assert ("pip install" in text) == (address is not None)
+    assert address is None or f"With `pip install {address}` and `import open_clip_transformers`" in text
+
+
+@pytest.mark.parametrize("url", [None, "https://example.org/open_clip_transformers"], ids=["unset", "set"])
+def test_address_is_the_url_of_the_installed_package(url, monkeypatch):
+    monkeypatch.setattr(common, "metadata", lambda name: {"Home-page": url})
+    assert common.project_address() == (None if url is None else f"git+{url}")
