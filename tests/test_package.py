@@ -106,7 +106,8 @@ def wheel(tmp_path_factory):
 
 def test_wheel_holds_the_package_and_nothing_else(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    sources = {f"open_clip_transformers/{path.name}" for path in (ROOT / "open_clip_transformers").glob("*.py")}
+    face = ROOT / "open_clip_transformers"
+    sources = {path.relative_to(ROOT).as_posix() for path in face.rglob("*.py")}
     for folder in FOLDERS:
         sources |= {f"open_clip_transformers/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob("*.py")}
     data = {name for name in names if not name.endswith(".py")}
