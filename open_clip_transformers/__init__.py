@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._register import register
+from .registration import register
 
 
 if not (Path(__file__).parent / "modeling").is_dir():  # a checkout: the sub-packages lie beside this folder
