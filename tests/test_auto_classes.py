@@ -314,3 +314,17 @@ assert type(CONFIG_MAPPING).__module__.startswith("transformers.") and type(MODE
 )
 """
     assert run_python(check) == ""
+
+
+def test_functions_that_transformers_may_drop_are_not_needed():
+    check = """
+import transformers.pipelines
+vars(transformers.pipelines).pop("_resolve_deprecated_task", None)
+import open_clip_transformers
+from transformers import AutoConfig, AutoModel
+config = AutoConfig.for_model("open_clip_vit", hidden_size=24, num_attention_heads=2, num_hidden_layers=1)
+assert type(AutoModel.from_config(config)).__name__ == "OpenClipVitModel"
+_, task, _ = transformers.pipelines.PIPELINE_REGISTRY.check_task("image-to-text")
+assert task["impl"].__name__ == "ImageToTextPipeline"
+"""
+    assert run_python(check) == ""

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .images import ImageBatches, find_images
+from .images import find_images, read_batches
 from .messages import Failures, UsageError, errors_as_messages
 from .options import (
     DEFAULT_WORKERS,
@@ -90,7 +90,7 @@ def caption(
             if len(names) > batch_size > 1:
                 # Takes about as long as it saves in one batch, and saves nothing in captions of single images.
                 model.fuse()
-            for batch, pixel_values in ImageBatches(names, processor, batch_size, workers, failures):
+            for batch, pixel_values in read_batches(names, processor, batch_size, workers, failures):
                 captions = _generate(model, processor, pixel_values, prompt_ids, settings)
                 for image, text in zip(batch, captions):
                     if as_json:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .images import ImageBatches, find_images
+from .images import find_images, read_batches
 from .messages import Failures, UsageError, errors_as_messages
 from .options import (
     DEFAULT_WORKERS,
@@ -71,7 +71,7 @@ def classify(
         embeds = embed_texts(model, processor, texts, batch_size).view(len(templates), len(all_labels), -1)
         label_embeds = F.normalize(embeds.mean(0), dim=-1).to(model.device)
         sigmoid = "siglip" in model.config.model_type
-        for batch, pixel_values in ImageBatches(names, processor, batch_size, workers, failures):
+        for batch, pixel_values in read_batches(names, processor, batch_size, workers, failures):
             with torch.inference_mode():
                 logits = model.compute_logits(embed_images(model, pixel_values), label_embeds)
                 probabilities = logits.sigmoid() if sigmoid else logits.softmax(-1)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .images import ImageBatches, find_images
+from .images import find_images, read_batches
 from .messages import Failures, UsageError, errors_as_messages
 from .options import (
     DEFAULT_WORKERS,
@@ -65,7 +65,7 @@ def embed(
         if names:
             batches = [
                 (batch, embed_images(model, pixel_values).cpu())
-                for batch, pixel_values in ImageBatches(names, processor, batch_size, workers, failures)
+                for batch, pixel_values in read_batches(names, processor, batch_size, workers, failures)
             ]
             if not batches:
                 raise OSError(f"None of the images can be read: {output} was not written.")

@@ -190,7 +190,9 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-class ImageBatches:
+def read_batches(
+    names: list[str], processor: "ProcessorMixin", batch_size: int, workers: int, failures: Failures
+) -> "Iterator[tuple[list[str], torch.Tensor]]":
     """Iterate over `(names, pixel_values)`, where `pixel_values` is (at most batch_size, channels, height, width).
 
     The order is that of the names. Images that cannot be read are reported and left out. A progress bar is shown on a
@@ -203,36 +205,25 @@ class ImageBatches:
         workers: processes that read images, at most two batches ahead; 0 to read them in this one.
         failures: gets the images that cannot be read.
     """
+    import torch
 
-    def __init__(
-        self, names: list[str], processor: "ProcessorMixin", batch_size: int, workers: int, failures: Failures
-    ):
-        self.names = names
-        self.processor = processor
-        self.batch_size = batch_size
-        self.workers = workers
-        self.failures = failures
-
-    def __iter__(self) -> "Iterator[tuple[list[str], torch.Tensor]]":
-        import torch
-
-        # The image processor alone travels to the workers. They start before tqdm does its thread.
-        dataset = ImageDataset(self.names, self.processor.image_processor)
-        loaded = load_images(dataset, ahead=2 * self.batch_size, workers=self.workers)
-        names, pixels = [], []
-        # Where standard error is no terminal, tqdm shows nothing.
-        with tqdm(total=len(self.names), unit="image", disable=None, leave=False) as progress:
-            for name, item in zip(self.names, loaded):
-                if isinstance(item, str):
-                    self.failures.add(name, item)
-                    progress.update()
-                    continue
-                names.append(name)
-                pixels.append(torch.from_numpy(item))
-                if len(names) == self.batch_size:
-                    yield names, torch.stack(pixels)
-                    progress.update(len(names))
-                    names, pixels = [], []
-            if names:
-                yield names, torch.stack(pixels)
-                progress.update(len(names))
+    # The image processor alone travels to the workers. They start before tqdm does its thread.
+    dataset = ImageDataset(names, processor.image_processor)
+    loaded = load_images(dataset, ahead=2 * batch_size, workers=workers)
+    batch, pixels = [], []
+    # Where standard error is no terminal, tqdm shows nothing.
+    with tqdm(total=len(names), unit="image", disable=None, leave=False) as progress:
+        for name, item in zip(names, loaded):
+            if isinstance(item, str):
+                failures.add(name, item)
+                progress.update()
+                continue
+            batch.append(name)
+            pixels.append(torch.from_numpy(item))
+            if len(batch) == batch_size:
+                yield batch, torch.stack(pixels)
+                progress.update(len(batch))
+                batch, pixels = [], []
+        if batch:
+            yield batch, torch.stack(pixels)
+            progress.update(len(batch))

@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from open_clip_transformers.cli import images as images_module
-from open_clip_transformers.cli.images import ImageBatches, ImageDataset, find_images, read_image
+from open_clip_transformers.cli.images import ImageDataset, find_images, read_batches, read_image
 from open_clip_transformers.cli.messages import Failures, UsageError
 
 
@@ -51,7 +51,7 @@ def numbered(tmp_path):
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=in_processes), pytest.param(3, marks=in_processes)])
 @pytest.mark.parametrize("batch_size", [1, 4, 13, 99])
 def test_batches_keep_the_order(numbered, processor, batch_size, workers):
-    batches = list(ImageBatches(numbered, processor, batch_size, workers, Failures()))
+    batches = list(read_batches(numbered, processor, batch_size, workers, Failures()))
     assert [len(names) for names, _ in batches][:-1] == [batch_size] * (len(batches) - 1)
     assert [name for names, _ in batches for name in names] == numbered
     numbers, processes = torch.cat([pixels.flatten(1) for _, pixels in batches]).T.tolist()
@@ -64,7 +64,7 @@ def test_batches_keep_the_order(numbered, processor, batch_size, workers):
 def test_batches_are_filled_up_where_images_are_left_out(numbered, processor, broken, capsys, workers):
     names = [str(broken[0]), *numbered[:3], str(broken[1]), *numbered[3:], "missing.png"]
     failures = Failures()
-    batches = list(ImageBatches(names, processor, 4, workers, failures))
+    batches = list(read_batches(names, processor, 4, workers, failures))
     assert [len(names) for names, _ in batches] == [4, 4, 4, 1]
     assert [name for names, _ in batches for name in names] == numbered
     assert failures.count == 3
@@ -78,13 +78,13 @@ def test_batches_report_errors_without_a_message_by_their_name(numbered, capsys,
         raise MemoryError
 
     processor = types.SimpleNamespace(image_processor=image_processor)
-    assert list(ImageBatches(numbered[:2], processor, 4, workers, Failures())) == []
+    assert list(read_batches(numbered[:2], processor, 4, workers, Failures())) == []
     assert capsys.readouterr().err.splitlines() == [f"{name}: MemoryError" for name in numbered[:2]]
 
 
 @in_processes
 def test_batches_are_read_a_little_ahead(numbered, processor, tmp_path):
-    batches = iter(ImageBatches(numbered, processor, 2, 2, Failures()))
+    batches = iter(read_batches(numbered, processor, 2, 2, Failures()))
     next(batches)
     deadline = time.monotonic() + 20
     while len(list(tmp_path.glob("*.read"))) < 2 + 2 * 2 and time.monotonic() < deadline:
@@ -95,7 +95,7 @@ def test_batches_are_read_a_little_ahead(numbered, processor, tmp_path):
 
 @in_processes
 def test_batches_end_their_processes_when_they_are_left(numbered, processor):
-    batches = iter(ImageBatches(numbered, processor, 2, 3, Failures()))
+    batches = iter(read_batches(numbered, processor, 2, 3, Failures()))
     next(batches)
     assert len(multiprocessing.active_children()) == 3
     batches.close()
@@ -105,7 +105,7 @@ def test_batches_end_their_processes_when_they_are_left(numbered, processor):
 @in_processes
 def test_batches_leave_interrupts_to_the_main_process(numbered, processor):
     handler = signal.getsignal(signal.SIGINT)
-    batches = iter(ImageBatches(numbered, processor, 2, 2, Failures()))
+    batches = iter(read_batches(numbered, processor, 2, 2, Failures()))
     next(batches)
     for process in multiprocessing.active_children():
         os.kill(process.pid, signal.SIGINT)
@@ -115,7 +115,7 @@ def test_batches_leave_interrupts_to_the_main_process(numbered, processor):
 
 def test_batches_of_few_images_start_no_process(numbered, processor, monkeypatch):
     monkeypatch.setattr(images_module, "FILES_WORTH_A_PROCESS", 14)
-    batches = iter(ImageBatches(numbered, processor, 2, 8, Failures()))
+    batches = iter(read_batches(numbered, processor, 2, 8, Failures()))
     next(batches)
     assert not multiprocessing.active_children()
 
@@ -125,7 +125,7 @@ def test_batches_of_few_urls_start_processes(numbered, processor, monkeypatch, s
     monkeypatch.undo()
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     names = [f"{server}/{os.path.basename(name)}" for name in numbered[:4]]
-    ((batch, pixels),) = ImageBatches(names, processor, 16, 8, Failures())
+    ((batch, pixels),) = read_batches(names, processor, 16, 8, Failures())
     numbers, processes = pixels.flatten(1).T.tolist()
     assert (batch, numbers) == (names, [0, 1, 2, 3])
     assert len(set(processes) - {os.getpid()}) == 2
@@ -133,7 +133,7 @@ def test_batches_of_few_urls_start_processes(numbered, processor, monkeypatch, s
 
 @in_processes
 def test_batches_take_more_workers_than_cores_without_a_warning(numbered, processor, recwarn):
-    assert len(list(ImageBatches(numbered, processor, 4, (os.cpu_count() or 1) + 1, Failures()))) == 4
+    assert len(list(read_batches(numbered, processor, 4, (os.cpu_count() or 1) + 1, Failures()))) == 4
     assert not recwarn
 
 
@@ -150,7 +150,7 @@ def test_batches_show_their_progress_on_a_terminal_only(numbered, processor, mon
     stderr = io.StringIO()
     stderr.isatty = lambda: terminal
     monkeypatch.setattr(sys, "stderr", stderr)
-    list(ImageBatches(numbered, processor, 4, 0, Failures()))
+    list(read_batches(numbered, processor, 4, 0, Failures()))
     assert ("0/13" in stderr.getvalue()) == terminal
 
 
