@@ -50,7 +50,7 @@ quality: .venv/installed  ## lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@rm -rf $(TYPED) && mkdir -p $(TYPED)/$(PACKAGE)
-	@ln -s $(foreach file,$(wildcard $(PACKAGE)/*.py $(PACKAGE)/py.typed) $(FOLDERS),$(CURDIR)/$(file)) $(TYPED)/$(PACKAGE)/
+	@ln -s $(foreach file,$(wildcard $(PACKAGE)/*) $(FOLDERS),$(CURDIR)/$(file)) $(TYPED)/$(PACKAGE)/
 	MYPYPATH=$(TYPED) $(BIN)/mypy -p $(PACKAGE)
 
 clean:  ## remove environments, caches and build outputs

@@ -1,4 +1,4 @@
-"""What differs between the supported versions of transformers' pipelines."""
+"""Differences between the supported versions of transformers' pipelines."""
 
 import functools
 import inspect
@@ -7,10 +7,10 @@ from transformers import pipelines
 
 
 def let_registered_task_pass(task: str):
-    """Keeps transformers from renaming `task` although a pipeline is registered under that name.
+    """Keep transformers from renaming `task` although a pipeline is registered under that name.
 
-    5.23 renames tasks that it dropped before it looks at the registry; 5.5 has no such step. This can go once the step
-    looks at the registry first.
+    From 5.20 on it renames tasks that it dropped before it looks at the registry, by a function that is not public.
+    Without that function nothing is done. This can go once transformers looks at the registry first.
     """
     rename = getattr(pipelines, "_resolve_deprecated_task", None)
     if rename is None:
@@ -24,6 +24,6 @@ def let_registered_task_pass(task: str):
 
 
 def transformers_own_task(task: str, default: str) -> str:
-    """The task that transformers itself would run for `task`, with its warning; `default` where it knows none."""
+    """Return the task that transformers itself runs for `task`, with its warning; `default` where it knows none."""
     rename = getattr(pipelines, "_resolve_deprecated_task", None)
     return default if rename is None else inspect.unwrap(rename)(task)

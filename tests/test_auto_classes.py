@@ -43,7 +43,7 @@ from open_clip_transformers import (
     OpenClipTokenizer,
     OpenClipVitModel,
 )
-from open_clip_transformers._deferred import LateEntries
+from open_clip_transformers.registration import register_at_first_look
 
 
 ROOT = Path(__file__).parents[1]
@@ -227,43 +227,67 @@ def test_public_names_are_all_there():
         assert getattr(open_clip_transformers, name).__name__ == name
 
 
-def test_late_entries_are_loaded_once_and_yield_to_others():
+class Table(dict):
+    """A table as those of the Auto classes: read like a dictionary, and written by `register`."""
+
+    def register(self, key, value, exist_ok=False):
+        assert exist_ok
+        self.update({key: value})
+
+
+LOOKS = {
+    "contains": lambda table: "a" in table,
+    "item": lambda table: table["a"],
+    "length": len,
+    "iteration": list,
+    "get": lambda table: table.get("a"),
+    "values": lambda table: [*table.values()],
+    "attribute": lambda table: table.register,
+}
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_first_look_at_a_table_registers(look):
     loads = []
 
     def load():
         loads.append(1)
         return {"a": "ours", "b": "ours"}
 
-    entries = LateEntries({"z": "upstream"}, load)
-    entries["a"] = "registered by hand"
-    assert not loads
-    assert "b" in entries
-    assert dict(entries) == {"a": "registered by hand", "b": "ours", "z": "upstream"}
-    assert (len(entries), entries.get("c"), entries["z"]) == (3, None, "upstream")
-    assert sorted(entries.values()) == ["ours", "registered by hand", "upstream"]
-    del entries["b"]
-    assert set(entries) == {"a", "z"}
+    table, expected = Table(z="upstream"), Table(z="upstream", a="ours", b="ours")
+    register_at_first_look(table, load)
+    assert isinstance(table, Table) and not loads
+    assert look(table) == (table.register if look is LOOKS["attribute"] else look(expected))
+    assert type(table) is Table and table == expected
     assert len(loads) == 1
 
 
-def test_late_entries_are_whole_for_every_thread():
+def test_registering_yields_to_others():
+    table = Table()
+    register_at_first_look(table, lambda: {"a": "ours", "b": "ours"})
+    table.register("a", "registered by hand", exist_ok=True)
+    assert table == {"a": "registered by hand", "b": "ours"}
+
+
+def test_registering_is_whole_for_every_thread():
     barrier = threading.Barrier(4)
 
     def load():
         barrier.wait(timeout=30)  # all four threads are in here together
-        return {"a": 1}
+        return dict.fromkeys(range(1000), "ours")
 
-    entries = LateEntries({}, load)
+    table = Table()
+    register_at_first_look(table, load)
     found = []
-    threads = [threading.Thread(target=lambda: found.append(entries.get("a"))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: found.append(len(table))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [1, 1, 1, 1]
+    assert found == [1000] * 4
 
 
-def test_late_entries_that_fail_to_load_are_tried_again():
+def test_registering_that_fails_is_tried_again():
     attempts = []
 
     def load():
@@ -272,7 +296,35 @@ def test_late_entries_that_fail_to_load_are_tried_again():
             raise ImportError("not yet")
         return {"a": 1}
 
-    entries = LateEntries({}, load)
+    table = Table()
+    register_at_first_look(table, load)
     with pytest.raises(ImportError, match="not yet"):
-        len(entries)
-    assert entries["a"] == 1
+        len(table)
+    assert table["a"] == 1
+
+
+@pytest.mark.floor
+def test_tables_of_transformers_are_what_they_were_once_they_are_read():
+    check = """
+import open_clip_transformers
+from transformers import CONFIG_MAPPING, MODEL_MAPPING
+assert "open_clip_vit" in CONFIG_MAPPING and CONFIG_MAPPING["open_clip_vit"] in MODEL_MAPPING
+assert type(CONFIG_MAPPING).__module__.startswith("transformers.") and type(MODEL_MAPPING).__module__.startswith(
+    "transformers."
+)
+"""
+    assert run_python(check) == ""
+
+
+def test_functions_that_transformers_may_drop_are_not_needed():
+    check = """
+import transformers.pipelines
+vars(transformers.pipelines).pop("_resolve_deprecated_task", None)
+import open_clip_transformers
+from transformers import AutoConfig, AutoModel
+config = AutoConfig.for_model("open_clip_vit", hidden_size=24, num_attention_heads=2, num_hidden_layers=1)
+assert type(AutoModel.from_config(config)).__name__ == "OpenClipVitModel"
+_, task, _ = transformers.pipelines.PIPELINE_REGISTRY.check_task("image-to-text")
+assert task["impl"].__name__ == "ImageToTextPipeline"
+"""
+    assert run_python(check) == ""

@@ -50,12 +50,44 @@ def test_unknown_name_is_an_attribute_error():
         _ = open_clip_transformers.OpenClipModle
 
 
-def test_public_names_are_the_same_for_static_tools():
-    """The imports under `TYPE_CHECKING` and the table of lazily loaded names agree."""
-    tree = ast.parse((ROOT / "open_clip_transformers" / "__init__.py").read_text())
-    block = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
-    static = {alias.asname: node.module for node in block.body for alias in node.names}
-    assert static == open_clip_transformers._PUBLIC
+def test_public_names_are_exported_to_type_checkers():
+    """Which take a name of a stub for public where it is imported as itself."""
+    stub = ast.parse((ROOT / "open_clip_transformers" / "__init__.pyi").read_text())
+    aliases = [alias for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert [alias.asname for alias in aliases] == open_clip_transformers.__all__
+    assert len(set(open_clip_transformers.__all__)) == len(aliases)
+
+
+def import_with_transformers(version: str, tmp_path: Path):
+    """Import the package where an installed transformers says that it is `version`."""
+    info = tmp_path / f"transformers-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: transformers\nVersion: {version}\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (tmp_path, ROOT)))}
+    command = [sys.executable, "-c", "import open_clip_transformers"]
+    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.floor
+@pytest.mark.parametrize("version", ["4.57.6", "5.4.9", "5.4.0.dev0"])
+def test_import_names_the_transformers_that_is_needed(version, tmp_path):
+    done = import_with_transformers(version, tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"ImportError: open_clip_transformers needs transformers >= 5.5, found {version}: pip install -U transformers"
+    )
+
+
+@pytest.mark.parametrize("version", ["5.5.0", "5.24.0", "5.6.0rc1", "6.0.0.dev0"])
+def test_import_takes_every_transformers_from_the_oldest_on(version, tmp_path):
+    done = import_with_transformers(version, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_oldest_transformers_is_the_one_that_pip_reads():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert f"transformers>={open_clip_transformers.MIN_TRANSFORMERS},<6" in setup["options"]["install_requires"]
 
 
 # Each is a way into transformers that ends up importing the Auto classes, some from the middle of its own imports.
@@ -106,17 +138,19 @@ def wheel(tmp_path_factory):
 
 def test_wheel_holds_the_package_and_nothing_else(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    sources = {f"open_clip_transformers/{path.name}" for path in (ROOT / "open_clip_transformers").glob("*.py")}
+    face = ROOT / "open_clip_transformers"
+    sources = {path.relative_to(ROOT).as_posix() for path in face.rglob("*.py")}
     for folder in FOLDERS:
         sources |= {f"open_clip_transformers/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob("*.py")}
     data = {name for name in names if not name.endswith(".py")}
     assert names - data == sources
     assert {
         "open_clip_transformers/py.typed",
+        "open_clip_transformers/__init__.pyi",
         "open_clip_transformers/processing/clip_bpe_merges.txt.gz",
         "open_clip_transformers/convert_scripts/data/open_clip_architectures.json",
     } <= data
-    assert all(Path(name).suffix in {".typed", ".gz", ".json", ".txt", ".md"} for name in data)
+    assert all(Path(name).suffix in {".typed", ".pyi", ".gz", ".json", ".txt", ".md"} for name in data)
 
 
 def test_wheel_declares_the_command_line_and_the_version(wheel):

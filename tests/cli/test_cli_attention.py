@@ -17,7 +17,7 @@ from open_clip_transformers import (
     convert_open_clip_checkpoint,
     word_attention,
 )
-from open_clip_transformers._attention_maps import GAP, PANEL, draw_heat, seen_box, spread
+from open_clip_transformers.cli.heat_maps import GAP, PANEL, draw_heat, seen_box, spread
 
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "examples" / "digits" / "open_clip_checkpoint"

@@ -13,7 +13,7 @@ from PIL import Image
 from subprocess_output import own_output
 from transformers import AutoModelForImageTextToText
 
-from open_clip_transformers import _image_loading
+from open_clip_transformers.cli import images as images_module
 
 
 def captions_of(reference, folder, images, **kwargs):
@@ -57,7 +57,7 @@ def test_caption_of_batches_is_the_same(run, coca, images):
 def test_caption_is_the_same_whoever_reads_the_images(run, coca, images, broken, monkeypatch, workers):
     names = [images[0], broken[0], *images[1:]]
     expected = run("caption", coca, *names, exit_code=1)
-    monkeypatch.setattr(_image_loading, "FILES_WORTH_A_PROCESS", 1)
+    monkeypatch.setattr(images_module, "FILES_WORTH_A_PROCESS", 1)
     result = run("caption", coca, *names, "--workers", workers, "--batch-size", 2, exit_code=1)
     assert (result.stdout, result.stderr) == (expected.stdout, expected.stderr)
 

@@ -1,58 +1,119 @@
-"""What the commands say about models that they cannot load."""
+"""`open-clip-transformers models`: what it lists, and how it looks to people and to programs."""
 
 import json
-import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 
-def test_model_that_is_not_there(run, images, tmp_path):
-    result = run("caption", tmp_path / "missing", images[0], exit_code=2)
-    assert (
-        result.stderr
-        == f"Error: {tmp_path / 'missing'}: there is no such folder, and it is not a Hub id (org/name).\n"
+ROOT = Path(__file__).parents[2]
+
+
+def table(text):
+    """Lines of a table as dictionaries, cut where the columns of the header begin."""
+    header, *lines = text.splitlines()
+    assert all(len(line) == len(line.rstrip()) for line in lines)
+    return [dict(zip(header.split(), line.split(maxsplit=len(header.split()) - 1))) for line in lines]
+
+
+def test_models_lists_every_architecture_and_tag(run):
+    import open_clip
+
+    rows = table(run("models").stdout)
+    assert {(row["MODEL"], row["TAG"]) for row in rows if row["TAG"] != "-"} == set(open_clip.list_pretrained())
+    assert {row["MODEL"] for row in rows} == set(open_clip.list_models())
+    without = {row["MODEL"] for row in rows if row["TAG"] == "-"}
+    assert len(rows) == 196 + len(without)
+
+
+def test_models_says_what_each_is_made_of_and_needs(run):
+    rows = {row["MODEL"]: row for row in table(run("models", "*B-32*").stdout)}
+    assert rows["xlm-roberta-base-ViT-B-32"] == {
+        "MODEL": "xlm-roberta-base-ViT-B-32",
+        "TAG": "laion5b_s13b_b90k",
+        "VISION": "vit",
+        "TEXT": "hf_text",
+        "PARAMETERS": "366.1M",
+        "IMAGE": "224",
+        "CONTEXT": "77",
+        "NEEDS": "tokenizer xlm-roberta-base",
+    }
+    assert rows["ViT-B-32-256"]["IMAGE"] == "256"
+    assert rows["ViT-B-32-256"]["NEEDS"] == "-"
+    assert rows["coca_ViT-B-32"]["CONTEXT"] == "76"
+    assert table(run("models", "MobileCLIP-S1").stdout)[0]["NEEDS"] == "timm"
+
+
+def test_models_aligns_its_columns(run):
+    lines = run("models", "EVA02-L-14").stdout.splitlines()
+    assert len(lines) == 3
+    for name in ("TAG", "VISION", "TEXT", "NEEDS"):
+        start = lines[0].index(name)
+        assert all(line[start - 1] == " " and line[start] != " " for line in lines)
+    for name in ("PARAMETERS", "IMAGE", "CONTEXT"):
+        end = lines[0].index(name) + len(name)
+        assert all(line[end] == " " and line[end - 1] != " " for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("dfn2b_s39b", [("ViT-L-14", "dfn2b_s39b")]),
+        (
+            "COCA_vit-l",
+            [("coca_ViT-L-14", "laion2b_s13b_b90k"), ("coca_ViT-L-14", "mscoco_finetuned_laion2b_s13b_b90k")],
+        ),
+        ("mscoco*", [(f"coca_ViT-{size}", "mscoco_finetuned_laion2b_s13b_b90k") for size in ("B-32", "L-14")]),
+        ("RN50x?", [("RN50x4", "openai")]),
+        ("ViT-S-16", [("ViT-S-16", "-"), ("ViT-S-16-alt", "-")]),
+    ],
+    ids=["tag", "part-of-a-model", "pattern-of-tags", "pattern-of-models", "model-without-tags"],
+)
+def test_models_takes_patterns(run, pattern, expected):
+    assert [(row["MODEL"], row["TAG"]) for row in table(run("models", pattern).stdout)] == expected
+
+
+def test_models_lists_architectures_once_without_tags(run):
+    rows = table(run("models", "--no-tags").stdout)
+    assert len(rows) == len({row["MODEL"] for row in rows}) == 144
+    assert "TAG" not in rows[0]
+    assert [row["MODEL"] for row in table(run("models", "--no-tags", "dfn2b_s39b").stdout)] == ["ViT-L-14"]
+
+
+def test_models_prints_json(run):
+    first, second = map(json.loads, run("models", "--json", "RN50-quickgelu").stdout.splitlines()[:2])
+    assert (first["model"], first["tag"], second["tag"]) == ("RN50-quickgelu", "openai", "yfcc15m")
+    assert first["hub_id"] == "timm/resnet50_clip.openai"
+    assert first["preprocess_cfg"]["resize_mode"] == "shortest"
+    assert first["parameters"] == first["vision_parameters"] + first["text_parameters"] + 1 == 102007137
+    assert (first["vision_tower"], first["quick_gelu"], first["timm_model"]) == (
+        "open_clip_modified_resnet",
+        True,
+        None,
     )
+    assert json.loads(run("models", "--json", "ViT-S-16-alt").stdout)["tag"] is None
 
 
-def test_hub_id_that_cannot_be_had(run, images):
-    result = run("classify", "nobody/nothing", images[0], "--labels", "a", exit_code=2)
-    assert result.stderr.startswith("Error: nobody/nothing: there is no configuration that can be read.")
+def test_models_says_that_nothing_matches(run):
+    result = run("models", "inception", exit_code=2)
+    assert result.stdout == ""
+    assert "No architecture and no tag matches 'inception'" in result.stderr
 
 
-def test_open_clip_checkpoint_that_was_not_converted(run, coca, images):
-    source = coca.with_name("coca_source")
-    for model in (source, source / "open_clip_model.safetensors"):
-        result = run("caption", model, images[0], exit_code=2)
-        assert f"`open-clip-transformers convert {model} FOLDER`" in result.stderr
+def test_models_needs_no_torch():
+    code = (
+        "import sys, open_clip_transformers.cli as cli\n"
+        "cli.app(['models', 'coca*'], standalone_mode=False)\n"
+        "print({'torch', 'transformers', 'timm', 'huggingface_hub'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.stdout.endswith("\nset()\n"), result.stderr
 
 
-@pytest.mark.parametrize("command", ["caption", "classify", "embed"])
-def test_model_of_another_library(run, images, tmp_path, command):
-    (tmp_path / "bert").mkdir()
-    (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    options = {"caption": [], "classify": ["--labels", "a"], "embed": ["-o", tmp_path / "e.npy"]}[command]
-    result = run(command, tmp_path / "bert", images[0], *options, exit_code=2)
-    assert "is a 'bert' model, expected one that was converted from open_clip" in result.stderr
-
-
-def test_model_without_a_processor(run, coca, images, tmp_path):
-    shutil.copytree(coca, tmp_path / "bare", ignore=shutil.ignore_patterns("*processor*", "*token*"))
-    result = run("caption", tmp_path / "bare", images[0], exit_code=2)
-    assert "has no processor that can be loaded; converting it again writes one" in result.stderr
-
-
-def test_model_without_its_weights(run, coca, images, tmp_path):
-    shutil.copytree(coca, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
-    result = run("caption", tmp_path / "bare", images[0], exit_code=1)
-    assert result.stderr.startswith("Error: ")
-    assert str(tmp_path / "bare") in result.stderr
-
-
-def test_part_of_a_model_is_refused(run, clip, images, tmp_path):
-    """An image classifier has a dual model's configuration, but only its vision tower."""
-    from transformers import AutoModelForImageClassification
-
-    shutil.copytree(clip, tmp_path / "head", ignore=shutil.ignore_patterns("*.safetensors"))
-    AutoModelForImageClassification.from_pretrained(clip).save_pretrained(tmp_path / "head")
-    result = run("classify", tmp_path / "head", images[0], "--labels", "a", exit_code=2)
-    assert "does not hold a whole CLIP" in result.stderr
+def test_models_is_read_by_a_pipe():
+    command = f"'{sys.executable}' -m open_clip_transformers models | awk '$2 == \"webli\"' | head -3"
+    result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.stdout.count("webli") == 3
+    assert result.stderr == ""

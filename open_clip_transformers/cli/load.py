@@ -1,4 +1,4 @@
-"""Loading models and processors for the command line, and saying clearly why one does not fit."""
+"""Load models and processors for the command line, and say clearly why one does not fit."""
 
 import re
 from pathlib import Path
@@ -6,19 +6,19 @@ from pathlib import Path
 import torch
 from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from ._cli_messages import UsageError, hide_progress_bars_in_logs
-from .configuration.configuration_coca import CoCaConfig
-from .configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
+from ..configuration.configuration_coca import CoCaConfig
+from ..configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
+from .messages import UsageError, hide_progress_bars_in_logs
 
 
 COCA = CoCaConfig.model_type
 KINDS = {OpenClipConfig.model_type: "CLIP", OpenClipSiglipConfig.model_type: "SigLIP", COCA: "CoCa"}
 
 
-def load(
+def load_model(
     auto_class, name: str, revision: str | None, device: str, dtype: str, *, captions: bool = False, **settings
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """A converted model, ready for inference, and its processor.
+    """Load a converted model, ready for inference, and its processor.
 
     Args:
         auto_class: the Auto class of the model.
@@ -58,7 +58,7 @@ def load(
 
 
 def pick_device(device: str) -> torch.device:
-    """The device of that name, tried out; `"auto"` is this machine's accelerator, or the CPU where it has none."""
+    """Try out the device of that name; `"auto"` is this machine's accelerator, or the CPU where it has none."""
     if device == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
@@ -69,7 +69,7 @@ def pick_device(device: str) -> torch.device:
 
 
 def find_model(name: str, revision: str | None, captions: bool) -> str:
-    """The folder or Hub id to load, after a look at the model's type. For the arguments see [`load`]."""
+    """Return the folder or Hub id to load, after a look at the model's type. For the arguments see [`load_model`]."""
     path = Path(name).expanduser()
     convert = f"`open-clip-transformers convert {name} FOLDER` makes a folder of an open_clip checkpoint"
     if path.is_file():

@@ -5,9 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ._cli_messages import errors_as_messages, hide_progress_bars_in_logs
-from ._cli_options import Dtype, Traceback
-from ._command_convert import Verify
+from .messages import errors_as_messages, hide_progress_bars_in_logs
+from .options import Dtype, Traceback, Verify
 
 
 def to_open_clip(
@@ -35,7 +34,7 @@ def to_open_clip(
     Prints what was written and verified. The folder is not changed; a conversion that fails writes nothing.
     """
     with errors_as_messages(traceback):
-        from .convert_scripts.convert_to_open_clip import convert_to_open_clip
+        from ..convert_scripts.convert_to_open_clip import convert_to_open_clip
 
         hide_progress_bars_in_logs()
         report = convert_to_open_clip(

@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options that several commands have, and the files that they name."""
 
 import os
 from enum import Enum
@@ -7,12 +7,21 @@ from typing import Annotated
 
 import typer
 
+from .messages import UsageError
+
 
 class Dtype(str, Enum):
     auto = "auto"
     float32 = "float32"
     float16 = "float16"
     bfloat16 = "bfloat16"
+
+
+class Verify(str, Enum):
+    auto = "auto"
+    full = "full"
+    structure = "structure"
+    none = "none"
 
 
 # Cores that this process may use, which in a container can be fewer than there are.
@@ -57,3 +66,18 @@ Revision = Annotated[str | None, typer.Option(metavar="NAME", help="Branch, tag 
 Ema = Annotated[
     bool, typer.Option("--ema", help="Take the averaged weights that a training checkpoint keeps beside the others.")
 ]
+
+
+def read_lines(path: Path) -> list[str]:
+    """Read the lines of a text file that hold anything, without white space at their ends.
+
+    Raises:
+        UsageError: it cannot be read as UTF-8, or holds nothing.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as text: {error}") from error
+    if lines := [line for line in lines if line]:
+        return lines
+    raise UsageError(f"{path} holds no text: expected one entry a line.")

@@ -6,15 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ._cli_messages import errors_as_messages, hide_progress_bars_in_logs
-from ._cli_options import SOURCE_HELP, ConfigFile, Dtype, Ema, ModelName, PretrainedTag, Revision, Traceback
-
-
-class Verify(str, Enum):
-    auto = "auto"
-    full = "full"
-    structure = "structure"
-    none = "none"
+from .messages import errors_as_messages, hide_progress_bars_in_logs
+from .options import SOURCE_HELP, ConfigFile, Dtype, Ema, ModelName, PretrainedTag, Revision, Traceback, Verify
 
 
 class Target(str, Enum):
@@ -75,7 +68,7 @@ def convert(
     Prints what was read, decided and verified. The source is not changed; a conversion that fails writes nothing.
     """
     with errors_as_messages(traceback):
-        from .convert_scripts.convert_open_clip import convert_open_clip_checkpoint
+        from ..convert_scripts.convert_open_clip import convert_open_clip_checkpoint
 
         hide_progress_bars_in_logs()
         report = convert_open_clip_checkpoint(

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ._cli_messages import errors_as_messages
-from ._cli_options import Traceback
+from .messages import errors_as_messages
+from .options import Traceback
 
 
 def card(
@@ -22,6 +22,6 @@ def card(
     licence is the one that the original weights' card names, and left out where there is none.
     """
     with errors_as_messages(traceback):
-        from .convert_scripts.hub.card import write_model_card
+        from ..convert_scripts.hub.card import write_model_card
 
         typer.echo(write_model_card(folder, model_id))

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ._cli_messages import errors_as_messages
-from ._cli_options import Traceback
+from .messages import errors_as_messages
+from .options import Traceback
 
 
 def bundle(
@@ -19,7 +19,7 @@ def bundle(
     Where the package is installed, nothing needs to be trusted. Prints the names of the files written.
     """
     with errors_as_messages(traceback):
-        from .convert_scripts.hub.bundle import bundle_folder
+        from ..convert_scripts.hub.bundle import bundle_folder
 
         for name in bundle_folder(folder):
             typer.echo(name)

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from ._cli_inputs import find_images, read_lines
-from ._cli_messages import Failures, UsageError, errors_as_messages
-from ._cli_options import (
+from .images import find_images, read_batches
+from .messages import Failures, UsageError, errors_as_messages
+from .options import (
     DEFAULT_WORKERS,
     BatchSize,
     Device,
@@ -19,11 +19,13 @@ from ._cli_options import (
     Revision,
     Traceback,
     Workers,
+    read_lines,
 )
+from .output import print_columns, print_record
 
 
 def classify(
-    model: Model,
+    name: Model,
     images: Images,
     labels: Annotated[
         list[str] | None, typer.Option(help="Labels with commas between them; may be given several times.")
@@ -57,22 +59,32 @@ def classify(
             raise UsageError(f"--template {lacking[0]!r} has no {{}} for the label, as in 'a photo of a {{}}.'")
         names = find_images(images, failures)
 
-        from ._cli_embeddings import classify_images
+        import torch
+        from torch.nn import functional as F
+        from transformers import AutoModelForZeroShotImageClassification
 
-        classify_images(
-            names,
-            all_labels,
-            templates,
-            model_name=model,
-            revision=revision,
-            device=device,
-            dtype=dtype.value,
-            batch_size=batch_size,
-            workers=workers,
-            top=top,
-            as_json=as_json,
-            failures=failures,
-        )
+        from .embeddings import embed_images, embed_texts
+        from .load import load_model
+
+        model, processor = load_model(AutoModelForZeroShotImageClassification, name, revision, device, dtype.value)
+        texts = [text.replace("{}", label) for text in templates for label in all_labels]
+        embeds = embed_texts(model, processor, texts, batch_size).view(len(templates), len(all_labels), -1)
+        label_embeds = F.normalize(embeds.mean(0), dim=-1).to(model.device)
+        sigmoid = "siglip" in model.config.model_type
+        for batch, pixel_values in read_batches(names, processor, batch_size, workers, failures):
+            with torch.inference_mode():
+                logits = model.compute_logits(embed_images(model, pixel_values), label_embeds)
+                probabilities = logits.sigmoid() if sigmoid else logits.softmax(-1)
+            scores, indices = (tensor.tolist() for tensor in probabilities.topk(min(top, len(all_labels))))
+            for image, row_scores, row in zip(batch, scores, indices):
+                best = [(all_labels[index], score) for index, score in zip(row, row_scores)]
+                if as_json:
+                    print_record(
+                        {"image": image, "labels": [{"label": label, "score": score} for label, score in best]}
+                    )
+                else:
+                    for label, score in best:
+                        print_columns(image, label, f"{score:.4g}")
         raise typer.Exit(failures.exit_code())
 
 

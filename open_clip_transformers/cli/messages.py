@@ -1,4 +1,4 @@
-"""What the command line says when something goes wrong, and its exit codes."""
+"""Messages and exit codes of the command line."""
 
 import sys
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ USAGE = 2
 
 
 class UsageError(ValueError):
-    """What was asked for cannot be done, whatever the inputs hold; the message says what to do instead."""
+    """A request that cannot be met, whatever the inputs hold; the message says what to do instead."""
 
 
 def warn(message: str):
-    """Prints a line on stderr, above a progress bar if there is one."""
+    """Print a line on stderr, above a progress bar if there is one."""
     tqdm.write(message, file=sys.stderr)
 
 
 def hide_progress_bars_in_logs():
-    """Hides the progress bars of transformers where stderr is not a terminal; ours hide themselves."""
+    """Hide the progress bars of transformers where stderr is not a terminal; ours hide themselves."""
     from transformers.utils import logging
 
     if not sys.stderr.isatty():
@@ -31,7 +31,7 @@ def hide_progress_bars_in_logs():
 
 @contextmanager
 def errors_as_messages(show_traceback: bool) -> Iterator[None]:
-    """Turns errors into a message on stderr and an exit code: 2 for a [`UsageError`], else 1.
+    """Turn errors into a message on stderr and an exit code: 2 for a [`UsageError`], else 1.
 
     Args:
         show_traceback: let them pass, so that Python shows where they were raised.
@@ -52,18 +52,18 @@ def errors_as_messages(show_traceback: bool) -> Iterator[None]:
 
 
 class Failures:
-    """Reports inputs that cannot be used, and counts them."""
+    """Report inputs that cannot be used, and count them."""
 
     def __init__(self):
         self.count = 0
 
     def add(self, name: str, reason: str | Exception):
-        """Reports that input `name` is left out."""
+        """Report that input `name` is left out."""
         self.count += 1
         warn(f"{name}: {reason or type(reason).__name__}")
 
     def exit_code(self) -> int:
-        """Exit code of a command that is done; says how many inputs were left out."""
+        """Return the exit code of a command that is done, and say how many inputs were left out."""
         if not self.count:
             return 0
         warn(f"{self.count} {'input was' if self.count == 1 else 'inputs were'} left out, see above.")

@@ -1,4 +1,4 @@
-"""Drawing where a model looks: copies of a picture, each under a word and with a heat map over it."""
+"""Draw where a model looks: copies of a picture, each under a word and with a heat map over it."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from transformers.image_processing_base import ImageProcessingMixin
 
-from .processing.image_settings_open_clip import center_offset, center_padding, resized_size
+from ..processing.image_settings_open_clip import center_offset, center_padding, resized_size
 
 
 PANEL = 256  # pixels of a panel's longer edge
@@ -22,7 +22,7 @@ COLOURS = ((20, 11, 53), (101, 21, 110), (187, 55, 84), (243, 120, 25), (252, 25
 def seen_box(
     image_processor: ImageProcessingMixin, size: tuple[int, int]
 ) -> tuple[tuple[float, float, float, float], tuple[int, int]]:
-    """What part of a picture the model's pixels show.
+    """Find the part of a picture that the model's pixels show.
 
     Args:
         image_processor: an [`OpenClipImageProcessor`] or [`OpenClipImageProcessorPil`].
@@ -51,7 +51,7 @@ def seen_box(
 def spread(
     heat: np.ndarray, box: tuple[float, float, float, float], size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A map of the patches as a map of a picture's pixels.
+    """Interpolate a map of the patches to a map of a picture's pixels.
 
     Args:
         heat: (rows, columns) of the patches.
@@ -72,7 +72,7 @@ def spread(
 
 
 def draw_heat(picture: Image.Image, heat: np.ndarray, box: tuple[float, float, float, float]) -> Image.Image:
-    """`picture` with colours where it is hot, and darker where the model does not see it.
+    """Colour a picture where it is hot, and darken it where the model does not see it.
 
     Args:
         picture: an RGB image.
@@ -95,7 +95,7 @@ def draw_maps(
     title: str = "",
     font_file: str | None = None,
 ) -> Image.Image:
-    """A sheet of panels: the picture under `title`, and once more for each map, under its label.
+    """Draw a sheet of panels: the picture under `title`, and once more for each map, under its label.
 
     Args:
         picture: an image of any mode and size.
@@ -128,7 +128,7 @@ def draw_maps(
 
 
 def _shortened(label: str, font, width: int) -> str:
-    """`label` on one line, cut to `width` pixels."""
+    """Put `label` on one line, cut to `width` pixels."""
     label = " ".join(label.split())
     if font.getlength(label) <= width:
         return label

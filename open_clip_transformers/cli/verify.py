@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ._cli_messages import UsageError, errors_as_messages, hide_progress_bars_in_logs
-from ._cli_options import SOURCE_HELP, ConfigFile, Ema, ModelName, PretrainedTag, Revision, Traceback
+from .messages import UsageError, errors_as_messages, hide_progress_bars_in_logs
+from .options import SOURCE_HELP, ConfigFile, Ema, ModelName, PretrainedTag, Revision, Traceback
 
 
 class VerifiedDtype(str, Enum):
@@ -60,8 +60,8 @@ def verify(
         if not folder.expanduser().is_dir():
             raise UsageError(f"{folder}: there is no such folder; expected one that `convert` has written.")
 
-        from .convert_scripts.verify.folder import VERIFIED_DTYPES, verify_folder
-        from .convert_scripts.verify.reference import require_open_clip
+        from ..convert_scripts.verify.folder import VERIFIED_DTYPES, verify_folder
+        from ..convert_scripts.verify.reference import require_open_clip
 
         try:
             require_open_clip()

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ._cli_messages import UsageError, errors_as_messages, hide_progress_bars_in_logs
-from ._cli_options import Traceback
+from .messages import UsageError, errors_as_messages, hide_progress_bars_in_logs
+from .options import Traceback
 
 
 def push(
@@ -37,7 +37,7 @@ def push(
         if create_pr and revision != "main":
             raise UsageError("A pull request is for the branch main: leave out --revision or --create-pr.")
 
-        from .convert_scripts.hub.push import check_repo_id, plan_push, push_folder
+        from ..convert_scripts.hub.push import check_repo_id, plan_push, push_folder
 
         try:
             check_repo_id(repo_id)

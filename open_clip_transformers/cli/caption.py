@@ -1,0 +1,169 @@
+"""`open-clip-transformers caption`."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .images import find_images, read_batches
+from .messages import Failures, UsageError, errors_as_messages
+from .options import (
+    DEFAULT_WORKERS,
+    BatchSize,
+    Device,
+    Dtype,
+    Images,
+    Json,
+    Model,
+    ModelDtype,
+    Revision,
+    Traceback,
+    Workers,
+)
+from .output import print_columns, print_record
+
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, ProcessorMixin
+
+SAMPLING = ("top_k", "top_p", "temperature")
+
+Groups = Annotated[int | None, typer.Option(min=1, help="Groups of beams; open_clip's default is 3, of 6 beams.")]
+Penalty = Annotated[float | None, typer.Option(min=0, help="What a word costs that an earlier group chose.")]
+Temperature = Annotated[float | None, typer.Option(min=0, help="Sample; above 1 more evenly, below 1 less.")]
+Length = Annotated[int | None, typer.Option(min=1, help="Longest caption in tokens, without the prompt.")]
+
+
+def caption(
+    name: Model,
+    images: Images,
+    num_beams: Annotated[int | None, typer.Option(min=1, help="Beams to search with.")] = None,
+    num_beam_groups: Groups = None,
+    diversity_penalty: Penalty = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Sample from that many most probable words.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Sample from the words that make up this probability.")
+    ] = None,
+    temperature: Temperature = None,
+    max_new_tokens: Length = None,
+    prompt: Annotated[str | None, typer.Option(help="How every caption starts.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    batch_size: BatchSize = 16,
+    workers: Workers = DEFAULT_WORKERS,
+    revision: Revision = None,
+    device: Device = "auto",
+    dtype: ModelDtype = Dtype.auto,
+    as_json: Json = False,
+    traceback: Traceback = False,
+):
+    """Caption images with a CoCa.
+
+    Prints a line `image<TAB>caption` for each image, or with --json {"image": ..., "caption": ...}, in the order of
+    the images. Takes the most probable words unless told to search or to sample. Images that cannot be read are
+    reported and left out; the exit code is then 1.
+    """
+    with errors_as_messages(traceback):
+        settings = {
+            "num_beams": num_beams,
+            "num_beam_groups": num_beam_groups,
+            "diversity_penalty": diversity_penalty,
+            "top_k": top_k,
+            "top_p": top_p,
+            "temperature": temperature,
+            "max_new_tokens": max_new_tokens,
+        }
+        failures = Failures()
+        names = find_images(images, failures)
+        check_generation(settings)
+
+        import torch
+        from transformers import AutoModelForImageTextToText, set_seed
+
+        from .load import load_model
+
+        model, processor = load_model(AutoModelForImageTextToText, name, revision, device, dtype.value, captions=True)
+        prompt_ids = None if prompt is None else _encode_prompt(processor, prompt).to(model.device)
+        settings = _complete_settings(settings, model, prompt_length=1 if prompt_ids is None else prompt_ids.shape[1])
+        if seed is not None:
+            set_seed(seed)
+        with torch.inference_mode():
+            if len(names) > batch_size > 1:
+                # Takes about as long as it saves in one batch, and saves nothing in captions of single images.
+                model.fuse()
+            for batch, pixel_values in read_batches(names, processor, batch_size, workers, failures):
+                captions = _generate(model, processor, pixel_values, prompt_ids, settings)
+                for image, text in zip(batch, captions):
+                    if as_json:
+                        print_record({"image": image, "caption": text})
+                    else:
+                        print_columns(image, text)
+        raise typer.Exit(failures.exit_code())
+
+
+def check_generation(settings: dict):
+    """Raise `UsageError` where arguments of `generate`, `None` where not given, contradict each other."""
+    beams, groups = settings["num_beams"] or 1, settings["num_beam_groups"] or 1
+    penalty = settings["diversity_penalty"]
+    samples = [f"--{name.replace('_', '-')}" for name in SAMPLING if settings[name] is not None]
+    if settings["temperature"] == 0:
+        raise UsageError("--temperature must be above 0; without it the most probable words are taken.")
+    if groups > 1 and (beams % groups or beams == 1):
+        raise UsageError(
+            f"--num-beams must be a multiple of --num-beam-groups, got {beams} and {groups}: open_clip's default is 6 "
+            "and 3."
+        )
+    if groups > 1 and samples:
+        raise UsageError(f"Groups of beams do not sample: leave out --num-beam-groups or {', '.join(samples)}.")
+    if penalty and groups == 1:
+        raise UsageError("--diversity-penalty acts between groups of beams: give --num-beam-groups too.")
+
+
+def _complete_settings(settings: dict, model: "PreTrainedModel", prompt_length: int) -> dict:
+    """Drop settings that are not given, sample where it was asked for, and limit the length."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    sampling = {"do_sample": True} if given.keys() & set(SAMPLING) else {}
+    return {**given, **sampling, **fit_length(model, given.get("max_new_tokens"), prompt_length)}
+
+
+def _encode_prompt(processor: "ProcessorMixin", prompt: str) -> "torch.Tensor":
+    try:
+        return processor(text=prompt, add_eos=False, return_tensors="pt").input_ids
+    except ValueError as error:
+        raise UsageError(f"--prompt cannot be continued. {error}") from error
+
+
+def fit_length(model: "PreTrainedModel", max_new_tokens: int | None, prompt_length: int) -> dict[str, int]:
+    """`max_new_tokens` for `generate`: the one asked for, else the model's own as far as there are positions.
+
+    Args:
+        prompt_length: tokens of the prompt, its start of text included.
+
+    Raises:
+        UsageError: the request does not fit in the model's positions.
+    """
+    limit = model.config.max_position_embeddings
+    free = limit - prompt_length
+    if free < 1:
+        raise UsageError(f"--prompt has {prompt_length} tokens and leaves no room in the model's {limit}: shorten it.")
+    if max_new_tokens is None:
+        own = model.generation_config
+        max_new_tokens = min(own.max_new_tokens or (own.max_length or limit) - 1, free)
+    if max_new_tokens > free:
+        raise UsageError(
+            f"--max-new-tokens {max_new_tokens} does not fit: the model has {limit} positions, of which the start of "
+            f"text and the prompt take {prompt_length}. Give at most {free}."
+        )
+    return {"max_new_tokens": max_new_tokens}
+
+
+def _generate(
+    model: "PreTrainedModel",
+    processor: "ProcessorMixin",
+    pixel_values: "torch.Tensor",
+    prompt_ids: "torch.Tensor | None",
+    settings: dict,
+) -> list[str]:
+    if prompt_ids is not None:
+        settings = {**settings, "input_ids": prompt_ids.expand(len(pixel_values), -1)}
+    outputs = model.generate(pixel_values=pixel_values.to(model.device, model.dtype), **settings)
+    return processor.batch_decode(outputs, skip_special_tokens=True)

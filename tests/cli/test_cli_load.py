@@ -1,0 +1,58 @@
+"""Messages about models that cannot be loaded."""
+
+import json
+import shutil
+
+import pytest
+
+
+def test_model_that_is_not_there(run, images, tmp_path):
+    result = run("caption", tmp_path / "missing", images[0], exit_code=2)
+    assert (
+        result.stderr
+        == f"Error: {tmp_path / 'missing'}: there is no such folder, and it is not a Hub id (org/name).\n"
+    )
+
+
+def test_hub_id_that_cannot_be_had(run, images):
+    result = run("classify", "nobody/nothing", images[0], "--labels", "a", exit_code=2)
+    assert result.stderr.startswith("Error: nobody/nothing: there is no configuration that can be read.")
+
+
+def test_open_clip_checkpoint_that_was_not_converted(run, coca, images):
+    source = coca.with_name("coca_source")
+    for model in (source, source / "open_clip_model.safetensors"):
+        result = run("caption", model, images[0], exit_code=2)
+        assert f"`open-clip-transformers convert {model} FOLDER`" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["caption", "classify", "embed"])
+def test_model_of_another_library(run, images, tmp_path, command):
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    options = {"caption": [], "classify": ["--labels", "a"], "embed": ["-o", tmp_path / "e.npy"]}[command]
+    result = run(command, tmp_path / "bert", images[0], *options, exit_code=2)
+    assert "is a 'bert' model, expected one that was converted from open_clip" in result.stderr
+
+
+def test_model_without_a_processor(run, coca, images, tmp_path):
+    shutil.copytree(coca, tmp_path / "bare", ignore=shutil.ignore_patterns("*processor*", "*token*"))
+    result = run("caption", tmp_path / "bare", images[0], exit_code=2)
+    assert "has no processor that can be loaded; converting it again writes one" in result.stderr
+
+
+def test_model_without_its_weights(run, coca, images, tmp_path):
+    shutil.copytree(coca, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    result = run("caption", tmp_path / "bare", images[0], exit_code=1)
+    assert result.stderr.startswith("Error: ")
+    assert str(tmp_path / "bare") in result.stderr
+
+
+def test_part_of_a_model_is_refused(run, clip, images, tmp_path):
+    """An image classifier has a dual model's configuration, but only its vision tower."""
+    from transformers import AutoModelForImageClassification
+
+    shutil.copytree(clip, tmp_path / "head", ignore=shutil.ignore_patterns("*.safetensors"))
+    AutoModelForImageClassification.from_pretrained(clip).save_pretrained(tmp_path / "head")
+    result = run("classify", tmp_path / "head", images[0], "--labels", "a", exit_code=2)
+    assert "does not hold a whole CLIP" in result.stderr
