@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from harness.environments import ROOT
+from harness.measure import ROOT
 from torch.nn.functional import cosine_similarity
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
 from transformers import AutoModel, AutoProcessor, PreTrainedModel, TorchAoConfig

@@ -73,22 +73,22 @@ FOLDER = sys.argv[2]
 try:
     {source}
 finally:
-    from harness import memory
-    print(0, memory.peak("cpu"))
+    from harness import machine
+    print(0, machine.memory("cpu")[1])
 """
 PART = """
 import json, sys, time, torch
 from contestants.model_inputs import input_ids, pixel_values
-from harness import memory
+from harness import machine
 {modules}
 settings, FOLDER = json.loads(sys.argv[1]), sys.argv[2]
 pixel_values, input_ids = pixel_values(settings), input_ids(settings)
-before = memory.current("cpu")
-memory.reset_peak("cpu")
+before = machine.memory("cpu")[0]
+machine.reset_peak_memory("cpu")
 start = time.perf_counter()
 {work}
 seconds = time.perf_counter() - start
-print(seconds, memory.peak("cpu") - before)
+print(seconds, machine.memory("cpu")[1] - before)
 """
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from contestants.conversion_files import CONTESTANTS, checkpoint
 from contestants.weights import make_weights
-from harness.environments import variables
+from harness.measure import variables
 from safetensors.torch import load_file
 
 

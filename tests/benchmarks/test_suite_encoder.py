@@ -8,11 +8,11 @@ import torch
 from contestants.model_bounds import meta_model, tower_bound
 from contestants.model_inputs import input_ids, pixel_values
 from contestants.weights import make_weights
-from harness.samples import difference
+from harness.cells import difference
 
 
 SETTINGS = {"model": "ViT-B-32", "reduced": True, "device": "cpu", "batch": 3, "compiled": False}
-PEERS = {"image": ("ours_fused", "open_clip", "transformers", "timm"), "text": ("open_clip", "transformers")}
+PEERS = {"image": ("ours_optimized", "open_clip", "transformers", "timm"), "text": ("open_clip", "transformers")}
 
 
 @pytest.fixture(scope="module")
