@@ -1,4 +1,4 @@
-"""Where each contestant of a suite is, and the environment that it runs in.
+"""The modules of the contestants of each suite, and the environments that they run in.
 
 A module has `CONTESTANTS`, its classes by the names that are used here; harness/worker.py says what a class has. Those
 of different libraries are modules of their own, as all that one imports is loaded before memory is first measured.

@@ -13,7 +13,7 @@ from contestants.weights import weights_folder
 
 @dataclass(frozen=True)
 class Code:
-    """Python that a process runs.
+    """Python code of a process.
 
     imports: imports, and does no more.
     help: prints the help of the command line, or imports what that is compared with.
@@ -93,7 +93,7 @@ print(seconds, machine.memory("cpu")[1] - before)
 
 
 class Process:
-    """Starts a process for each sample."""
+    """Start a process for each sample."""
 
     def __init__(self, code: Code, settings: dict, folder: Path):
         self.peak = 0

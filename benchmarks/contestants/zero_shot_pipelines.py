@@ -13,7 +13,7 @@ from contestants.zero_shot_inputs import candidate_labels, picture
 
 @lru_cache(maxsize=1)
 def load(path: Path, dtype: str, device: str) -> ZeroShotImageClassificationPipeline:
-    """The pipeline of a folder; the last one is kept for the cells that follow."""
+    """Load the pipeline of a folder; the last one is kept for the cells that follow."""
     return pipeline("zero-shot-image-classification", model=str(path), dtype=dtype, device=device)
 
 

@@ -12,85 +12,60 @@ from typing import NamedTuple
 
 
 class NotRun(Exception):
-    """Tell why a contestant cannot run here (a library or a GPU is missing), which is no failure."""
+    """A library, a GPU or an environment that a contestant needs is missing."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a run measures.
+    """Settings of a run."""
 
-    device: "cpu" or "cuda".
-    threads: of every process, for torch and for tokenizers.
-    rounds: the most samples of a contestant in a cell and process.
-    budget: seconds of a cell, shared by its contestants; a slow one gets fewer rounds.
-    processes: of a contestant, one after the other, which share the budget.
-    quick: tiny sizes, to see that everything runs.
-    """
-
-    device: str = "cpu"
-    threads: int = 1
-    rounds: int = 5
-    budget: float = 120.0
-    processes: int = 1
-    quick: bool = False
+    device: str = "cpu"  # or "cuda"
+    threads: int = 1  # of every process, for torch and for tokenizers
+    rounds: int = 5  # the most samples of a contestant in a cell and process
+    budget: float = 120.0  # seconds of a cell, shared by its contestants; a slow one gets fewer rounds
+    processes: int = 1  # of a contestant, one after the other, which share the budget
+    quick: bool = False  # tiny sizes, to see that everything runs
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One row: the same work by several contestants.
-
-    name: label of the row, unique in the suite.
-    settings: what a contestant needs, as JSON ("device" is added by the run).
-    contestants: their names: "ours", the model as loaded, then our variants ("ours_...") and peers.
-    unit, count: what one run makes, in the plural ("images"), and how many of them.
-    goal: the least ratio (the peer's time over ours) that is aimed at.
-    reference: the peer that the goal is against; by default the fastest.
-    group: consecutive cells of one group share the processes of their contestants, and the models those keep.
-    """
+    """One row: the same work by several contestants."""
 
     suite: str
-    name: str
-    settings: dict
-    contestants: tuple[str, ...]
-    unit: str = "calls"
-    count: int = 1
-    goal: float | None = None
-    reference: str | None = None
-    group: str | None = None
+    name: str  # label of the row, unique in the suite
+    settings: dict  # of the contestants, as JSON ("device" is added by the run)
+    contestants: tuple[str, ...]  # "ours", the model as loaded, then our variants ("ours_...") and peers
+    unit: str = "calls"  # of the output of one run, in the plural
+    count: int = 1  # units of one run
+    goal: float | None = None  # the least ratio of a peer's time to ours that is aimed at
+    reference: str | None = None  # the peer that the goal is against; by default the fastest
+    group: str | None = None  # consecutive cells of one share processes, and the models that these keep
 
 
 @dataclass
 class Measurement:
-    """What was measured of one contestant.
-
-    seconds, rounds: samples, in seconds of one run, and the round of each, counted on from process to process.
-    repeats: runs of a sample.
-    baseline, peak: bytes of its process before it held a model, and the most while it ran (RSS, or of the GPU).
-    difference, exact: of its outputs to ours, see `difference`.
-    figures: more numbers or words that the contestant reports, by name.
-    error: why it was not measured.
-    """
+    """The samples of one contestant in a cell, and its memory, outputs and figures."""
 
     contestant: str
     environment: str
-    seconds: list[float] = field(default_factory=list)
-    rounds: list[int] = field(default_factory=list)
-    repeats: int = 1
-    baseline: int | None = None
-    peak: int | None = None
-    difference: float | None = None
-    exact: bool = False
-    figures: dict = field(default_factory=dict)
-    error: str | None = None
+    seconds: list[float] = field(default_factory=list)  # samples, of one run
+    rounds: list[int] = field(default_factory=list)  # of each sample, counted on from process to process
+    repeats: int = 1  # runs of a sample
+    baseline: int | None = None  # bytes of its process before it held a model (RSS, or of the GPU)
+    peak: int | None = None  # the most while it ran
+    difference: float | None = None  # of its outputs to ours, see `difference`
+    exact: bool = False  # whether these are tokens or strings
+    figures: dict = field(default_factory=dict)  # more numbers or words that it reports, by name
+    error: str | None = None  # why it was not measured
 
 
 @dataclass
 class Result:
-    """A cell and its measurements, ours first; `bound` are `{"flops", "bytes", "dtype"}` steps of one run."""
+    """A cell and its measurements, ours first."""
 
     cell: Cell
     measurements: list[Measurement]
-    bound: list[dict] = field(default_factory=list)
+    bound: list[dict] = field(default_factory=list)  # {"flops", "bytes", "dtype"} of one run, in steps
     date: str = ""
     commit: str = ""
 
@@ -105,25 +80,19 @@ class Result:
 
 @dataclass
 class Record:
-    """The results of a suite on one machine, with one set of versions; a file of JSON.
-
-    machine: see machine.py; its file is named after what makes results comparable.
-    environments: versions of the libraries, by environment.
-    ceilings: rates of the machine "before" and "after" the last run that added results.
-    notes: what is to be said of these results alone.
-    """
+    """The results of a suite on one machine, with one set of versions; a file of JSON."""
 
     suite: str
-    command: str
-    machine: dict
-    environments: dict[str, dict[str, str]]
-    ceilings: dict[str, dict[str, float]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    command: str  # measures all of it again
+    machine: dict  # see machine.py
+    environments: dict[str, dict[str, str]]  # versions of the libraries, by environment
+    ceilings: dict[str, dict[str, float]] = field(default_factory=dict)  # rates "before" and "after" the last run
+    notes: list[str] = field(default_factory=list)  # remarks on these results alone
     results: list[Result] = field(default_factory=list)
 
     @property
     def stem(self) -> str:
-        """Name the files of this machine, after its processor, instruction set, threads and GPU."""
+        """File name of this machine: processor, instruction set, threads and GPU."""
         machine = self.machine
         names = [machine["processor"], *machine["instruction_set"], f"{machine['threads']} threads", machine["gpu"]]
         return re.sub(r"(\((r|tm)\)|[^a-z0-9])+", "-", " ".join(filter(None, names)).lower()).strip("-")
@@ -234,7 +203,7 @@ def bound_seconds(result: Result, ceilings: dict[str, dict[str, float]]) -> floa
 
 
 def difference(ours: list, theirs: list) -> tuple[float, bool]:
-    """How far outputs are apart, and whether they are tokens or strings.
+    """Measure how far outputs are apart; also tell whether they are tokens or strings.
 
     Numbers: the largest difference over the largest value of theirs, infinite where any is not finite. Tokens
     (integers) and strings: the share of places that differ, a missing one included.

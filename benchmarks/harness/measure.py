@@ -36,7 +36,7 @@ PAUSE_SECONDS = 0.02
 
 
 class WorkerError(Exception):
-    """What a contestant could not do."""
+    """A contestant failed: it raised an error, died or did not answer."""
 
 
 def log(text: str):
@@ -88,7 +88,7 @@ class Worker:
         try:
             self._connection.send((command, arguments))
             if not self._connection.poll(limit):
-                self._process.kill()
+                self.__exit__()
                 raise WorkerError(f'no answer to "{command}" within {limit:.0f} s')
             kind, value = self._connection.recv()
         except (EOFError, OSError) as error:
@@ -204,11 +204,12 @@ def plan_rounds(own: Measurement, run: Run, share: float, options: Options) -> s
     """Warm up, set the repeats of a sample, and return the rounds that `share` seconds are enough for, spread out."""
     with error_noted(own):
         seconds = warm_up(run)
-        own.repeats = repeats_for(seconds, options)
-        if own.repeats > 1:
+        shortest = QUICK_SAMPLE_SECONDS if options.quick else SAMPLE_SECONDS
+        if seconds < shortest:
             # One short run by itself says little.
-            seconds = run(own.repeats) / own.repeats
-            own.repeats = repeats_for(seconds, options)
+            repeats = math.ceil(shortest / max(seconds, 1e-9))
+            seconds = run(repeats) / repeats
+            own.repeats = max(1, math.ceil(shortest / max(seconds, 1e-9)))
         if seconds >= LONG_SECONDS and FEWEST_ROUNDS * seconds > share:
             own.seconds, own.rounds = [seconds], [0]
             return set()
@@ -227,8 +228,3 @@ def warm_up(run: Run) -> float:
         if abs(seconds - before) < STEADY * before:
             break
     return seconds
-
-
-def repeats_for(seconds: float, options: Options) -> int:
-    shortest = QUICK_SAMPLE_SECONDS if options.quick else SAMPLE_SECONDS
-    return max(1, math.ceil(shortest / max(seconds, 1e-9)))

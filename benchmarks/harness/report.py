@@ -69,7 +69,7 @@ def commits(record: Record) -> list[str]:
 
 
 def notes(record: Record) -> list[str]:
-    """What there is to say of the results, whether the machine was quiet, and what could not be measured."""
+    """Remarks on the results, a warning where the machine was not quiet, and the contestants that failed."""
     found = [*record.notes, *getattr(suites.load(record.suite), "notes", lambda record: [])(record)]
     for rate in record.ceilings.get("before", {}):
         values = [rates[rate] for rates in record.ceilings.values() if rate in rates]
@@ -84,7 +84,7 @@ def notes(record: Record) -> list[str]:
 
 
 def table(record: Record) -> list[list[str]]:
-    """The results as rows of text, under a row of headings; columns in which nothing is said are left out."""
+    """The results as rows of text, under a row of headings; empty columns are left out."""
     names = dict.fromkeys(name for result in record.results for name in result.cell.contestants)
     columns: dict[str, Callable[[Result], str]] = {"Cell": lambda result: result.cell.name}
     for name in sorted(names, key=lambda name: not is_ours(name)):
@@ -104,7 +104,7 @@ def table(record: Record) -> list[list[str]]:
 
 
 def figures_table(record: Record) -> list[list[str]]:
-    """What contestants report beside their times; no rows where none does."""
+    """Tabulate the figures that contestants report beside their times; no rows where none does."""
 
     def text(value: object) -> str:
         return NOTHING if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -169,7 +169,7 @@ def _goal(result: Result) -> str:
 
 
 def _listed(texts: dict[str, str]) -> str:
-    """What is said of several contestants, by their names but of ours; once where it is the same of all."""
+    """Join texts of several contestants, each after its name except for ours; a single text where all are equal."""
     if len(texts) > 1 and len(set(texts.values())) == 1:
         return next(iter(texts.values()))
     return "; ".join(text if name == "ours" else f"{name} {text}" for name, text in texts.items()) or NOTHING

@@ -1,4 +1,4 @@
-"""Captions of CoCa by all that writes any: open_clip, which the weights are of, and BLIP."""
+"""Captions of CoCa by this package and by open_clip, and of BLIP."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Image and text towers by all that have the same ones: open_clip, transformers and timm."""
+"""Image and text towers of this package, open_clip, transformers and timm."""
 
 from harness.cells import Cell, Options
 

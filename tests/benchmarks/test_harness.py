@@ -110,10 +110,9 @@ def made_up(tmp_path, monkeypatch):
     monkeypatch.setattr(suites, "__path__", [*suites.__path__, str(tmp_path)])
     monkeypatch.setattr(suites, "SUITES", ("made_up",))
     monkeypatch.delitem(sys.modules, "suites.made_up", raising=False)
+    environments = {"elsewhere": "captioning"}
     monkeypatch.setattr(
-        contestants,
-        "find",
-        lambda suite, name: ("captioning" if name == "elsewhere" else "newest", "contestants_made_up"),
+        contestants, "find", lambda suite, name: (environments.get(name, "newest"), "contestants_made_up")
     )
     monkeypatch.setattr(run, "ceilings", lambda *_: {"matmul_float32": 4e9, "bandwidth": 2e9})
     return tmp_path / "results"
@@ -168,7 +167,8 @@ def test_run_measures_every_contestant_and_reports_those_that_fail(made_up, caps
     assert record.machine["processor"] in page and ", ".join(record.machine["instruction_set"]) in page
 
 
-def test_pages_show_the_results_of_every_machine(made_up, capsys):
+def test_pages_show_the_results_of_every_machine(made_up):
+    pytest.importorskip("matplotlib")
     run_benchmarks(made_up, "--only", "THIRD")
     record = record_of(made_up)
     record.machine |= {"processor": "Another(R) Processor", "instruction_set": ["AVX2", "AMX"]}
@@ -181,6 +181,9 @@ def test_pages_show_the_results_of_every_machine(made_up, capsys):
     page = (made_up / "made_up.md").read_text()
     assert page.count("\n## ") == 2 and "- Measured elsewhere." in page and "instruction set: AVX2, AMX" in page
     assert page.count("\n| third |") == 2 and page.count("\n| second | 250 ms") == 1
+    pictures = list((made_up / "made_up").glob("*.png"))
+    assert len(pictures) == 2 and all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
+    assert all(f"(made_up/{path.name})" in page for path in pictures)
     (made_up / "made_up.md").unlink()
     assert run_benchmarks(made_up, "--pages") == 0
     assert (made_up / "made_up.md").read_text() == page
@@ -327,11 +330,9 @@ def test_short_runs_are_repeated_in_a_sample():
 
 
 def result_of(ours: list[float], goal: float | None = None, reference: str | None = None, **others) -> Result:
-    names = ("ours", *others)
-    found = [
-        Measurement(name, "newest", taken, list(range(len(taken)))) for name, taken in {"ours": ours, **others}.items()
-    ]
-    return Result(Cell("made_up", "cell", {}, names, goal=goal, reference=reference), found)
+    samples = {"ours": ours, **others}
+    measured = [Measurement(name, "newest", taken, list(range(len(taken)))) for name, taken in samples.items()]
+    return Result(Cell("made_up", "cell", {}, tuple(samples), goal=goal, reference=reference), measured)
 
 
 def test_ratio_is_of_the_same_rounds():
@@ -416,7 +417,9 @@ def test_cells_of_a_suite_hold_together(name, device, quick):
             assert (measure.BENCHMARKS / Path(*module.split("."))).with_suffix(".py").is_file()
 
 
-def test_stored_pages_are_those_of_the_stored_records(tmp_path):
+def test_stored_pages_are_those_of_the_stored_records(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(plot, "draw", lambda *_: b"")
     for name in suites.SUITES:
         for path in (measure.BENCHMARKS / "results" / name).glob("*.json"):
             Record.read(path).write(tmp_path)

@@ -28,7 +28,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Weights, which otherwise a process of its own makes."""
+    """Make the weights in this process, as a process of its own does in a run."""
     folder = tmp_path_factory.mktemp("weights")
     make_weights("ours", SETTINGS, folder)
     return folder

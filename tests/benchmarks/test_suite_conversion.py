@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def search_path(monkeypatch):
-    """As workers have it."""
+    """Set the environment variables of a worker."""
     for name, value in variables(1).items():
         monkeypatch.setenv(name, value)
 

@@ -17,7 +17,7 @@ PEERS = {"image": ("ours_optimized", "open_clip", "transformers", "timm"), "text
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Weights in all forms, which otherwise processes of their own make."""
+    """Make the weights in all forms in this process, as processes of their own do in a run."""
     folder = tmp_path_factory.mktemp("weights")
     for form in ("ours", "transformers", "features"):
         make_weights(form, SETTINGS, folder)

@@ -13,7 +13,7 @@ SETTINGS = {"model": "ViT-B-32", "reduced": True, "device": "cpu", "dtype": "flo
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Weights in all forms, which otherwise processes of their own make."""
+    """Make the weights in all forms in this process, as processes of their own do in a run."""
     folder = tmp_path_factory.mktemp("weights")
     for form in ("ours", "transformers"):
         make_weights(form, SETTINGS, folder)
