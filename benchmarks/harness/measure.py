@@ -132,6 +132,7 @@ def measure(cells: list[Cell], options: Options, folder: Path) -> Iterator[Resul
                         own.seconds += later.seconds
                         own.rounds += [process * options.rounds + turn for turn in later.rounds]
                         own.error = own.error or later.error
+                        own.difference = max((own.difference, later.difference), key=lambda value: value or 0.0)
                     yield result
 
 

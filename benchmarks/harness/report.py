@@ -15,14 +15,14 @@ NOTHING = "-"
 DISTURBED = 0.1
 LEGEND = """\
 Each contestant runs in a process of its own, in turn with the others, in an order that each round rotates. `ours` is
-the model as it is loaded, `ours_...` are variants of it; all others are peers. Times are medians of the samples with
-their quartiles (least and largest of fewer than four). A ratio, "x", is the contestant's time over that of `ours` in
-the same rounds: more than 1 is slower than `ours`. *Of bound* is the least time that the counted operations and bytes
-need at the measured ceilings, over the time. *Difference* is the largest of the outputs to those of `ours`, over their
-largest value (of tokens, the share that is another). *Memory* is the most that the process held while it ran, beside
-its libraries. *Goal* is the ratio of a peer's time to ours that is aimed at, *within noise* where its upper quartile
-reaches it. Two processes of one contestant can differ by 15 % and more, which quartiles show only where samples come
-from several (`--processes`). Ratios of one processor say nothing of another."""
+this package with models as they are loaded, `ours_...` are variants of it; all others are peers. Times are medians of
+the samples with their quartiles (least and largest of fewer than four). A ratio, "x", is the contestant's time over
+that of `ours` in the same rounds: more than 1 is slower than `ours`. *Of bound* is the least time that the counted
+operations and bytes need at the measured ceilings, over the time. *Difference* is the largest of the outputs to those
+of `ours`, over their largest value (of tokens, the share that is another). *Memory* is the most that the process held
+while it ran, beside its libraries. *Goal* is the ratio of a peer's time to ours that is aimed at, *within noise* where
+its upper quartile reaches it. Two processes of one contestant can differ by 15 % and more, which quartiles show only
+where samples come from several (`--processes`). Ratios of one processor say nothing of another."""
 
 
 def write_page(suite: str, folder: Path):
@@ -54,9 +54,10 @@ def section(record: Record, names: list[str]) -> list[str]:
         details.append(f"{rate.replace('_', ' in ')}: {values} {'GB' if rate == 'bandwidth' else 'GFLOP'}/s after")
     when = " to ".join(dict.fromkeys([dates[0], dates[-1]]))
     return [
-        f"## {machine['gpu'] or machine['processor']}",
+        f"## {', '.join([machine['gpu'] or machine['processor'], *machine['instruction_set']])}",
         f"Measured by `{record.command}` on {when}, at commit {', '.join(commits(record))}.",
         bullets(details),
+        *record.notes,
         markdown(table(record)),
         *(f"![{name}]({name})" for name in names),
         *(["### More figures", markdown(figures)] if (figures := figures_table(record)) else []),
@@ -70,7 +71,7 @@ def commits(record: Record) -> list[str]:
 
 def notes(record: Record) -> list[str]:
     """Remarks on the results, a warning where the machine was not quiet, and the contestants that failed."""
-    found = [*record.notes, *getattr(suites.load(record.suite), "notes", lambda record: [])(record)]
+    found = getattr(suites.load(record.suite), "notes", lambda record: [])(record)
     for rate in record.ceilings.get("before", {}):
         values = [rates[rate] for rates in record.ceilings.values() if rate in rates]
         if "--quick" not in record.command and (apart := 1 - min(values) / max(values)) > DISTURBED:

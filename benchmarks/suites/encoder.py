@@ -15,7 +15,7 @@ against fp32* is the largest of the first row, over the largest of open_clip's f
 RN50 are that of ViT-B-32.
 
 In bfloat16 open_clip's image towers attend by products that round the scores to bfloat16. Ours keep them in float32,
-as `torch.nn.functional.scaled_dot_product_attention` does. Measured apart, that takes up to 9 % longer, and where
+as `torch.nn.functional.scaled_dot_product_attention` does. On an AMD EPYC that takes up to 9 % longer, and where
 attention is sharp (queries and keys four times as large) is 8 to 12 % nearer to fp32."""
 
 TOWERS = {

@@ -179,7 +179,7 @@ def test_pages_show_the_results_of_every_machine(made_up):
     assert len(names) == 2 and "another-processor-avx2-amx-1-threads.json" in names
     assert Record.read(made_up / "made_up" / "another-processor-avx2-amx-1-threads.json") == record
     page = (made_up / "made_up.md").read_text()
-    assert page.count("\n## ") == 2 and "- Measured elsewhere." in page and "instruction set: AVX2, AMX" in page
+    assert page.count("\n## ") == 2 and "\n\nMeasured elsewhere.\n\n" in page and "instruction set: AVX2, AMX" in page
     assert page.count("\n| third |") == 2 and page.count("\n| second | 250 ms") == 1
     pictures = list((made_up / "made_up").glob("*.png"))
     assert len(pictures) == 2 and all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
