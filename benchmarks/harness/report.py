@@ -59,7 +59,7 @@ def section(record: Record, names: list[str]) -> list[str]:
         bullets(details),
         *record.notes,
         markdown(table(record)),
-        *(f"![{name}]({name})" for name in names),
+        *(f"![Times over ours, {machine['processor']}]({name})" for name in names),
         *(["### More figures", markdown(figures)] if (figures := figures_table(record)) else []),
         *(["### Notes", bullets(found)] if (found := notes(record)) else []),
     ]
