@@ -117,15 +117,11 @@ def new_record(suite: str, environments: set[str], options: Options, folder: Pat
     return record
 
 
-def keep_earlier(record: Record, output: Path):
-    """Take over the results that this machine has of other cells, where versions are the same."""
-    path = output / record.suite / f"{record.stem}.json"
-    if not path.exists():
-        return
-    earlier = Record.read(path)
+def keep_earlier(record: Record, earlier: Record):
+    """Take over the results of other cells on this machine, where versions are the same."""
     shared = record.environments.keys() & earlier.environments.keys()
     if any(record.environments[name] != earlier.environments[name] for name in shared):
-        log(f"{path} was measured with other versions: it is replaced.")
+        log(f"Results of {record.suite} on this machine were measured with other versions: they are replaced.")
         return
     record.results, record.notes = earlier.results, earlier.notes
     record.environments = {**earlier.environments, **record.environments}
@@ -147,12 +143,14 @@ def run_suite(name: str, options: Options, only: re.Pattern[str] | None, output:
         raise NotRun(f"{name} has nothing to measure on {options.device}.")
     if not cells:
         raise ValueError(f"No cell of {name} has a name that {only.pattern!r} finds: {', '.join(names)}")
+    # A record that cannot be read is an error now, and not once all is measured.
+    stored = {each.stem: each for each in report.stored_records(name, output)} if output is not None else {}
     with tempfile.TemporaryDirectory(prefix="benchmark_") as temporary:
         folder, at = Path(temporary), commit()
         environments = {contestants.find(name, each)[0] for cell in cells for each in cell.contestants}
         record = new_record(name, environments, options, folder)
-        if only is not None and output is not None:
-            keep_earlier(record, output)
+        if only is not None and record.stem in stored:
+            keep_earlier(record, stored[record.stem])
         record.ceilings["before"] = ceilings(options, folder)
         for result in measure(cells, options, folder):
             result.commit = at

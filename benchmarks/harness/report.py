@@ -25,13 +25,18 @@ its upper quartile reaches it. Two processes of one contestant can differ by 15 
 where samples come from several (`--processes`). Ratios of one processor say nothing of another."""
 
 
+def stored_records(suite: str, folder: Path) -> list[Record]:
+    """The records of all machines in `folder/suite`."""
+    return [Record.read(path) for path in sorted((folder / suite).glob("*.json"))]
+
+
 def write_page(suite: str, folder: Path):
-    """Write the page of a suite and its pictures, from the records of all machines in `folder/suite`."""
-    module = suites.load(suite)
+    """Write the page of a suite and its pictures, from the records of all machines."""
+    module, records = suites.load(suite), stored_records(suite, folder)
     parts = [f"# {module.TITLE}", module.ABOUT.strip(), LEGEND]
     for picture in (folder / suite).glob("*.png"):
         picture.unlink()
-    for record in [Record.read(path) for path in sorted((folder / suite).glob("*.json"))]:
+    for record in records:
         names = []
         for name, content in pictures(record).items():
             names.append("-".join(filter(None, [f"{suite}/{record.stem}", name])) + ".png")
