@@ -1,43 +1,47 @@
-"""Where each contestant of a suite is, and the environment that it runs in.
+"""The modules of the contestants of each suite, and the environments that they run in.
 
-A module has `CONTESTANTS`, its classes by the names that are used here; harness/worker.py says what a class has.
+A module has `CONTESTANTS`, its classes by the names that are used here; harness/worker.py says what a class has. Those
+of different libraries are modules of their own, as all that one imports is loaded before memory is first measured.
 """
 
-# (suite, contestant) -> (environment of harness/environments.py, module)
-TABLE: dict[tuple[str, str], tuple[str, str]] = {
-    **{("caption", name): ("newest", "contestants.caption_ours") for name in ("ours", "ours_fused", "ours_compiled")},
-    ("caption", "open_clip"): ("captioning", "contestants.caption_open_clip"),
-    ("caption", "blip"): ("newest", "contestants.caption_blip"),
-    **{("encoder", name): ("newest", "contestants.encoder_ours") for name in ("ours", "ours_fused", "ours_flash")},
-    **{("encoder", name): ("newest", f"contestants.encoder_{name}") for name in ("open_clip", "transformers", "timm")},
-    **{
-        ("processing", name): ("newest", f"contestants.processing_{name}")
-        for name in ("ours", "open_clip", "transformers")
+# Suite -> module of this folder -> its contestants.
+MODULES: dict[str, dict[str, tuple[str, ...]]] = {
+    "caption": {
+        "caption_ours": ("ours", "ours_optimized", "ours_compiled"),
+        "caption_open_clip": ("open_clip",),
+        "caption_blip": ("blip",),
     },
-    ("processing", "transformers_pil"): ("newest", "contestants.processing_transformers"),
-    **{
-        ("startup", name): ("newest", "contestants.startup_processes")
-        for name in ("ours", "transformers", "open_clip")
+    "encoder": {
+        "encoder_ours": ("ours", "ours_optimized", "ours_flash"),
+        "encoder_open_clip": ("open_clip",),
+        "encoder_transformers": ("transformers",),
+        "encoder_timm": ("timm",),
     },
-    **{
-        ("quantization", name): ("newest", "contestants.quantization_ours")
-        for name in ("ours", "ours_bf16", "ours_int8", "ours_int8_bf16", "ours_int8_dynamic")
+    "processing": {
+        "processing_ours": ("ours",),
+        "processing_open_clip": ("open_clip",),
+        "processing_transformers": ("transformers", "transformers_pil"),
     },
-    **{
-        ("linear", name): ("newest", "contestants.linear_kernels")
-        for name in ("ours", "ours_fused", "torch", "onednn", "onednn_of_columns", "read", "mkl_of_columns")
+    "startup": {"startup_processes": ("ours", "transformers", "open_clip")},
+    "quantization": {
+        "quantization_ours": ("ours", "ours_bf16", "ours_int8", "ours_int8_bf16", "ours_int8_dynamic"),
     },
-    **{
-        ("zero_shot", name): ("newest", "contestants.zero_shot_pipelines")
-        for name in ("ours", "ours_fused", "transformers")
+    "linear": {
+        "linear_kernels": ("ours", "onednn_packed", "onednn", "onednn_of_columns", "read", "mkl_of_columns"),
     },
-    ("zero_shot", "open_clip"): ("newest", "contestants.zero_shot_open_clip"),
-    **{("conversion", name): ("newest", "contestants.conversion_files") for name in ("ours", "copy")},
+    "zero_shot": {
+        "zero_shot_pipelines": ("ours", "ours_optimized", "transformers"),
+        "zero_shot_open_clip": ("open_clip",),
+    },
+    "conversion": {"conversion_files": ("ours", "copy")},
 }
+# Modules that run in another environment of harness/measure.py than "newest".
+ENVIRONMENTS = {"caption_open_clip": "captioning"}
 
 
 def find(suite: str, contestant: str) -> tuple[str, str]:
     """Environment and module of a contestant."""
-    if (suite, contestant) not in TABLE:
-        raise ValueError(f"Contestant {contestant!r} of suite {suite!r} has no row in contestants/__init__.py.")
-    return TABLE[suite, contestant]
+    for module, names in MODULES[suite].items():
+        if contestant in names:
+            return ENVIRONMENTS.get(module, "newest"), f"contestants.{module}"
+    raise ValueError(f"Contestant {contestant!r} of suite {suite!r} has no row in contestants/__init__.py.")

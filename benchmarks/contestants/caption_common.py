@@ -1,4 +1,4 @@
-"""What all captioners share. It is imported in every environment."""
+"""The end-of-text id and the check of lengths of all captioners, for every environment."""
 
 import torch
 
@@ -7,7 +7,7 @@ EOS = 49407
 
 
 def captions(sequences: torch.Tensor, settings: dict) -> list | None:
-    """Token ids to compare, none where they are drawn.
+    """Return token ids to compare, or None where they are drawn at random.
 
     Raises:
         ValueError: a caption is not as long as the cell demands, so that times cannot be compared.

@@ -1,4 +1,4 @@
-"""Captions by this package: as it is loaded, with fused weights, and compiled around a static cache."""
+"""Captions by this package: as it is loaded, optimised, and compiled around a static cache."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import open_clip_transformers  # noqa: F401  registers the models
 from contestants.caption_common import EOS, captions
 from contestants.model_bounds import caption_bound, meta_model
 from contestants.model_inputs import pixel_values
+from contestants.optimized import optimize
 from contestants.transformers_models import load
 from contestants.weights import weights_folder
 
@@ -23,14 +24,10 @@ STRATEGIES = {
 class Ours:
     """`generate` without an end of text before the last token."""
 
-    fused = False
-
     def __init__(self, settings: dict, folder: Path):
         self.settings = settings
         self.path = weights_folder("ours", settings, folder)
         self.model = load(self.path, settings["dtype"], settings["device"])
-        if self.fused:
-            self.model.fuse()
         self.pixel_values = pixel_values(settings)
         self.arguments = {
             **STRATEGIES[settings["strategy"]],
@@ -48,14 +45,16 @@ class Ours:
         return caption_bound(meta_model(self.path), self.settings)
 
 
-class OursFused(Ours):
-    """With the weights laid out for inference."""
+class OursOptimized(Ours):
+    """Optimised for inference."""
 
-    fused = True
+    def __init__(self, settings: dict, folder: Path):
+        super().__init__(settings, folder)
+        optimize(self.model)
 
 
-class OursCompiled(OursFused):
-    """With fused weights, a cache of fixed length, and the decoding step compiled."""
+class OursCompiled(Ours):
+    """With a cache of fixed length, and the decoding step compiled."""
 
     def __init__(self, settings: dict, folder: Path):
         super().__init__(settings, folder)
@@ -65,4 +64,4 @@ class OursCompiled(OursFused):
         self.run()
 
 
-CONTESTANTS = {"ours": Ours, "ours_fused": OursFused, "ours_compiled": OursCompiled}
+CONTESTANTS = {"ours": Ours, "ours_optimized": OursOptimized, "ours_compiled": OursCompiled}

@@ -37,7 +37,7 @@ input()
 
 
 def checkpoint(settings: dict, folder: Path) -> Path:
-    """The file to convert, which lies beside its open_clip_config.json."""
+    """Return the file to convert, which lies beside its open_clip_config.json."""
     source = weights_folder("open_clip", settings, folder)
     file = source / "open_clip_model.safetensors"
     if settings["format"] == "safetensors":
@@ -52,22 +52,22 @@ def checkpoint(settings: dict, folder: Path) -> Path:
     return packed / "open_clip_pytorch_model.bin"
 
 
-def forget(path: Path):
-    """Writes a file to the disk and drops it from the system's cache."""
+def drop_from_cache(path: Path):
+    """Write a file to the disk and drop it from the system's cache."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def flush(folder: Path):
-    """Waits until the files of a folder are on the disk."""
+    """Wait until the files of a folder are on the disk."""
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
 
 
 def private_memory(pid: int) -> int:
-    """Bytes that a process alone holds."""
+    """Private resident bytes of a process (RssAnon of Linux)."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)
 
@@ -83,12 +83,12 @@ class FromDisk(ABC):
 
     def timed_run(self) -> float:
         with tempfile.TemporaryDirectory(dir=self.folder) as target:
-            forget(self.source)
+            drop_from_cache(self.source)
             return self.seconds(Path(target))
 
     @abstractmethod
     def seconds(self, target: Path) -> float:
-        """Does the work and returns its time."""
+        """Do the work and return its time."""
 
 
 class Copy(FromDisk):
@@ -144,7 +144,7 @@ def _answer(child: subprocess.Popen) -> str:
 
 @contextmanager
 def watched_memory(pid: int) -> Iterator[list[int]]:
-    """The private memory of a process, from before what is done within, every few milliseconds."""
+    """Sample the private memory of a process every few milliseconds while the body runs, first before it."""
     sizes, stop = [private_memory(pid)], threading.Event()
 
     def watch():

@@ -1,4 +1,4 @@
-"""One tower of a model, called as its users do; what differs between the peers is how they load it."""
+"""One tower of a model, called as its users do; contestants differ in how they load it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,13 +22,13 @@ class Encoder:
         self.inputs = pixel_values(settings) if settings["tower"] == "image" else input_ids(settings)
         self.encode = self.load()
         if settings["compiled"]:
-            # What was compiled for another cell would make shapes dynamic.
+            # Code compiled for another cell would make shapes dynamic.
             torch.compiler.reset()
             self.encode = torch.compile(self.encode, mode=COMPILE_MODES[settings["device"]])
             self.run()
 
     def load(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """What makes features (rows, projection_dim) of the inputs, not normalised."""
+        """Return the function from inputs to features (rows, projection_dim), not normalised."""
         raise NotImplementedError
 
     def run(self) -> torch.Tensor:
@@ -40,7 +40,7 @@ class Encoder:
         return self.result[0].tolist()
 
     def figures(self) -> dict:
-        """In lower precision, how far the first row is from open_clip's in fp32."""
+        """In lower precision, the error of the first row against open_clip's in fp32."""
         if self.settings["dtype"] == "float32":
             return {}
         reference = load_file(weights_folder("features", self.settings, self.folder) / "features.safetensors")

@@ -1,4 +1,4 @@
-"""Towers of this package: as they are loaded, with fused weights, and with FlashAttention."""
+"""Towers of this package: as they are loaded, optimised, and with FlashAttention."""
 
 from collections.abc import Callable
 
@@ -9,6 +9,7 @@ from transformers.utils import is_flash_attn_2_available
 import open_clip_transformers  # noqa: F401  registers the models
 from contestants.encoder_common import Encoder
 from contestants.model_bounds import meta_model, tower_bound
+from contestants.optimized import optimize
 from contestants.transformers_models import load
 from contestants.weights import weights_folder
 
@@ -16,15 +17,15 @@ from contestants.weights import weights_folder
 class Ours(Encoder):
     """`get_image_features` and `get_text_features`."""
 
-    fused = False
+    optimized = False
     attention: str | None = None
 
     def load(self) -> Callable[[torch.Tensor], torch.Tensor]:
         path = weights_folder("ours", self.settings, self.folder)
         model = load(path, self.settings["dtype"], self.settings["device"], self.attention)
         is_image = self.settings["tower"] == "image"
-        if self.fused:
-            (model.vision_model if is_image else model.text_model).fuse()
+        if self.optimized:
+            optimize(model.vision_model if is_image else model.text_model)
         features = model.get_image_features if is_image else model.get_text_features
         return lambda inputs: features(inputs).pooler_output
 
@@ -32,10 +33,10 @@ class Ours(Encoder):
         return tower_bound(meta_model(weights_folder("ours", self.settings, self.folder)), self.settings)
 
 
-class OursFused(Ours):
-    """With the weights laid out for inference."""
+class OursOptimized(Ours):
+    """Optimised for inference."""
 
-    fused = True
+    optimized = True
 
 
 class OursFlash(Ours):
@@ -49,4 +50,4 @@ class OursFlash(Ours):
         return super().load()
 
 
-CONTESTANTS = {"ours": Ours, "ours_fused": OursFused, "ours_flash": OursFlash}
+CONTESTANTS = {"ours": Ours, "ours_optimized": OursOptimized, "ours_flash": OursFlash}

@@ -1,4 +1,4 @@
-"""The kernels that a linear layer can run on, each with many weights in turn."""
+"""The kernels that PyTorch has for linear layers, each with many weights in turn."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,15 +7,6 @@ from pathlib import Path
 import torch
 from harness.cells import NotRun
 from torch.nn import functional as F
-
-from open_clip_transformers.modeling import linear_kernels
-from open_clip_transformers.modeling.linear_kernels import FusedWeights
-
-
-def cpu_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """What the layers of our models call."""
-    chosen = linear_kernels.cpu_linear if inputs.dtype in linear_kernels.ONEDNN_DTYPES else F.linear
-    return chosen(inputs, weight, bias)
 
 
 class Products:
@@ -36,9 +27,9 @@ class Products:
             outputs = self.kernel(self.inputs, weight, self.bias)
         return outputs
 
-    def outputs(self) -> list[float]:
-        """Of the last weight, for the first row."""
-        return self.result[0].float().tolist()
+    def outputs(self) -> list[float] | None:
+        """Of the last weight, for the first row; none of kernels that multiply nothing."""
+        return self.result[0].float().tolist() if self.result.ndim else None
 
     def bound(self) -> dict:
         """All weights are read once."""
@@ -47,44 +38,49 @@ class Products:
         return {"flops": 2 * len(self.inputs) * numbers, "bytes": numbers * self.bias.itemsize, "dtype": dtype}
 
 
-class FusedProducts(Products):
-    """With the weights laid out by `model.fuse()`, where that has a use."""
+def onednn(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+
+
+def onednn_of_columns(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return onednn(weight, inputs, None).t().contiguous().add_(bias)
+
+
+def mkl_of_columns(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    count = len(inputs)
+    # A single row goes in twice: MKL takes longer for one column than for two.
+    columns = (inputs if count > 1 else inputs.expand(2, -1).contiguous()).t()
+    return torch.addmm(bias.unsqueeze(1), weight, columns)[:, :count].t().contiguous()
+
+
+def read(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return weight.sum()
+
+
+class PackedProducts(Products):
+    """With weights in oneDNN's own layout."""
 
     def __init__(self, settings: dict, folder: Path):
-        super().__init__(lambda inputs, weight, bias: weight(inputs), settings, folder)
-        if self.inputs.dtype not in linear_kernels.ONEDNN_DTYPES:
-            raise NotRun("oneDNN is not for this processor")
-        self.weights = [FusedWeights([weight], [self.bias]) for weight in self.weights]
+        super().__init__(onednn, settings, folder)
+        self.weights = [torch.ops.mkldnn._reorder_linear_weight(weight) for weight in self.weights]
 
 
-class Read(Products):
-    """No products: PyTorch's sum of each weight, which reads it once from memory."""
+def needs(library: str, make: Callable) -> Callable[[dict, Path], Products]:
+    """A contestant that runs where PyTorch has "mkldnn" (oneDNN) or "mkl"."""
 
-    def __init__(self, settings: dict, folder: Path):
-        super().__init__(lambda inputs, weight, bias: weight.sum(), settings, folder)
+    def checked(settings: dict, folder: Path) -> Products:
+        if not getattr(torch.backends, library).is_available():
+            raise NotRun(f"PyTorch has no {library}")
+        return make(settings, folder)
 
-    def outputs(self) -> None:
-        """None to compare."""
-
-
-def mkl_of_columns(settings: dict, folder: Path) -> Products:
-    if not linear_kernels.HAS_MKL:
-        raise NotRun("PyTorch has no MKL")
-    return Products(linear_kernels.mkl_linear_of_columns, settings, folder)
-
-
-def onednn(kernel: Callable, settings: dict, folder: Path) -> Products:
-    if not torch.backends.mkldnn.is_available():
-        raise NotRun("PyTorch has no oneDNN")
-    return Products(kernel, settings, folder)
+    return checked
 
 
 CONTESTANTS = {
-    "ours": partial(Products, cpu_linear),
-    "ours_fused": FusedProducts,
-    "torch": partial(Products, F.linear),
-    "onednn": partial(onednn, linear_kernels.onednn_linear),
-    "onednn_of_columns": partial(onednn, linear_kernels.onednn_linear_of_columns),
-    "read": Read,
-    "mkl_of_columns": mkl_of_columns,
+    "ours": partial(Products, F.linear),
+    "onednn_packed": needs("mkldnn", PackedProducts),
+    "onednn": needs("mkldnn", partial(Products, onednn)),
+    "onednn_of_columns": needs("mkldnn", partial(Products, onednn_of_columns)),
+    "read": partial(Products, read),
+    "mkl_of_columns": needs("mkl", partial(Products, mkl_of_columns)),
 }

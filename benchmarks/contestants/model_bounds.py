@@ -1,4 +1,4 @@
-"""The least work of a model: FLOPs counted on the meta device, and bytes of what must be read from memory."""
+"""The least work of a model: FLOPs counted on the meta device, and bytes that must be read from memory."""
 
 import re
 from collections.abc import Callable
@@ -18,20 +18,20 @@ READ_ONCE = re.compile(r"cross_attn\.[kv]_proj\.|layer_norm1_kv\.")
 
 
 def meta_model(folder: str) -> PreTrainedModel:
-    """Our model of a folder, without memory."""
+    """Our model of a folder, on the meta device."""
     with torch.device("meta"):
         return AutoModel.from_config(AutoConfig.from_pretrained(folder)).eval()
 
 
 def count_flops(run: Callable[[], object]) -> int:
-    """FLOPs of the matrix products, convolutions and attentions of a call."""
+    """Count the FLOPs of the matrix products, convolutions and attentions of a call."""
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
 
 
 def numbers(model: PreTrainedModel, is_read: Callable[[str], bool]) -> int:
-    """How many numbers the weights of those names are. Of a table of tokens, only a few rows are read."""
+    """Count the numbers in the weights of those names, without the token table, of which few rows are read."""
     named = model.named_parameters()
     return sum(weight.numel() for name, weight in named if is_read(name) and "token_embedding" not in name)
 

@@ -1,4 +1,4 @@
-"""What contestants make of images and texts. They differ in the processor, which they load."""
+"""Images to pixels and texts to ids; contestants differ in the processor that they load."""
 
 import io
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from contestants.processing_inputs import captions, decoded, jpeg, photographs
 
 IMAGE_SIZE = 224
 LEVELS = 255
-# What is compared: some values of pixels, some rows of ids.
+# Of the outputs that are compared: every so many values of pixels, so many rows of ids.
 EVERY_VALUE, COMPARED_ROWS = 499, 256
 CONTEXT_LENGTHS = {"clip": 77, "siglip": 64}
 
@@ -36,7 +36,7 @@ class Images:
         self.process = self.load()
 
     def load(self) -> Callable[[list | torch.Tensor], torch.Tensor]:
-        """What makes pixels of a list of PIL images or uint8 tensors, or of one tensor of several."""
+        """Return the function from a list of PIL images or uint8 tensors, or one tensor of several, to pixels."""
         raise NotImplementedError
 
     def run(self) -> torch.Tensor:
@@ -47,7 +47,7 @@ class Images:
         return self.result.flatten()[::EVERY_VALUE].tolist()
 
     def figures(self) -> dict:
-        """How far pixels are from open_clip's, in levels of 0..255."""
+        """The largest and mean difference to open_clip's pixels, in levels of 0..255."""
         images = photographs(self.settings)
         if self.settings["form"] == "jpeg":
             images = [Image.open(io.BytesIO(jpeg(image))) for image in images]
@@ -77,7 +77,7 @@ class Texts:
         self.tokenize = self.load()
 
     def load(self) -> Callable[[str | list[str]], torch.Tensor]:
-        """What makes ids of one text or several."""
+        """Return the function from one text or several to ids."""
         raise NotImplementedError
 
     def run(self) -> torch.Tensor:

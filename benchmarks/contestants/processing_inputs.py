@@ -1,4 +1,4 @@
-"""Images and texts that look like those that people have, the same for every contestant of a cell."""
+"""Synthetic photographs and captions, the same for every contestant of a cell."""
 
 import io
 import json
@@ -35,7 +35,7 @@ SPECIAL_PIECES = ("<pad>", "</s>", "<unk>")
 
 
 def photograph(width: int, height: int, seed: int) -> Image.Image:
-    """Smooth random colours with some noise."""
+    """Make an RGB image of smooth random colours with some noise; sizes in pixels."""
     generator = np.random.default_rng(seed)
     grid = (max(2, height // COARSENESS), max(2, width // COARSENESS), 3)
     colours = Image.fromarray(generator.integers(0, 256, grid, dtype=np.uint8))
@@ -45,7 +45,7 @@ def photograph(width: int, height: int, seed: int) -> Image.Image:
 
 
 def photographs(settings: dict) -> list[Image.Image]:
-    """As many photographs as the cell has, whose sizes take turns."""
+    """Make the photographs of a cell, whose sizes take turns."""
     sizes = settings["sizes"]
     return [photograph(*sizes[index % len(sizes)], index) for index in range(settings["count"])]
 
@@ -57,12 +57,12 @@ def jpeg(image: Image.Image) -> bytes:
 
 
 def decoded(image: Image.Image) -> torch.Tensor:
-    """A uint8 tensor (3, height, width) that lies in memory as torchvision's decoders leave it: channels together."""
+    """Return a uint8 tensor (3, height, width) with channels last in memory, as torchvision's decoders do."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def captions(settings: dict) -> list[str]:
-    """5 to 20 words each, mostly common ones; of kind "mixed", most with something that is not ASCII."""
+    """Make captions of 5 to 20 words, mostly common ones; of kind "mixed", most hold other characters than ASCII."""
     generator = np.random.default_rng(0)
     words = _words()
     return [_caption(generator, words, settings["kind"]) for _ in range(settings["count"])]
@@ -86,7 +86,7 @@ def _words() -> list[str]:
 
 
 def common_words() -> list[str]:
-    """The words that most of a caption is made of."""
+    """The words that most captions are drawn from."""
     return _words()[:COMMON_WORDS]
 
 
@@ -98,7 +98,7 @@ def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def siglip_folder(folder: Path) -> Path:
-    """A folder with a tokenizer like SigLIP's: T5's class with 32000 pieces, padded with its end-of-text token."""
+    """Write a tokenizer like SigLIP's: T5's class with 32000 pieces, padded with its end-of-text token."""
     path = folder / "siglip-tokenizer"
     if not path.exists():
         characters = [chr(code) for code in range(33, 127)] + sorted(set("".join(FOREIGN)) - set(string.printable))

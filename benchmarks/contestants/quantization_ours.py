@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from harness.environments import ROOT
+from harness.measure import ROOT
 from torch.nn.functional import cosine_similarity
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
 from transformers import AutoModel, AutoProcessor, PreTrainedModel, TorchAoConfig
@@ -26,7 +26,7 @@ from torchao_int8 import stored_bytes
 
 @dataclass(frozen=True)
 class Form:
-    """The dtype that a model is loaded in, and what torchao makes of its weights."""
+    """The dtype that a model is loaded in, and the torchao configuration of its weights."""
 
     dtype: torch.dtype
     quantise: Callable | None = None
@@ -49,7 +49,7 @@ class Quantised:
         return weights_folder("ours", self.settings, folder)
 
     def prepare(self, dtype: torch.dtype):
-        """Makes what `run` needs."""
+        """Make the inputs of `run`."""
         self.pixels = pixel_values({**self.settings, "dtype": str(dtype).removeprefix("torch.")})
 
     def figures(self) -> dict:
@@ -137,7 +137,7 @@ FORMS = {
 
 
 def make(form: Form, settings: dict, folder: Path) -> Quantised:
-    """The contestant for the task of a cell."""
+    """Make the contestant for the task of a cell."""
     return TASKS[settings["task"]](form, settings, folder)
 
 

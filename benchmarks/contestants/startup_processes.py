@@ -13,7 +13,7 @@ from contestants.weights import weights_folder
 
 @dataclass(frozen=True)
 class Code:
-    """Python that a process runs.
+    """Python code of a process.
 
     imports: imports, and does no more.
     help: prints the help of the command line, or imports what that is compared with.
@@ -73,27 +73,27 @@ FOLDER = sys.argv[2]
 try:
     {source}
 finally:
-    from harness import memory
-    print(0, memory.peak("cpu"))
+    from harness import machine
+    print(0, machine.memory("cpu")[1])
 """
 PART = """
 import json, sys, time, torch
 from contestants.model_inputs import input_ids, pixel_values
-from harness import memory
+from harness import machine
 {modules}
 settings, FOLDER = json.loads(sys.argv[1]), sys.argv[2]
 pixel_values, input_ids = pixel_values(settings), input_ids(settings)
-before = memory.current("cpu")
-memory.reset_peak("cpu")
+before = machine.memory("cpu")[0]
+machine.reset_peak_memory("cpu")
 start = time.perf_counter()
 {work}
 seconds = time.perf_counter() - start
-print(seconds, memory.peak("cpu") - before)
+print(seconds, machine.memory("cpu")[1] - before)
 """
 
 
 class Process:
-    """Starts a process for each sample."""
+    """Start a process for each sample."""
 
     def __init__(self, code: Code, settings: dict, folder: Path):
         self.peak = 0

@@ -1,4 +1,4 @@
-"""How contestants load our models, and those of transformers."""
+"""Load our models, and those of transformers."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -9,5 +9,5 @@ from transformers import AutoModel, PreTrainedModel
 
 @lru_cache(maxsize=1)
 def load(path: Path, dtype: str, device: str, attention: str | None = None) -> PreTrainedModel:
-    """The model of a folder; the last one is kept for the cells that follow."""
+    """Load the model of a folder; the last one is kept for the cells that follow."""
     return AutoModel.from_pretrained(path, dtype=getattr(torch, dtype), attn_implementation=attention).to(device)

@@ -19,7 +19,7 @@ from contestants.model_inputs import architecture, input_ids, pixel_values
 
 
 def weights_folder(form: str, settings: dict, folder: Path) -> Path:
-    """The folder of an architecture in one of `FORMS`, which is made when it is first asked for.
+    """Return the folder of an architecture in one of `FORMS`; the first call makes it, in a process of its own.
 
     Args:
         form: `"open_clip"`, `"ours"`, `"transformers"` for its own CLIPModel or SiglipModel, or `"features"`.
@@ -37,7 +37,7 @@ def weights_folder(form: str, settings: dict, folder: Path) -> Path:
 
 
 def make_weights(form: str, settings: dict, folder: Path) -> Path:
-    """The same within this process."""
+    """Make the folder within this process."""
     path = _path(form, settings, folder)
     if not path.exists():
         unfinished = path.with_name(f"{path.name}.unfinished")
@@ -52,7 +52,7 @@ def _path(form: str, settings: dict, folder: Path) -> Path:
 
 
 def random_tensor(name: str, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Random values of a size that keeps activations near 1 in any number of layers."""
+    """Draw values of a size that keeps activations near 1 in any number of layers."""
     if not like.is_floating_point():
         return torch.zeros(like.shape, dtype=like.dtype)
     if name == "logit_scale":
@@ -64,7 +64,7 @@ def random_tensor(name: str, like: torch.Tensor, generator: torch.Generator) -> 
 
 
 def write_open_clip(settings: dict, folder: Path, output: Path):
-    """What open_clip loads as `local-dir:FOLDER`, with normally distributed weights of a fixed seed."""
+    """Write a folder for open_clip's `local-dir:FOLDER`, with normally distributed weights of a fixed seed."""
     from open_clip.coca_model import CoCa
     from open_clip.model import CLIP, CustomTextCLIP
 
@@ -81,7 +81,7 @@ def write_open_clip(settings: dict, folder: Path, output: Path):
 
 
 def write_converted(settings: dict, folder: Path, output: Path, target: str):
-    """The converted folder: ours, or with `target="native"` that of transformers' own class."""
+    """Write the converted folder: ours, or with `target="native"` that of transformers' own class."""
     from open_clip_transformers import convert_open_clip_checkpoint
 
     source = make_weights("open_clip", settings, folder)
@@ -91,7 +91,7 @@ def write_converted(settings: dict, folder: Path, output: Path, target: str):
 
 
 def write_features(settings: dict, folder: Path, output: Path):
-    """`image` and `text`: open_clip's features in fp32 of the first image and text that cells run on."""
+    """Write open_clip's features in fp32, `image` and `text`, of the first image and text that cells run on."""
     import open_clip
 
     settings = {**settings, "batch": 1, "dtype": "float32", "device": "cpu"}

@@ -1,4 +1,4 @@
-"""The photograph and the labels that every contestant of a cell gets."""
+"""The photograph and the labels of a cell, the same for every contestant."""
 
 import numpy as np
 from PIL import Image
@@ -7,7 +7,7 @@ from contestants.processing_inputs import common_words, photograph
 
 
 SIZE = (640, 480)
-# What the pipeline makes of a label by default.
+# The default of the pipeline.
 TEMPLATE = "This is a photo of {}."
 
 
@@ -17,7 +17,7 @@ def picture() -> Image.Image:
 
 
 def candidate_labels(settings: dict) -> list[str]:
-    """As many labels as the cell has, of one to three common words, each of them once."""
+    """Make the labels of a cell, of one to three common words, each of them once."""
     generator = np.random.default_rng(0)
     words = common_words()
     labels: dict[str, None] = {}

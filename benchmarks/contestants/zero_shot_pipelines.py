@@ -6,13 +6,14 @@ from pathlib import Path
 from transformers import ZeroShotImageClassificationPipeline, pipeline
 
 import open_clip_transformers  # noqa: F401  registers the models
+from contestants.optimized import optimize
 from contestants.weights import weights_folder
 from contestants.zero_shot_inputs import candidate_labels, picture
 
 
 @lru_cache(maxsize=1)
 def load(path: Path, dtype: str, device: str) -> ZeroShotImageClassificationPipeline:
-    """The pipeline of a folder; the last one is kept for the cells that follow."""
+    """Load the pipeline of a folder; the last one is kept for the cells that follow."""
     return pipeline("zero-shot-image-classification", model=str(path), dtype=dtype, device=device)
 
 
@@ -41,12 +42,12 @@ class Ours(ZeroShot):
     form = "ours"
 
 
-class OursFused(Ours):
-    """With the weights laid out for inference."""
+class OursOptimized(Ours):
+    """Optimised for inference."""
 
     def __init__(self, settings: dict, folder: Path):
         super().__init__(settings, folder)
-        self.pipeline.model.fuse()
+        optimize(self.pipeline.model)
 
 
 class Transformers(ZeroShot):
@@ -55,4 +56,4 @@ class Transformers(ZeroShot):
     form = "transformers"
 
 
-CONTESTANTS = {"ours": Ours, "ours_fused": OursFused, "transformers": Transformers}
+CONTESTANTS = {"ours": Ours, "ours_optimized": OursOptimized, "transformers": Transformers}

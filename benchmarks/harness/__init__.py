@@ -1,1 +1,1 @@
-"""What measures contestants side by side; nothing here imports torch before a worker is asked for it."""
+"""Measure contestants side by side: measure.py starts processes, each a worker.py, and report.py writes the pages."""

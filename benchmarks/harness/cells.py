@@ -1,156 +1,226 @@
-"""The data of a benchmark: what is compared (`Cell`), and what came out (`Measurement`, `Result`).
+"""The data of a benchmark (cells, measurements, records), and the figures that follow from its samples."""
 
-A suite (suites/__init__.py) makes cells. A cell names its contestants, of which the first is ours and the others are
-its peers; each is a class (worker.py says what it has) in a module that the table of contestants/__init__.py names,
-and runs in a process of its own.
-"""
-
-from dataclasses import asdict, dataclass, field, fields
+import json
+import math
+import os
+import re
+import statistics
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
 
 
 class NotRun(Exception):
-    """A contestant cannot run here (a library, a GPU is missing): its row says "not run" and the reason."""
+    """A library, a GPU or an environment that a contestant needs is missing."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a run measures.
+    """Settings of a run."""
 
-    device: "cpu" or "cuda".
-    threads: of every process, for torch and for tokenizers.
-    rounds: the most samples of a contestant in a cell.
-    budget: seconds of a cell, shared by its contestants; a slow one gets fewer rounds, but two, or one where a run
-        takes two minutes and its share has no room for two.
-    processes: of a contestant, one after the other, each with as many rounds and a share of the budget. Two of them
-        can differ by 15 % and more for as long as they live.
-    quick: tiny sizes, which say that everything runs and nothing of its speed.
-    """
-
-    device: str = "cpu"
-    threads: int = 1
-    rounds: int = 5
-    budget: float = 120.0
-    processes: int = 1
-    quick: bool = False
-
-    @property
-    def sample_seconds(self) -> float:
-        """A sample repeats the run until it lasts this long, where one run is shorter."""
-        return 0.002 if self.quick else 0.1
+    device: str = "cpu"  # or "cuda"
+    threads: int = 1  # of every process, for torch and for tokenizers
+    rounds: int = 5  # the most samples of a contestant in a cell and process
+    budget: float = 120.0  # seconds of a cell, shared by its contestants; a slow one gets fewer rounds
+    processes: int = 1  # of a contestant, one after the other, which share the budget
+    quick: bool = False  # tiny sizes, to see that everything runs
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One row: the same work by several contestants.
-
-    suite: name of the suite.
-    name: label of the row, which no other row of the suite has.
-    settings: what a contestant needs, as JSON ("device" is added to it by the run).
-    contestants: their names; the first is ours, which the others are compared with. Other forms of ours ("ours_fused")
-        are compared likewise, and are no peers that a goal is against unless `reference` says so.
-    unit: what one run makes, in the plural ("images", "tokens", "calls").
-    count: how many of them one run makes.
-    bound: `{"flops", "bytes", "dtype"}` of one run, or a list of them that follow each other; asked of ours where
-        None (a contestant's `bound`).
-    goal: the least ratio (the peer's time over ours) that is aimed at.
-    reference: the peer that the goal is against; by default the fastest.
-    group: cells that follow each other with one group share the processes of their contestants, and what those keep
-        of a model; a cell without one has its own.
-    """
+    """One row: the same work by several contestants."""
 
     suite: str
-    name: str
-    settings: dict
-    contestants: tuple[str, ...]
-    unit: str = "calls"
-    count: int = 1
-    bound: dict | list[dict] | None = None
-    goal: float | None = None
-    reference: str | None = None
-    group: str | None = None
+    name: str  # label of the row, unique in the suite
+    settings: dict  # of the contestants, as JSON ("device" is added by the run)
+    contestants: tuple[str, ...]  # "ours", the model as loaded, then our variants ("ours_...") and peers
+    unit: str = "calls"  # of the output of one run, in the plural
+    count: int = 1  # units of one run
+    goal: float | None = None  # the least ratio of a peer's time to ours that is aimed at
+    reference: str | None = None  # the peer that the goal is against; by default the fastest
+    group: str | None = None  # consecutive cells of one share processes, and the models that these keep
 
 
 @dataclass
 class Measurement:
-    """What was measured of one contestant.
-
-    seconds: samples, in seconds of one run.
-    rounds: the round that each sample was taken in, counted on from process to process.
-    repeats: runs of a sample.
-    baseline, peak: bytes of its process before it held a model, and the most while it ran (RSS, or of the GPU).
-    difference: of its outputs to ours: the largest over the largest value of the two, or, of tokens and strings, the
-        share that is another.
-    exact: the outputs are tokens or strings.
-    figures: more numbers, by name, that the contestant reports.
-    error: why there are no samples.
-    """
+    """The samples of one contestant in a cell, and its memory, outputs and figures."""
 
     contestant: str
     environment: str
-    seconds: list[float] = field(default_factory=list)
-    rounds: list[int] = field(default_factory=list)
-    repeats: int = 1
-    baseline: int | None = None
-    peak: int | None = None
-    difference: float | None = None
-    exact: bool = False
-    figures: dict = field(default_factory=dict)
-    error: str | None = None
-
-    @property
-    def memory(self) -> int | None:
-        """Bytes that the contestant took beside the libraries."""
-        return None if self.peak is None or self.baseline is None else max(0, self.peak - self.baseline)
-
-    def add(self, later: "Measurement", first_round: int):
-        """Adds the samples of another process, whose rounds begin at `first_round`; the rest stays the first's."""
-        self.seconds += later.seconds
-        self.rounds += [first_round + turn for turn in later.rounds]
-        self.error = self.error or later.error
+    seconds: list[float] = field(default_factory=list)  # samples, of one run
+    rounds: list[int] = field(default_factory=list)  # of each sample, counted on from process to process
+    repeats: int = 1  # runs of a sample
+    baseline: int | None = None  # bytes of its process before it held a model (RSS, or of the GPU)
+    peak: int | None = None  # the most while it ran
+    difference: float | None = None  # of its outputs to ours, see `difference`
+    exact: bool = False  # whether these are tokens or strings
+    figures: dict = field(default_factory=dict)  # more numbers or words that it reports, by name
+    error: str | None = None  # why it was not measured
 
 
 @dataclass
 class Result:
-    """A cell and its measurements, ours first.
-
-    bound: `{"flops", "bytes", "dtype"}` dicts, which follow each other in one run.
-    bound_seconds: the least time of them, by the ceilings of the machine.
-    date, commit: when it was measured, and of what.
-    """
+    """A cell and its measurements, ours first."""
 
     cell: Cell
     measurements: list[Measurement]
-    bound: list[dict] = field(default_factory=list)
-    bound_seconds: float | None = None
+    bound: list[dict] = field(default_factory=list)  # {"flops", "bytes", "dtype"} of one run, in steps
     date: str = ""
     commit: str = ""
 
-    def of(self, contestant: str) -> Measurement | None:
-        """The measurement of a contestant."""
+    def of(self, contestant: str | None) -> Measurement | None:
         return next((each for each in self.measurements if each.contestant == contestant), None)
 
+    def ratios(self) -> dict[str, "Spread"]:
+        """The ratio of each other contestant that was measured."""
+        found = {other.contestant: ratio(self.measurements[0], other) for other in self.measurements[1:]}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+@dataclass
+class Record:
+    """The results of a suite on one machine, with one set of versions; a file of JSON."""
+
+    suite: str
+    command: str  # measures all of it again
+    machine: dict  # see machine.py
+    environments: dict[str, dict[str, str]]  # versions of the libraries, by environment
+    ceilings: dict[str, dict[str, float]] = field(default_factory=dict)  # rates "before" and "after" the last run
+    notes: list[str] = field(default_factory=list)  # remarks on these results alone
+    results: list[Result] = field(default_factory=list)
+
     @property
-    def ours(self) -> Measurement:
-        return self.measurements[0]
+    def stem(self) -> str:
+        """File name of this machine: processor, instruction set, threads and GPU."""
+        machine = self.machine
+        names = [machine["processor"], *machine["instruction_set"], f"{machine['threads']} threads", machine["gpu"]]
+        return re.sub(r"(\((r|tm)\)|[^a-z0-9])+", "-", " ".join(filter(None, names)).lower()).strip("-")
 
-    def add(self, later: "Result", first_round: int):
-        """Adds the samples of other processes, see `Measurement.add`."""
-        for own, other in zip(self.measurements, later.measurements, strict=True):
-            own.add(other, first_round)
+    def add(self, result: Result, order: list[str]):
+        """Put a result in the place of that of the same cell, in the `order` of cell names."""
+        kept = [each for each in self.results if each.cell.name != result.cell.name]
+        places = {name: place for place, name in enumerate(order)}
+        self.results = sorted([*kept, result], key=lambda each: places.get(each.cell.name, len(places)))
 
-    def to_json(self) -> dict:
-        return asdict(self)
+    def with_ratios(self) -> dict:
+        """The record as JSON, with the ratios that follow from its samples."""
+        ratios = [{name: each._asdict() for name, each in result.ratios().items()} for result in self.results]
+        return {**asdict(self), "results": [asdict(each) | {"ratios": own} for each, own in zip(self.results, ratios)]}
+
+    def write(self, folder: Path):
+        """Write `folder/suite/machine.json`, a line for each result."""
+        data = asdict(self)
+        rows = ",\n".join(json.dumps(row) for row in data.pop("results"))
+        text = json.dumps(data, indent=1).removesuffix("\n}") + f',\n "results": [\n{rows}\n ]\n}}\n'
+        write(folder / self.suite / f"{self.stem}.json", text.encode())
 
     @classmethod
-    def from_json(cls, data: dict) -> "Result":
-        """The inverse of `to_json`; keys that are no fields are left out."""
-        kept = _fields_of(cls, data)
-        cell = _fields_of(Cell, data["cell"])
-        kept["cell"] = Cell(**{**cell, "contestants": tuple(cell["contestants"])})
-        kept["measurements"] = [Measurement(**_fields_of(Measurement, each)) for each in data["measurements"]]
-        return cls(**kept)
+    def read(cls, path: Path) -> "Record":
+        """Read what `write` wrote; raises ValueError where the file holds something else."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            for row in data["results"]:
+                row["cell"] = Cell(**{**row["cell"], "contestants": tuple(row["cell"]["contestants"])})
+                row["measurements"] = [Measurement(**each) for each in row["measurements"]]
+            return cls(**{**data, "results": [Result(**row) for row in data["results"]]})
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} is no record of a benchmark: {error!r}. Remove or restore it.") from error
 
 
-def _fields_of(cls: type, data: dict) -> dict:
-    names = {each.name for each in fields(cls)}
-    return {name: value for name, value in data.items() if name in names}
+def write(path: Path, content: bytes):
+    """Write a file as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+class Spread(NamedTuple):
+    """A median between its quartiles, or between the least and the largest of fewer than four values."""
+
+    median: float
+    low: float
+    high: float
+    count: int
+
+
+def spread(values: list[float]) -> Spread | None:
+    if not values:
+        return None
+    low, high = min(values), max(values)
+    if len(values) >= 4:
+        low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(statistics.median(values), low, high, len(values))
+
+
+def ratio(ours: Measurement, other: Measurement) -> Spread | None:
+    """The other's time over ours, of the rounds that both took part in, else of the medians."""
+    if not ours.seconds or not other.seconds:
+        return None
+    by_round = dict(zip(ours.rounds, ours.seconds))
+    paired = [seconds / by_round[turn] for turn, seconds in zip(other.rounds, other.seconds) if turn in by_round]
+    return spread(paired) or spread([statistics.median(other.seconds) / statistics.median(ours.seconds)])
+
+
+def is_ours(contestant: str) -> bool:
+    """Whether it is ours or one of our variants, and no peer."""
+    return contestant.startswith("ours")
+
+
+def goal_peer(result: Result) -> str | None:
+    """The peer that the goal is against; None where none was measured."""
+    peers = {name: value.median for name, value in result.ratios().items() if not is_ours(name)}
+    return result.cell.reference or min(peers, key=peers.get, default=None)
+
+
+def verdicts(result: Result) -> dict[str, str]:
+    """Judge ours and each variant by the goal; "within noise" where the upper quartile of the ratio reaches it."""
+
+    def judge(own: Measurement) -> str:
+        value = peer and ratio(own, peer)
+        if not value:
+            return "not measured"
+        return "met" if value.median >= goal else "within noise" if value.high >= goal else "missed"
+
+    goal, peer = result.cell.goal, result.of(goal_peer(result))
+    forms = [own for own in result.measurements if is_ours(own.contestant) and own is not peer]
+    return {} if goal is None else {own.contestant: judge(own) for own in forms}
+
+
+def bound_seconds(result: Result, ceilings: dict[str, dict[str, float]]) -> float | None:
+    """The least seconds of the steps of a result by the highest rates; None where one was not measured."""
+    rates: dict[str, float] = {}
+    for measured in ceilings.values():
+        rates |= {name: max(rate, rates.get(name, 0.0)) for name, rate in measured.items()}
+    total = 0.0
+    for step in result.bound:
+        works = [(step.get("flops"), f"matmul_{step.get('dtype', 'float32')}"), (step.get("bytes"), "bandwidth")]
+        if any(work and name not in rates for work, name in works):
+            return None
+        total += max((work / rates[name] for work, name in works if work), default=0.0)
+    return total or None
+
+
+def difference(ours: list, theirs: list) -> tuple[float, bool]:
+    """Measure how far outputs are apart; also tell whether they are tokens or strings.
+
+    Numbers: the largest difference over the largest value of theirs, infinite where any is not finite. Tokens
+    (integers) and strings: the share of places that differ, a missing one included.
+    """
+    left, right = list(_flat(ours)), list(_flat(theirs))
+    longest = max(len(left), len(right))
+    if not any(isinstance(value, float) for value in left + right):
+        same = sum(a == b for a, b in zip(left, right))
+        return ((longest - same) / longest if longest else 0.0), True
+    if len(left) != len(right) or not all(map(math.isfinite, left + right)):
+        return math.inf, False
+    return max(abs(a - b) for a, b in zip(left, right)) / (max(map(abs, right)) or 1.0), False
+
+
+def _flat(values: list) -> Iterator:
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _flat(value)
+        else:
+            yield value

@@ -1,66 +1,87 @@
-"""A bar chart of the ratios of a suite."""
+"""Pictures of the times of a record, over those of ours as loaded."""
 
 import io
 
-from .records import Record
-from .report import ratio_text
-from .samples import ratios
+import suites
+
+from .cells import Record, Result, is_ours
 
 
-BAR_INCHES = 0.22
-MOST_INCHES = 40.0
-POINTS = 72
-ERROR_LINE = {"elinewidth": 1, "ecolor": "0.25"}
-# Between cells, in bars.
-GAP = 0.6
-# Beyond this ratio the axis is logarithmic.
-LINEAR = 10.0
+# One colour a contestant on all pages, by its place here: of our variants a shade of blue, and a shape.
+VARIANTS = {
+    "ours": "",
+    "ours_optimized": "D",
+    "ours_compiled": "s",
+    "ours_fused": "d",
+    "ours_flash": "^",
+    "ours_bf16": "s",
+    "ours_int8": "v",
+    "ours_int8_bf16": "P",
+    "ours_int8_dynamic": "^",
+}
+PEERS = ["open_clip", "transformers", "timm", "blip", "transformers_pil", "torch", "read", "onednn", "onednn_packed"]
+PEERS += ["onednn_of_columns", "mkl_of_columns", "copy"]
+ROW_INCHES = 0.34
+# Ticks of the axis for the largest over the smallest ratio.
+TICKS = {8: (1, 2, 5), 2: (1, 1.2, 1.5, 2, 3, 4, 6, 8), 0: tuple(1 + tenth / 10 for tenth in range(90))}
 
 
-def plot(record: Record) -> bytes | None:
-    """A PNG with a bar for each peer of each cell, which ends at the peer's time over ours.
-
-    None where no ratio was measured, or matplotlib is missing.
-    """
+def pictures(record: Record) -> dict[str, bytes]:
+    """PNGs by name, as the suite's `picture(cell)` splits its cells; none without ratios, or without matplotlib."""
     try:
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-        from matplotlib.ticker import LogLocator, NullLocator
+        import matplotlib  # noqa: F401
     except ModuleNotFoundError:
-        return None
-    measured = {result.cell.name: ratios(result) for result in record.results}
-    measured = {name: found for name, found in measured.items() if found}
-    if not measured:
-        return None
-    peers = list(dict.fromkeys(peer for found in measured.values() for peer in found))
-    places = sum(len(found) + GAP for found in measured.values())
-    height = min(BAR_INCHES, MOST_INCHES / places)
-    figure = Figure((9, 1.6 + height * places), layout="constrained", dpi=120)
-    axes = figure.add_subplot()
-    place, centres = 0.0, []
-    for found in measured.values():
-        centres.append(place + (len(found) - 1) / 2)
-        for peer, value in found.items():
+        return {}
+    suite, split = suites.load(record.suite), {}
+    for result in record.results:
+        if result.ratios():
+            split.setdefault(suite.picture(result.cell) if hasattr(suite, "picture") else "", []).append(result)
+    machine = record.machine["gpu"] or record.machine["processor"]
+    return {
+        name.lower().replace(" ", "-"): draw(", ".join(filter(None, [suite.TITLE, name, machine])), results)
+        for name, results in split.items()
+    }
+
+
+def style(contestant: str) -> tuple[tuple[float, ...] | str, str]:
+    """Colour and shape of a contestant; black crosses of one that has no place in the lists."""
+    from matplotlib import colormaps
+
+    if contestant in VARIANTS:
+        return colormaps["Blues"](1 - 0.08 * list(VARIANTS).index(contestant)), VARIANTS[contestant]
+    # Without its blues; the strong ones first.
+    colors = colormaps["tab20"].colors
+    return ([*colors[2::2], *colors[3::2]][PEERS.index(contestant)], "o") if contestant in PEERS else ("black", "x")
+
+
+def draw(title: str, results: list[Result]) -> bytes:
+    """A row for each cell with a mark for each contestant: left of the line at 1 it is faster than ours as loaded."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    figure = Figure((9, 1.9 + ROW_INCHES * len(results)), layout="constrained", dpi=110)
+    axes = figure.add_subplot(title=title, xscale="log", ylim=(len(results) - 0.5, -0.5))
+    axes.set_xlabel("time over that of ours, as loaded (left of the line is faster, right of it slower)")
+    marks = {"ours": axes.axvline(1, color=style("ours")[0], linewidth=1.5)}
+    for row, result in enumerate(results):
+        ratios = result.ratios()
+        for index, (contestant, value) in enumerate(ratios.items()):
+            # Contestants of a row a little apart.
+            place = row + 0.5 * ((index + 0.5) / len(ratios) - 0.5)
             spread = [[value.median - value.low], [value.high - value.median]]
-            # From the line at 1: to its right we are faster, to its left the peer.
-            axes.barh(place, value.median - 1, left=1, xerr=spread, color=f"C{peers.index(peer)}", error_kw=ERROR_LINE)
-            label = (max(value.high, 1), place)
-            axes.annotate(f" {ratio_text(value.median)}", label, va="center", fontsize=min(8, 0.9 * POINTS * height))
-            place += 1
-        place += GAP
-    axes.set_yticks(centres, measured)
-    axes.set_ylim(place - GAP, -1)
-    axes.axvline(1, color="black", linewidth=1)
-    if max(value.high for found in measured.values() for value in found.values()) > LINEAR:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_locator(NullLocator())
-    axes.margins(x=0.1)
-    axes.set_xlabel("time of the peer over ours (right of the line ours is faster)")
-    axes.set_title(f"{record.title} ({record.machine.get('gpu') or record.machine['cpu']})")
-    handles = [Patch(color=f"C{index}", label=peer) for index, peer in enumerate(peers)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(peers))
+            color, shape = style(contestant)
+            marks[contestant] = axes.errorbar(
+                value.median, place, xerr=spread, color=color, marker=shape, linestyle=""
+            )
+    axes.set_yticks(range(len(results)), [result.cell.name for result in results])
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=next(ticks for least, ticks in TICKS.items() if high / low > least)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    names = sorted(marks, key=lambda name: not is_ours(name))
+    figure.legend([marks[name] for name in names], names, loc="outside lower center", ncols=min(5, len(names)))
     content = io.BytesIO()
     figure.savefig(content, format="png")
     return content.getvalue()

@@ -6,9 +6,10 @@ A module has
     ABOUT: str                                a paragraph or more of Markdown: what is compared, and how
     cells(options: Options) -> list[Cell]     the rows, in their order; tiny ones where `options.quick`,
                                               none where there is nothing to measure on `options.device`
-    notes(results: list[Result]) -> list[str] may be left out: sentences that follow from the results
+    notes(record: Record) -> list[str]         may be left out: sentences that follow from the results
+    picture(cell: Cell) -> str                may be left out: the name of the picture that shows the cell
 
-with `Options`, `Cell` and `Result` of harness/cells.py.
+with `Options`, `Cell` and `Record` of harness/cells.py.
 """
 
 import importlib
@@ -20,5 +21,5 @@ SUITES = tuple(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def load(name: str) -> ModuleType:
-    """The module of a suite."""
+    """Import the module of a suite."""
     return importlib.import_module(f"suites.{name}")

@@ -1,9 +1,8 @@
-"""Captions of CoCa by all that writes any: open_clip, which the weights are of, and BLIP."""
+"""Captions of CoCa by this package and by open_clip, and of BLIP."""
 
 from itertools import pairwise
 
-from harness.cells import Cell, Options, Result
-from harness.samples import spread
+from harness.cells import Cell, Options, Record, spread
 
 
 TITLE = "Captions"
@@ -12,8 +11,8 @@ Random images, captioned by CoCa at full size with random weights, the same for 
 default search of open_clip (6 beams in 3 groups), *greedy* takes the likeliest token, *top-p* draws from the likeliest
 10 %. No caption ends early: all have 30 tokens, or in the cells of lengths so many new ones.
 
-`ours` is `model.generate(pixel_values=...)` as the model is loaded, `ours_fused` the same after `model.fuse()`, and
-`ours_compiled` after `model.fuse()` and `model.compile()`, with `cache_implementation="static"`. `open_clip` is 3.3.0
+`ours` is `model.generate(pixel_values=...)` as the model is loaded, `ours_optimized` the same model optimised for
+inference, and `ours_compiled` after `model.compile()`, with `cache_implementation="static"`. `open_clip` is 3.3.0
 with the last transformers that its `generate` runs on. `blip` is transformers' BlipForConditionalGeneration of base
 size with weights of its own, on the same images: patches of 16 pixels, 6 plain beams.
 
@@ -54,9 +53,13 @@ def cells(options: Options) -> list[Cell]:
     return rows + [_length_cell(options, new_tokens) for new_tokens in NEW_TOKENS]
 
 
-def notes(results: list[Result]) -> list[str]:
-    """What one more token costs, between each two lengths that follow each other."""
-    measured = [result for result in results if "new_tokens" in result.cell.settings]
+def picture(cell: Cell) -> str:
+    return "new tokens" if "new_tokens" in cell.settings else cell.settings["model"]
+
+
+def notes(record: Record) -> list[str]:
+    """State the cost of one more token, between each two lengths that follow each other."""
+    measured = [result for result in record.results if "new_tokens" in result.cell.settings]
     lines = []
     for name in dict.fromkeys(each.contestant for result in measured for each in result.measurements):
         points = [
@@ -74,7 +77,7 @@ def notes(results: list[Result]) -> list[str]:
 
 
 def _cell(options: Options, model: str, batch: int, strategy: str, length: int) -> Cell:
-    contestants = ["ours", "ours_fused"]
+    contestants = ["ours", "ours_optimized"]
     # Compiling takes a minute and more on two cores.
     if strategy == "greedy" and model == LENGTHS_MODEL and not options.quick:
         contestants.append("ours_compiled")
@@ -101,7 +104,7 @@ def _length_cell(options: Options, new_tokens: int) -> Cell:
         suite="caption",
         name=f"{LENGTHS_MODEL}, batch {batch}, greedy, {new_tokens} new tokens",
         settings={**settings, "new_tokens": new_tokens},
-        contestants=("ours", "ours_fused", "open_clip"),
+        contestants=("ours", "ours_optimized", "open_clip"),
         unit="tokens",
         count=batch * new_tokens,
         group="lengths",

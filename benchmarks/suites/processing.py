@@ -57,6 +57,10 @@ def cells(options: Options) -> list[Cell]:
     return images + tensors + texts
 
 
+def picture(cell: Cell) -> str:
+    return cell.settings["task"]
+
+
 def _image_cell(options: Options, name: str, form: str, sizes: list[tuple[int, int]], count: int) -> Cell:
     on_torchvision = form in ("tensor", "stacked")
     peers = ("open_clip", "transformers") if on_torchvision else ("open_clip", "transformers", "transformers_pil")

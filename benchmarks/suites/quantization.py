@@ -1,4 +1,4 @@
-"""Weights in int8 through torchao: what they cost in accuracy, and what they bring in bytes and speed."""
+"""Weights in int8 through torchao: accuracy, bytes and speed."""
 
 from harness.cells import Cell, Options
 

@@ -1,4 +1,4 @@
-"""What it takes to start: imports, the command line, and loading a model, in processes of their own."""
+"""Start-up: imports, the command line, and loading a model, in processes of their own."""
 
 from harness.cells import Cell, Options
 
@@ -22,7 +22,7 @@ GOAL = 1.0
 
 
 def cells(options: Options) -> list[Cell]:
-    """Whole processes, then what loads a model; on a CPU."""
+    """Whole processes, then loads of a model; on a CPU."""
     if options.device != "cpu":
         return []
     models = MODELS[:1] if options.quick else MODELS

@@ -8,8 +8,9 @@ ABOUT = """\
 A photograph of 640 x 480 pixels and candidate labels of one to three words, from the PIL image and the strings to the
 scores, with random weights, the same for all.
 
-`ours` is `pipeline("zero-shot-image-classification")` on a converted folder, `ours_fused` the same after
-`model.fuse()`, and `transformers` the same pipeline with its own CLIPModel, CLIPTokenizer and image processor.
+`ours` is `pipeline("zero-shot-image-classification")` on a converted folder, `ours_optimized` the same with the model
+optimised for inference, and `transformers` the same pipeline with its own CLIPModel, CLIPTokenizer and image
+processor.
 `open_clip` is its transform, tokenizer and model. It pads labels to the model's full length, the pipelines pad them to
 the longest."""
 
@@ -37,7 +38,7 @@ def _cell(options: Options, model: str, labels: int) -> Cell:
             "labels": labels,
             "dtype": DTYPES[options.device],
         },
-        contestants=("ours", "ours_fused", "open_clip", "transformers"),
+        contestants=("ours", "ours_optimized", "open_clip", "transformers"),
         unit="images",
         goal=None if options.quick else GOAL,
         group=model,

@@ -1,4 +1,4 @@
-"""Lets tests import the benchmarks as `benchmarks/run.py` does."""
+"""Put the benchmarks on the path, as `benchmarks/run.py` has them."""
 
 import sys
 from pathlib import Path

@@ -9,9 +9,9 @@ import torch
 from contestants.caption_common import captions
 from contestants.model_bounds import caption_bound, meta_model
 from contestants.weights import make_weights
-from harness.cells import Cell, Measurement, NotRun, Options, Result
-from harness.environments import python_of
-from harness.session import run_suite
+from harness.cells import Cell, Measurement, NotRun, Options, Record, Result
+from harness.measure import python_of
+from run import run_suite
 from suites import caption
 
 
@@ -28,7 +28,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Weights, which otherwise a process of its own makes."""
+    """Make the weights in this process, as a process of its own does in a run."""
     folder = tmp_path_factory.mktemp("weights")
     make_weights("ours", SETTINGS, folder)
     return folder
@@ -44,10 +44,11 @@ def run(name: str, folder, **settings):
 
 @pytest.mark.parametrize("strategy", ["beams", "greedy", "top_p"])
 def test_captions_are_as_long_as_the_cell_says(strategy, folder):
-    fused = run("ours_fused", folder, strategy=strategy)
+    optimized = run("ours_optimized", folder, strategy=strategy)
     ours = run("ours", folder, strategy=strategy)
-    assert ours.result.shape == fused.result.shape == run("blip", folder, strategy=strategy).result.shape == (2, 8)
-    assert ours.outputs() == fused.outputs()
+    blip = run("blip", folder, strategy=strategy)
+    assert ours.result.shape == optimized.result.shape == blip.result.shape == (2, 8)
+    assert ours.outputs() == optimized.outputs()
     assert (ours.outputs() is None) == (strategy == "top_p")
 
 
@@ -81,7 +82,8 @@ def test_notes_tell_what_a_further_token_costs():
         return Result(cell, [Measurement("ours", "newest", seconds=[seconds]), Measurement("open_clip", "captioning")])
 
     unrelated = Result(Cell("caption", "other", {}, ("ours",)), [Measurement("ours", "newest", seconds=[9.0])])
-    assert caption.notes([result(10, 0.5), unrelated, result(20, 0.6), result(40, 0.9)]) == [
+    rows = [result(10, 0.5), unrelated, result(20, 0.6), result(40, 0.9)]
+    assert caption.notes(Record("caption", "", {}, {}, results=rows)) == [
         "A further token of ours takes 10.00 ms from 10 to 20, 15.00 ms from 20 to 40 new tokens."
     ]
 

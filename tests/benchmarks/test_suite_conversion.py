@@ -6,7 +6,7 @@ import pytest
 import torch
 from contestants.conversion_files import CONTESTANTS, checkpoint
 from contestants.weights import make_weights
-from harness.environments import variables
+from harness.measure import variables
 from safetensors.torch import load_file
 
 
@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def search_path(monkeypatch):
-    """As workers have it."""
+    """Set the environment variables of a worker."""
     for name, value in variables(1).items():
         monkeypatch.setenv(name, value)
 

@@ -8,16 +8,16 @@ import torch
 from contestants.model_bounds import meta_model, tower_bound
 from contestants.model_inputs import input_ids, pixel_values
 from contestants.weights import make_weights
-from harness.samples import difference
+from harness.cells import difference
 
 
 SETTINGS = {"model": "ViT-B-32", "reduced": True, "device": "cpu", "batch": 3, "compiled": False}
-PEERS = {"image": ("ours_fused", "open_clip", "transformers", "timm"), "text": ("open_clip", "transformers")}
+PEERS = {"image": ("ours_optimized", "open_clip", "transformers", "timm"), "text": ("open_clip", "transformers")}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Weights in all forms, which otherwise processes of their own make."""
+    """Make the weights in all forms in this process, as processes of their own do in a run."""
     folder = tmp_path_factory.mktemp("weights")
     for form in ("ours", "transformers", "features"):
         make_weights(form, SETTINGS, folder)

@@ -5,7 +5,7 @@ from importlib import import_module
 import contestants
 import pytest
 import torch
-from harness.samples import difference
+from harness.cells import difference
 
 
 IMAGES = {"task": "images", "device": "cpu", "sizes": [[64, 48], [39, 55]], "count": 3, "on_torchvision": False}

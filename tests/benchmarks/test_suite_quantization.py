@@ -7,7 +7,7 @@ from suites import quantization
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """What makes a contestant and runs it."""
+    """Return a function that makes a contestant and runs it."""
     pytest.importorskip("torchao")
     pytest.importorskip("sklearn")
     from contestants.quantization_ours import CONTESTANTS

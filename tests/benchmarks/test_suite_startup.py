@@ -18,8 +18,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def search_path(monkeypatch):
-    """As workers have it."""
-    from harness.environments import variables
+    """Set the environment variables of a worker."""
+    from harness.measure import variables
 
     for name, value in variables(1).items():
         monkeypatch.setenv(name, value)

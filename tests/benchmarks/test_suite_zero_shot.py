@@ -13,7 +13,7 @@ SETTINGS = {"model": "ViT-B-32", "reduced": True, "device": "cpu", "dtype": "flo
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Weights in all forms, which otherwise processes of their own make."""
+    """Make the weights in all forms in this process, as processes of their own do in a run."""
     folder = tmp_path_factory.mktemp("weights")
     for form in ("ours", "transformers"):
         make_weights(form, SETTINGS, folder)
@@ -28,7 +28,7 @@ def test_labels_are_short_and_differ():
 
 def test_scores_are_those_of_open_clip(folder):
     outputs = {}
-    for name in ("ours", "ours_fused", "open_clip", "transformers"):
+    for name in ("ours", "ours_optimized", "open_clip", "transformers"):
         contestant_class = import_module(contestants.find("zero_shot", name)[1]).CONTESTANTS[name]
         contestant = contestant_class(SETTINGS, folder)
         contestant.result = contestant.run()
@@ -37,6 +37,6 @@ def test_scores_are_those_of_open_clip(folder):
     assert sum(expected) == pytest.approx(1.0)
     assert max(expected) - min(expected) > 0.1  # labels matter
     assert outputs["ours"] == pytest.approx(expected, abs=1e-5)
-    assert outputs["ours_fused"] == pytest.approx(expected, abs=1e-5)
+    assert outputs["ours_optimized"] == pytest.approx(expected, abs=1e-5)
     # transformers converts to RGB and crops in another order.
     assert outputs["transformers"] == pytest.approx(expected, abs=1e-3)
