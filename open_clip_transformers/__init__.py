@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .convert_scripts.convert_open_clip import convert_open_clip_checkpoint as convert_open_clip_checkpoint
     from .convert_scripts.convert_to_open_clip import OpenClipReport as OpenClipReport
     from .convert_scripts.convert_to_open_clip import convert_to_open_clip as convert_to_open_clip
-    from .convert_scripts.report import ConversionReport as ConversionReport
+    from .convert_scripts.convert_open_clip import ConversionReport as ConversionReport
     from .convert_scripts.verify.folder import verify_folder as verify_folder
     from .convert_scripts.verify.report import VerificationReport as VerificationReport
     from .modeling.attention_maps import caption_attention as caption_attention
@@ -79,7 +79,7 @@ _PUBLIC = {
     "convert_open_clip_checkpoint": "convert_scripts.convert_open_clip",
     "convert_to_open_clip": "convert_scripts.convert_to_open_clip",
     "OpenClipReport": "convert_scripts.convert_to_open_clip",
-    "ConversionReport": "convert_scripts.report",
+    "ConversionReport": "convert_scripts.convert_open_clip",
     "VerificationReport": "convert_scripts.verify.report",
     "verify_folder": "convert_scripts.verify.folder",
     "caption_attention": "modeling.attention_maps",

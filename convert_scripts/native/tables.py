@@ -27,7 +27,7 @@ from ...configuration.configuration_vit import OpenClipVitConfig
 from ..mapping.config import CLIP_VOCAB_SIZE
 from ..mapping.config_table import Cfg, ConfigTable
 from ..mapping.state_dict import Rename, SplitQKV, Squeeze, Table, Unsqueeze, under
-from ..open_clip_cfg import BLOCK_OPTIONS
+from ..towers.base import BLOCK_OPTIONS
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from ...modeling.modeling_siglip_vit import resize_position_embedding
 from ..common import ConversionError
 from ..mapping.config_table import Cfg, ConfigTable
 from ..mapping.state_dict import Rename, SplitKV, SplitQKV, Table, under
-from ..open_clip_cfg import TIMM_DEFAULTS, TOKENS_RETURNED, VISION_DEFAULTS
-from .base import Changes, Intermediate, Tensors, TowerConversion
+from .base import TIMM_DEFAULTS, TOKENS_RETURNED, VISION_DEFAULTS, Changes, Intermediate, Tensors, TowerConversion
 
 
 _SIZES = {

@@ -10,8 +10,7 @@ from ...modeling.modeling_timm_factory import TimmArchitecture, describe_archite
 from ..common import ConversionError
 from ..mapping.config_table import Cfg, ConfigTable
 from ..mapping.state_dict import Rename, Table
-from ..open_clip_cfg import TOKENS_RETURNED, VISION_DEFAULTS
-from .base import Changes, Intermediate, Tensors, TowerConversion
+from .base import TOKENS_RETURNED, VISION_DEFAULTS, Changes, Intermediate, Tensors, TowerConversion
 
 
 _READ = {"image_size", "patch_dropout", *(name for name in VISION_DEFAULTS if name.startswith("timm_"))}

@@ -1,16 +1,14 @@
 """The built-in architectures that ship as data."""
 
-import json
-
 import pytest
 
-from open_clip_transformers.convert_scripts.common import ConversionError
-from open_clip_transformers.convert_scripts.data.update import collect_architectures
-from open_clip_transformers.convert_scripts.sources.architectures import ARCHITECTURES_FILE, get_architecture
+from open_clip_transformers.convert_scripts.common import DATA_FOLDER, ConversionError
+from open_clip_transformers.convert_scripts.data.update import collect_architectures, format_table
+from open_clip_transformers.convert_scripts.sources.architectures import ARCHITECTURES, get_architecture
 
 
 def test_architectures_equal_the_installed_open_clip():
-    assert json.loads(ARCHITECTURES_FILE.read_text()) == collect_architectures()
+    assert (DATA_FOLDER / f"{ARCHITECTURES}.json").read_text() == format_table(collect_architectures()) + "\n"
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "coca_ViT-L-14"])

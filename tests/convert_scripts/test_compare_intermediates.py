@@ -12,11 +12,10 @@ from tiny_configs import (
     tiny_siglip_cfg,
 )
 
-from open_clip_transformers.convert_scripts.compare_intermediates import intermediates_table, recorded
 from open_clip_transformers.convert_scripts.towers.base import Intermediate
 from open_clip_transformers.convert_scripts.verify.compare import OURS, open_clip_library
 from open_clip_transformers.convert_scripts.verify.reference import text_prefix
-from open_clip_transformers.convert_scripts.verify.values import verification_inputs
+from open_clip_transformers.convert_scripts.verify.values import intermediates_table, recorded, verification_inputs
 
 
 MODELS = {

@@ -9,8 +9,8 @@ from open_clip_transformers.convert_scripts.verify.compare import (
     fp32_checks,
     half_precision_checks,
     measure_errors,
+    relative_difference,
 )
-from open_clip_transformers.convert_scripts.verify.values import relative_difference
 
 
 FEATURES, LOGITS, LOSS = ("features", "image features"), ("logits", "logits"), ("losses", "contrastive loss")

@@ -16,13 +16,12 @@ from tiny_configs import (
 from transformers import AutoModel, PreTrainedModel
 
 from open_clip_transformers.convert_scripts.common import ConversionError
-from open_clip_transformers.convert_scripts.config_mapping_back import build_model_cfg
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
 from open_clip_transformers.convert_scripts.convert_to_open_clip import convert_to_open_clip
-from open_clip_transformers.convert_scripts.hf_encoders import find_encoder_config
-from open_clip_transformers.convert_scripts.mapping.config import TokenIds, build_config
+from open_clip_transformers.convert_scripts.mapping.config import TokenIds, build_config, build_model_cfg
 from open_clip_transformers.convert_scripts.mapping.plan import plan_conversion
 from open_clip_transformers.convert_scripts.sources.architectures import get_architecture, list_architectures
+from open_clip_transformers.convert_scripts.towers.hf_text import find_encoder_config
 
 
 # Architecture -> parameters of its text tower and of the whole, in millions: open_clip's `docs/model_profile.csv`, and

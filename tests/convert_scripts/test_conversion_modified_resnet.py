@@ -8,9 +8,8 @@ from tiny_configs import open_clip_model, save_open_clip_folder, tiny_resnet_cfg
 
 from open_clip_transformers.configuration.configuration_modified_resnet import ModifiedResNetConfig
 from open_clip_transformers.convert_scripts.common import ConversionError
-from open_clip_transformers.convert_scripts.config_mapping_back import build_model_cfg
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
-from open_clip_transformers.convert_scripts.mapping.config import build_config
+from open_clip_transformers.convert_scripts.mapping.config import build_config, build_model_cfg
 from open_clip_transformers.convert_scripts.mapping.plan import plan_conversion
 from open_clip_transformers.convert_scripts.sources.architectures import get_architecture, list_architectures
 

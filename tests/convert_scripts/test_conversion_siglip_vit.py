@@ -15,16 +15,14 @@ from transformers.initialization import no_init_weights
 
 from open_clip_transformers.configuration.configuration_siglip_vit import SiglipVitConfig
 from open_clip_transformers.convert_scripts.common import ConversionError
-from open_clip_transformers.convert_scripts.compare_intermediates import intermediates_table, recorded
-from open_clip_transformers.convert_scripts.config_mapping_back import build_model_cfg
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
-from open_clip_transformers.convert_scripts.mapping.config import build_config
-from open_clip_transformers.convert_scripts.mapping.plan import plan_conversion, plan_tensors
+from open_clip_transformers.convert_scripts.mapping.config import build_config, build_model_cfg
+from open_clip_transformers.convert_scripts.mapping.plan import plan_conversion, plan_tensors, rename_table
 from open_clip_transformers.convert_scripts.mapping.state_dict import resolve
-from open_clip_transformers.convert_scripts.rename_table import rename_table
 from open_clip_transformers.convert_scripts.sources.architectures import get_architecture, list_architectures
 from open_clip_transformers.convert_scripts.towers import siglip_vit as conversion_siglip_vit
 from open_clip_transformers.convert_scripts.towers.siglip_vit import SIGLIP_VIT, TIMM_MODELS
+from open_clip_transformers.convert_scripts.verify.values import intermediates_table, recorded
 from open_clip_transformers.modeling.modeling_siglip_vit import SiglipVitModel
 
 

@@ -8,12 +8,10 @@ from tiny_timm import FAMILIES, timm_vision_cfgs, tiny_timm_cfg
 from transformers import AutoModel, AutoProcessor
 
 from open_clip_transformers.convert_scripts.common import ConversionError
-from open_clip_transformers.convert_scripts.config_mapping_back import build_model_cfg
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
 from open_clip_transformers.convert_scripts.convert_to_open_clip import convert_to_open_clip
-from open_clip_transformers.convert_scripts.foreign_layouts import find_layout
-from open_clip_transformers.convert_scripts.mapping.config import build_config
-from open_clip_transformers.convert_scripts.mapping.plan import plan_conversion
+from open_clip_transformers.convert_scripts.mapping.config import build_config, build_model_cfg
+from open_clip_transformers.convert_scripts.mapping.plan import find_layout, plan_conversion
 from open_clip_transformers.convert_scripts.mapping.state_dict import resolve
 from open_clip_transformers.convert_scripts.sources.architectures import get_architecture
 from open_clip_transformers.convert_scripts.sources.mobileclip import mobileclip_table, mobileclip_to_open_clip

@@ -15,10 +15,9 @@ from tiny_configs import save_open_clip_folder, tiny_clip_cfg, tiny_coca_cfg, ti
 from transformers import AutoModel
 
 from open_clip_transformers.convert_scripts.common import ConversionError
-from open_clip_transformers.convert_scripts.config_mapping_back import build_model_cfg
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
 from open_clip_transformers.convert_scripts.convert_to_open_clip import convert_to_open_clip
-from open_clip_transformers.convert_scripts.mapping.config import build_config
+from open_clip_transformers.convert_scripts.mapping.config import build_config, build_model_cfg
 from open_clip_transformers.convert_scripts.sources.architectures import get_architecture, list_architectures
 
 

@@ -1,26 +1,30 @@
 """The table of what can be converted: its tower kinds and sizes are those of open_clip's models and of ours."""
 
-import json
-
 import pytest
 import torch
 
 from open_clip_transformers.configuration.configuration_towers import TEXT_CONFIGS, VISION_CONFIGS
+from open_clip_transformers.convert_scripts.common import DATA_FOLDER, data_table
+from open_clip_transformers.convert_scripts.data.update import collect_towers, format_table
 from open_clip_transformers.convert_scripts.mapping.config import build_config
 from open_clip_transformers.convert_scripts.mapping.plan import MODEL_CLASSES
-from open_clip_transformers.convert_scripts.model_list import TIMM_TOWER, TOWERS_FILE, list_models
-from open_clip_transformers.convert_scripts.sources.architectures import get_architecture, list_architectures
+from open_clip_transformers.convert_scripts.sources.architectures import (
+    TIMM_TOWER,
+    get_architecture,
+    list_architectures,
+    list_models,
+)
 from open_clip_transformers.convert_scripts.towers.tables import TEXT_TOWERS, VISION_TOWERS
-from open_clip_transformers.convert_scripts.update_towers import collect_towers
 
 
-TOWERS = json.loads(TOWERS_FILE.read_text())
+TOWERS = data_table("open_clip_towers")
 # One of each kind of tower, none of them large.
 SAMPLE = ["RN50", "ViT-S-32", "ViT-B-16-SigLIP", "MobileCLIP2-S0", "roberta-ViT-B-32", "coca_base"]
 
 
 def test_towers_are_listed_for_every_architecture():
     assert list(TOWERS) == list_architectures()
+    assert (DATA_FOLDER / "open_clip_towers.json").read_text() == format_table(TOWERS) + "\n"
     assert {towers["vision_tower"] for towers in TOWERS.values()} == VISION_CONFIGS.keys()
     assert {towers["text_tower"] for towers in TOWERS.values()} == TEXT_CONFIGS.keys()
     assert TIMM_TOWER in VISION_CONFIGS
@@ -39,13 +43,13 @@ def test_towers_are_those_that_conversions_choose():
 
 @pytest.mark.parametrize("name", SAMPLE)
 def test_towers_equal_open_clips(name):
-    assert TOWERS[name] == collect_towers(name)
+    assert TOWERS[name] == collect_towers(get_architecture(name))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in TOWERS if name not in SAMPLE])
 def test_towers_of_every_architecture_equal_open_clips(name):
-    assert TOWERS[name] == collect_towers(name)
+    assert TOWERS[name] == collect_towers(get_architecture(name))
 
 
 @pytest.mark.parametrize("name", SAMPLE)

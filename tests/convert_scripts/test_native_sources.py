@@ -195,7 +195,7 @@ SETTINGS = {
 
 def write_clip_tokenizer(folder: Path, length: int = 11):
     from open_clip_transformers.convert_scripts.native.tables import CLIP
-    from open_clip_transformers.convert_scripts.native_processors import save_tokenizer
+    from open_clip_transformers.convert_scripts.native.targets import save_tokenizer
     from open_clip_transformers.processing.tokenization_open_clip import OpenClipTokenizer
 
     save_tokenizer(OpenClipTokenizer(model_max_length=length), CLIP, folder)

@@ -12,20 +12,24 @@ from safetensors.torch import load_file
 from tiny_configs import open_clip_model, tiny_clip_cfg
 
 from open_clip_transformers.configuration.configuration_open_clip import OpenClipConfig
-from open_clip_transformers.convert_scripts.activation import check_activation
-from open_clip_transformers.convert_scripts.common import ConversionError
+from open_clip_transformers.convert_scripts.common import DATA_FOLDER, ConversionError
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
-from open_clip_transformers.convert_scripts.pretrained import PRETRAINED_FILE, get_pretrained, list_pretrained
+from open_clip_transformers.convert_scripts.data.update import collect_pretrained, format_table
 from open_clip_transformers.convert_scripts.processors.image import PREPROCESS_DEFAULTS, RESAMPLE, RESIZE_MODES
-from open_clip_transformers.convert_scripts.sources import source as sources
-from open_clip_transformers.convert_scripts.sources.architectures import get_architecture
-from open_clip_transformers.convert_scripts.sources.source import Source, open_source
-from open_clip_transformers.convert_scripts.sources.weights import Checkpoint
-from open_clip_transformers.convert_scripts.update_pretrained import collect_pretrained
+from open_clip_transformers.convert_scripts.sources import source as source_module
+from open_clip_transformers.convert_scripts.sources.architectures import (
+    PRETRAINED,
+    get_architecture,
+    get_pretrained,
+    list_pretrained,
+)
+from open_clip_transformers.convert_scripts.sources.hub import save_tokenizer_command
+from open_clip_transformers.convert_scripts.sources.source import Source, SourceOptions, check_activation, open_source
+from open_clip_transformers.convert_scripts.sources.weights import Weights
 
 
 def test_pretrained_tags_equal_the_installed_open_clip():
-    assert json.loads(PRETRAINED_FILE.read_text()) == collect_pretrained()
+    assert (DATA_FOLDER / f"{PRETRAINED}.json").read_text() == format_table(collect_pretrained(), depth=2) + "\n"
     assert [(entry.model, entry.tag) for entry in list_pretrained()] == open_clip.list_pretrained()
 
 
@@ -110,7 +114,7 @@ def hub(tmp_path, monkeypatch):
 def test_open_source_downloads_the_weights_of_a_tag(hub):
     weights = hub.add("laion/CLIP-ViT-L-14-laion2B-s32B-b82K/open_clip_pytorch_model.bin")
     hub.add("laion/CLIP-ViT-L-14-laion2B-s32B-b82K/open_clip_config.json")  # what the tag says counts
-    source = open_source("ViT-L/14", pretrained="laion2b_s32b_b82k")
+    source = open_source(SourceOptions("ViT-L/14", pretrained="laion2b_s32b_b82k"))
     assert source.weights == weights
     assert source.model_cfg == get_architecture("ViT-L-14")
     assert source.preprocess_cfg["mean"] == [0.5, 0.5, 0.5]
@@ -126,29 +130,29 @@ def test_open_source_downloads_the_file_that_a_tag_names(hub, name):
     hub.add("jienengchen/ViTamin-S/open_clip_model.safetensors")
     hub.add("jienengchen/ViTamin-S/pytorch_model.bin")
     weights = hub.add(f"jienengchen/ViTamin-S/{name}")
-    assert open_source("ViTamin-S", pretrained="datacomp1b").weights == weights
+    assert open_source(SourceOptions("ViTamin-S", pretrained="datacomp1b")).weights == weights
 
 
 def test_open_source_downloads_a_revision_of_a_tag(hub):
     hub.add("timm/vit_base_patch32_clip_224.openai/open_clip_model.safetensors")
-    source = open_source("ViT-B-32", pretrained="openai", revision="abc")
+    source = open_source(SourceOptions("ViT-B-32", pretrained="openai", revision="abc"))
     assert source.name == "ViT-B-32 openai (timm/vit_base_patch32_clip_224.openai@abc)"
     assert [revision for *_, revision in hub.asked] == ["abc"]
 
 
 def test_open_source_uses_the_activation_of_a_tag(hub):
     hub.add("timm/vit_base_patch32_clip_224.openai/open_clip_model.safetensors")
-    source = open_source("ViT-B-32", pretrained="openai")
+    source = open_source(SourceOptions("ViT-B-32", pretrained="openai"))
     assert source.model_cfg == get_architecture("ViT-B-32-quickgelu")
     assert source.notes == ("QuickGELU, with which openai was trained, in place of the GELU of ViT-B-32",)
-    assert open_source("ViT-B-32-quickgelu", pretrained="openai").notes == ()
+    assert open_source(SourceOptions("ViT-B-32-quickgelu", pretrained="openai")).notes == ()
 
 
 def looks_like_quick_gelu(entry, name: str) -> bool:
     """Whether the weights of a tag, under a name of theirs, are refused for their architecture by name alone."""
     source = Source(name, Path(f"{name}.bin"), get_architecture(entry.model), {}, model_name=entry.model)
     try:
-        check_activation(source, Checkpoint({}))
+        check_activation(source, Weights({}))
     except ConversionError:
         return True
     return False
@@ -166,9 +170,9 @@ def test_check_activation_guesses_the_activation_of_the_tags():
 def test_open_source_applies_the_activation_of_every_tag(hub):
     for entry in list_pretrained():
         hub.add(f"{entry.hub_id}/{entry.filename or 'open_clip_model.safetensors'}")
-        source = open_source(entry.model, pretrained=entry.tag)
+        source = open_source(SourceOptions(entry.model, pretrained=entry.tag))
         assert source.model_cfg.get("quick_gelu", False) == entry.quick_gelu
-        check_activation(source, Checkpoint({}))
+        check_activation(source, Weights({}))
 
 
 @pytest.mark.parametrize("as_file", [False, True], ids=["folder", "file"])
@@ -176,7 +180,7 @@ def test_open_source_takes_weights_that_are_here_for_those_of_a_tag(tmp_path, as
     (tmp_path / "open_clip_config.json").write_text("{}")  # what the tag says counts
     (tmp_path / "open_clip_model.safetensors").touch()
     given = tmp_path / "open_clip_model.safetensors" if as_file else tmp_path
-    source = open_source(given, model_name="ViT-B-16", pretrained="dfn2b")
+    source = open_source(SourceOptions(given, model_name="ViT-B-16", pretrained="dfn2b"))
     assert (source.name, source.weights) == (str(given), tmp_path / "open_clip_model.safetensors")
     assert source.model_cfg == get_architecture("ViT-B-16-quickgelu")
     assert source.preprocess_cfg == get_pretrained("ViT-B-16", "dfn2b").preprocess_cfg
@@ -186,18 +190,18 @@ def test_open_source_takes_weights_that_are_here_for_those_of_a_tag(tmp_path, as
 def test_open_source_says_what_to_do_without_a_network(hub):
     hub.reachable = False
     with pytest.raises(ConversionError) as error:
-        open_source("roberta-ViT-B-32", pretrained="laion2b_s12b_b32k", revision="abc")
+        open_source(SourceOptions("roberta-ViT-B-32", pretrained="laion2b_s12b_b32k", revision="abc"))
     commands = [line.strip() for line in str(error.value).splitlines() if line.startswith("  ")]
     assert commands == [
         "hf download laion/CLIP-ViT-B-32-roberta-base-laion2B-s12B-b32k --revision abc --local-dir FOLDER",
-        sources.save_tokenizer_command("roberta-base"),
+        save_tokenizer_command("roberta-base"),
         "open-clip-transformers convert FOLDER OUTPUT --model roberta-ViT-B-32 --pretrained laion2b_s12b_b32k",
     ]
 
 
 def test_open_source_reports_a_repository_without_weights(hub):
     with pytest.raises(ConversionError, match=r"open_clip_model\.safetensors of apple/DFN2B.* be downloaded: 404"):
-        open_source("ViT-B-16", pretrained="dfn2b")
+        open_source(SourceOptions("ViT-B-16", pretrained="dfn2b"))
 
 
 @pytest.mark.parametrize(
@@ -216,12 +220,12 @@ def test_open_source_reports_a_repository_without_weights(hub):
 )
 def test_open_source_refuses_contradictions_with_a_tag(arguments, message):
     with pytest.raises(ConversionError, match=message):
-        open_source(**arguments)
+        open_source(SourceOptions(**arguments))
 
 
 def test_convert_applies_a_tag(hub, tmp_path, monkeypatch):
     cfg = tiny_clip_cfg(text_cfg={"vocab_size": 49408})
-    monkeypatch.setattr(sources, "get_architecture", lambda name: {"ViT-H-14": cfg}[name])
+    monkeypatch.setattr(source_module, "get_architecture", lambda name: {"ViT-H-14": cfg}[name])
     model = open_clip_model({**cfg, "quick_gelu": True})
     torch.save(model.state_dict(), hub.add("apple/DFN5B-CLIP-ViT-H-14/open_clip_pytorch_model.bin"))
     report = convert_open_clip_checkpoint("ViT-H-14", tmp_path / "out", pretrained="dfn5b", verify="full")

@@ -6,9 +6,8 @@ from tiny_configs import open_clip_model, tiny_clip_cfg, tiny_coca_cfg, tiny_sig
 
 from open_clip_transformers.convert_scripts.common import ConversionError
 from open_clip_transformers.convert_scripts.mapping.config import build_config
-from open_clip_transformers.convert_scripts.mapping.plan import plan_conversion
+from open_clip_transformers.convert_scripts.mapping.plan import DROPPED, plan_conversion, rename_table
 from open_clip_transformers.convert_scripts.mapping.state_dict import resolve
-from open_clip_transformers.convert_scripts.rename_table import DROPPED, rename_table
 from open_clip_transformers.convert_scripts.sources.architectures import get_architecture, list_architectures
 from open_clip_transformers.convert_scripts.verify.reference import build_open_clip_model
 

@@ -10,11 +10,10 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from tiny_configs import tiny_clip_cfg
 
-from open_clip_transformers.convert_scripts.activation import check_activation
 from open_clip_transformers.convert_scripts.common import ConversionError
 from open_clip_transformers.convert_scripts.sources.architectures import get_architecture
-from open_clip_transformers.convert_scripts.sources.source import WEIGHTS_FILES, open_source
-from open_clip_transformers.convert_scripts.sources.weights import Checkpoint
+from open_clip_transformers.convert_scripts.sources.source import SourceOptions, check_activation, open_source
+from open_clip_transformers.convert_scripts.sources.weights import WEIGHTS_FILES, Weights
 
 
 CONFIG = {"model_cfg": tiny_clip_cfg(), "preprocess_cfg": {"resize_mode": "squash"}, "version": "3.3.0"}
@@ -31,7 +30,7 @@ def folder(tmp_path) -> Path:
 
 @pytest.mark.parametrize("prefix", ["", "local-dir:"], ids=["path", "local-dir"])
 def test_open_source_reads_a_folder(folder, prefix):
-    source = open_source(f"{prefix}{folder}")
+    source = open_source(SourceOptions(f"{prefix}{folder}"))
     assert source.weights == folder / "open_clip_model.safetensors"
     assert source.model_cfg == CONFIG["model_cfg"]
     assert source.preprocess_cfg == {"resize_mode": "squash"}
@@ -40,12 +39,12 @@ def test_open_source_reads_a_folder(folder, prefix):
 
 
 def test_open_source_uses_the_configuration_beside_a_weights_file(folder):
-    source = open_source(folder / "open_clip_model.safetensors")
+    source = open_source(SourceOptions(folder / "open_clip_model.safetensors"))
     assert (source.model_cfg, source.tokenizer_folder) == (CONFIG["model_cfg"], folder)
 
 
 def test_open_source_takes_a_file_of_a_folder_with_another_configuration(folder):
-    source = open_source(folder / "open_clip_model.safetensors", model_name="ViT-B-16")
+    source = open_source(SourceOptions(folder / "open_clip_model.safetensors", model_name="ViT-B-16"))
     assert source.model_cfg == get_architecture("ViT-B-16")
 
 
@@ -56,14 +55,14 @@ def test_open_source_takes_a_configuration(tmp_path, form):
         (tmp_path / "config.json").write_text(json.dumps(config))
         config = tmp_path / "config.json"
     (tmp_path / "weights.pt").touch()
-    source = open_source(tmp_path / "weights.pt", config=config)
+    source = open_source(SourceOptions(tmp_path / "weights.pt", config=config))
     assert source.model_cfg == CONFIG["model_cfg"]
     assert source.preprocess_cfg == ({} if form.startswith("bare") else CONFIG["preprocess_cfg"])
 
 
 def test_open_source_takes_a_name_with_image_settings(tmp_path):
     (tmp_path / "weights.pt").touch()
-    source = open_source(tmp_path / "weights.pt", "ViT-B-32", {"preprocess_cfg": {"mean": [0.5] * 3}})
+    source = open_source(SourceOptions(tmp_path / "weights.pt", "ViT-B-32", {"preprocess_cfg": {"mean": [0.5] * 3}}))
     assert source.model_cfg == get_architecture("ViT-B-32")
     assert source.preprocess_cfg == {"mean": [0.5] * 3}
     assert source.model_name == "ViT-B-32"
@@ -71,7 +70,7 @@ def test_open_source_takes_a_name_with_image_settings(tmp_path):
 
 def test_open_source_takes_a_folder_of_weights_alone_with_a_name(tmp_path):
     (tmp_path / "open_clip_pytorch_model.bin").touch()
-    source = open_source(tmp_path, model_name="ViT-B-32")
+    source = open_source(SourceOptions(tmp_path, model_name="ViT-B-32"))
     assert source.weights.name == "open_clip_pytorch_model.bin"
 
 
@@ -82,12 +81,16 @@ def test_open_source_prefers_weights_files_as_open_clip_does(folder, first):
     (folder / "open_clip_model.safetensors").unlink()
     for name in ["a.safetensors", *WEIGHTS_FILES[first:]]:
         (folder / name).touch()
-    assert open_source(folder).weights == Path(_find_checkpoint_in_dir(folder)) == folder / WEIGHTS_FILES[first]
+    assert (
+        open_source(SourceOptions(folder)).weights
+        == Path(_find_checkpoint_in_dir(folder))
+        == folder / WEIGHTS_FILES[first]
+    )
 
 
 def test_open_source_takes_the_only_weights_file_of_any_name(folder):
     (folder / "open_clip_model.safetensors").rename(folder / "mine.pt")
-    assert open_source(folder).weights.name == "mine.pt"
+    assert open_source(SourceOptions(folder)).weights.name == "mine.pt"
 
 
 def fake_hub(monkeypatch, folder: Path | None, asked: list):
@@ -109,7 +112,7 @@ def test_open_source_downloads_a_hub_repository(monkeypatch, folder, source):
     (folder / "open_clip_model.safetensors").rename(folder / "open_clip_pytorch_model.bin")
     asked = []
     fake_hub(monkeypatch, folder, asked)
-    opened = open_source(source)
+    opened = open_source(SourceOptions(source))
     assert opened.weights == folder / "open_clip_pytorch_model.bin"
     assert opened.model_cfg == CONFIG["model_cfg"]
     assert opened.name == source
@@ -126,7 +129,7 @@ def test_open_source_downloads_a_repository_of_several_weights_files(monkeypatch
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     asked = []
     fake_hub(monkeypatch, folder, asked)
-    assert open_source("org/name@v1").weights == folder / "model.safetensors.index.json"
+    assert open_source(SourceOptions("org/name@v1")).weights == folder / "model.safetensors.index.json"
     assert asked[-2:] == [("org/name", name, "v1", False) for name in shards]
 
 
@@ -142,63 +145,63 @@ def test_open_source_downloads_a_repository_of_several_weights_files(monkeypatch
 def test_open_source_downloads_a_revision(monkeypatch, folder, source, revision, name):
     asked = []
     fake_hub(monkeypatch, folder, asked)
-    assert open_source(source, revision=revision).name == name
+    assert open_source(SourceOptions(source, revision=revision)).name == name
     assert {(repo_id, asked_for) for repo_id, _, asked_for, _ in asked} == {("org/name", name.partition("@")[2])}
 
 
 def test_open_source_refuses_two_revisions(monkeypatch, folder):
     fake_hub(monkeypatch, folder, [])
     with pytest.raises(ConversionError, match="revision is given twice: org/name@v1 and 'v2'"):
-        open_source("org/name@v1", revision="v2")
+        open_source(SourceOptions("org/name@v1", revision="v2"))
 
 
 def test_open_source_refuses_a_revision_of_a_folder(folder):
     with pytest.raises(ConversionError, match=r"has no revisions: leave out revision='v1'"):
-        open_source(folder, revision="v1")
+        open_source(SourceOptions(folder, revision="v1"))
 
 
 def test_open_source_says_how_to_get_a_revision_without_a_network(monkeypatch):
     fake_hub(monkeypatch, None, [])
     with pytest.raises(ConversionError, match=r"`hf download org/name --revision v1 --local-dir FOLDER`"):
-        open_source("org/name@v1")
+        open_source(SourceOptions("org/name@v1"))
 
 
 def test_open_source_takes_a_name_for_a_repository_of_weights_alone(monkeypatch, folder):
     (folder / "open_clip_config.json").unlink()
     fake_hub(monkeypatch, folder, [])
-    assert open_source("org/name", model_name="ViT-B-32").model_cfg == get_architecture("ViT-B-32")
+    assert open_source(SourceOptions("org/name", model_name="ViT-B-32")).model_cfg == get_architecture("ViT-B-32")
 
 
 def test_open_source_refuses_two_configurations_for_a_repository(monkeypatch, folder):
     fake_hub(monkeypatch, folder, [])
     with pytest.raises(ConversionError, match=r"org/name has its own open_clip_config\.json"):
-        open_source("org/name", model_name="ViT-B-32")
+        open_source(SourceOptions("org/name", model_name="ViT-B-32"))
 
 
 def test_open_source_says_how_to_go_on_without_a_network(monkeypatch):
     fake_hub(monkeypatch, None, [])
     with pytest.raises(ConversionError, match=r"cannot be reached.*hf download org/name --local-dir FOLDER"):
-        open_source("org/name")
+        open_source(SourceOptions("org/name"))
 
 
 def test_open_source_waits_for_the_network_only_once(monkeypatch):
     asked = []
     fake_hub(monkeypatch, None, asked)
     with pytest.raises(ConversionError, match=r"open_clip_model.safetensors of org/name.*cannot be reached"):
-        open_source("org/name", model_name="ViT-B-32")
+        open_source(SourceOptions("org/name", model_name="ViT-B-32"))
     assert [local_files_only for *_, local_files_only in asked] == [False] + [True] * (len(asked) - 1)
 
 
 def test_open_source_refuses_a_repository_without_open_clip_files(monkeypatch, tmp_path):
     fake_hub(monkeypatch, tmp_path, [])
     with pytest.raises(ConversionError, match=r"open_clip_config.json of org/name cannot be downloaded: 404"):
-        open_source("org/name")
+        open_source(SourceOptions("org/name"))
 
 
 def test_open_source_offline_needs_no_patching():
     # tests run with HF_HUB_OFFLINE=1
     with pytest.raises(ConversionError, match="not in the local cache and the Hugging Face Hub cannot be reached"):
-        open_source("hf-hub:org/name")
+        open_source(SourceOptions("hf-hub:org/name"))
 
 
 @pytest.mark.parametrize(
@@ -217,38 +220,38 @@ def test_open_source_offline_needs_no_patching():
 )
 def test_open_source_refuses_what_is_not_there(source, message):
     with pytest.raises(ConversionError, match=message):
-        open_source(source)
+        open_source(SourceOptions(source))
 
 
 def test_open_source_refuses_a_folder_without_weights(folder):
     (folder / "open_clip_model.safetensors").unlink()
     with pytest.raises(ConversionError, match=r"holds no weights: expected open_clip_model\.safetensors"):
-        open_source(folder)
+        open_source(SourceOptions(folder))
 
 
 def test_open_source_refuses_to_choose_among_several_weights_files(folder):
     (folder / "open_clip_model.safetensors").rename(folder / "a.pt")
     shutil.copy(folder / "a.pt", folder / "b.pt")
     with pytest.raises(ConversionError, match=r"several weights files.*\n  a\.pt\n  b\.pt\nGive one of them"):
-        open_source(folder)
+        open_source(SourceOptions(folder))
 
 
 @pytest.mark.parametrize("given", [{"model_name": "ViT-B-32"}, {"config": CONFIG}], ids=["name", "config"])
 def test_open_source_refuses_two_configurations_for_a_folder(folder, given):
     with pytest.raises(ConversionError, match=r"has its own open_clip_config\.json: leave out model_name and config"):
-        open_source(folder, **given)
+        open_source(SourceOptions(folder, **given))
 
 
 def test_open_source_refuses_a_name_and_an_architecture(tmp_path):
     (tmp_path / "weights.pt").touch()
     with pytest.raises(ConversionError, match="given twice"):
-        open_source(tmp_path / "weights.pt", "ViT-B-32", CONFIG)
+        open_source(SourceOptions(tmp_path / "weights.pt", "ViT-B-32", CONFIG))
 
 
 def test_open_source_refuses_weights_of_unknown_architecture(tmp_path):
     torch.save({"logit_scale": torch.zeros(())}, tmp_path / "weights.pt")
     with pytest.raises(ConversionError, match=r"architecture of .*weights.pt is not known.*model_name.*config"):
-        open_source(tmp_path / "weights.pt")
+        open_source(SourceOptions(tmp_path / "weights.pt"))
 
 
 @pytest.mark.parametrize(
@@ -265,13 +268,13 @@ def test_open_source_refuses_weights_of_unknown_architecture(tmp_path):
 def test_open_source_refuses_other_configurations(folder, text, message):
     (folder / "open_clip_config.json").write_text(text)
     with pytest.raises(ConversionError, match=message):
-        open_source(folder)
+        open_source(SourceOptions(folder))
 
 
 def checked(tmp_path, filename: str, model_name: str | None, run_name=None, keys=(), config=None):
     (tmp_path / filename).touch()
-    source = open_source(tmp_path / filename, model_name, config)
-    check_activation(source, Checkpoint({key: torch.zeros(()) for key in keys}, run_name))
+    source = open_source(SourceOptions(tmp_path / filename, model_name, config))
+    check_activation(source, Weights({key: torch.zeros(()) for key in keys}, run_name))
 
 
 OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")

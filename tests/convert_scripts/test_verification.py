@@ -1,6 +1,7 @@
 """Verification: what it accepts, and that wrong conversions do not pass."""
 
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -11,12 +12,13 @@ from open_clip_transformers.convert_scripts.common import ConversionError
 from open_clip_transformers.convert_scripts.mapping.config import build_config
 from open_clip_transformers.convert_scripts.mapping.plan import plan_conversion
 from open_clip_transformers.convert_scripts.verify import conversion as verification
-from open_clip_transformers.convert_scripts.verify.conversion import verify_conversion
+from open_clip_transformers.convert_scripts.verify.conversion import reference_outputs, verify_conversion
 from open_clip_transformers.convert_scripts.verify.values import verification_inputs
 from open_clip_transformers.convert_scripts.write.folder import write_model
 
 
 MODEL_CFG = tiny_coca_cfg()
+REFERENCE = partial(reference_outputs, MODEL_CFG)
 
 
 @pytest.fixture
@@ -35,14 +37,14 @@ def change_weights(folder, change):
 
 
 def test_verify_auto_compares_every_output_with_open_clip(converted):
-    result = verify_conversion(*converted, MODEL_CFG, "auto")
+    result = verify_conversion(*converted, REFERENCE, "auto")
     assert (result.mode, result.detail) == ("full", "open_clip 3.3.0")
     assert result.differences.keys() >= {"image_embeds", "text_embeds", "logits"}
     assert max(result.differences.values()) <= verification.BOUND
 
 
 def test_verify_none_compares_nothing(tmp_path, converted):
-    assert verify_conversion(tmp_path / "missing", converted[1], MODEL_CFG, "none").mode == "none"
+    assert verify_conversion(tmp_path / "missing", converted[1], REFERENCE, "none").mode == "none"
 
 
 def add_one(name):
@@ -79,7 +81,7 @@ def test_verify_finds_tensors_that_are_not_the_checkpoints(converted, change, na
     folder, plan = converted
     change_weights(folder, change)
     with pytest.raises(ConversionError, match=rf"not written as they should be:\n  {name}$"):
-        verify_conversion(folder, plan, MODEL_CFG, mode)
+        verify_conversion(folder, plan, REFERENCE, mode)
 
 
 WRONG_CONFIGS = {
@@ -95,16 +97,16 @@ WRONG_CONFIGS = {
 def test_verify_finds_settings_that_no_shape_gives_away(tmp_path, changes, output):
     plan = plan_conversion(build_config(tiny_coca_cfg(**changes)), open_clip_model(MODEL_CFG).state_dict())
     write_model(tmp_path, plan, torch.float32, "5GB")
-    assert verify_conversion(tmp_path, plan, MODEL_CFG, "structure").mode == "structure"
+    assert verify_conversion(tmp_path, plan, REFERENCE, "structure").mode == "structure"
     with pytest.raises(ConversionError, match=rf"(?s)differs from open_clip 3.3.0 by more than 2e-05.*{output}: "):
-        verify_conversion(tmp_path, plan, MODEL_CFG, "auto")
+        verify_conversion(tmp_path, plan, REFERENCE, "auto")
 
 
 def test_verify_does_not_take_nan_for_agreement(converted, monkeypatch):
     monkeypatch.setattr(verification, "our_outputs", lambda *args: {"logits": torch.full((2, 2), float("nan"))})
     monkeypatch.setattr(verification, "open_clip_outputs", lambda *args: {"logits": torch.ones(2, 2)})
     with pytest.raises(ConversionError, match="logits: inf"):
-        verify_conversion(*converted, MODEL_CFG, "full")
+        verify_conversion(*converted, REFERENCE, "full")
 
 
 def test_verify_tells_a_damaged_checkpoint_from_a_wrong_conversion(tmp_path):
@@ -113,14 +115,14 @@ def test_verify_tells_a_damaged_checkpoint_from_a_wrong_conversion(tmp_path):
     plan = plan_conversion(build_config(MODEL_CFG), source)
     write_model(tmp_path, plan, torch.float32, "5GB")
     with pytest.raises(ConversionError, match=r"checkpoint is damaged.*not finite:\n  caption logits$"):
-        verify_conversion(tmp_path, plan, MODEL_CFG, "auto")
+        verify_conversion(tmp_path, plan, REFERENCE, "auto")
 
 
 def test_verify_does_not_take_another_shape_for_agreement(converted, monkeypatch):
     monkeypatch.setattr(verification, "our_outputs", lambda *args: {"logits": torch.ones(2, 1)})
     monkeypatch.setattr(verification, "open_clip_outputs", lambda *args: {"logits": torch.ones(2, 2)})
     with pytest.raises(ConversionError, match="logits: inf"):
-        verify_conversion(*converted, MODEL_CFG, "full")
+        verify_conversion(*converted, REFERENCE, "full")
 
 
 def test_verify_without_open_clip_compares_tensors(converted, monkeypatch):
@@ -128,11 +130,11 @@ def test_verify_without_open_clip_compares_tensors(converted, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "open_clip", None)
     monkeypatch.setattr(verification, "find_spec", lambda name: None)
-    result = verify_conversion(*converted, MODEL_CFG, "auto")
+    result = verify_conversion(*converted, REFERENCE, "auto")
     assert result.mode == "structure"
     assert "open_clip is not installed" in result.detail
     with pytest.raises(ConversionError, match="open_clip is not installed: verify='structure'"):
-        verify_conversion(*converted, MODEL_CFG, "full")
+        verify_conversion(*converted, REFERENCE, "full")
 
 
 def test_verify_full_demands_that_open_clip_runs_the_model(tmp_path):
@@ -141,7 +143,7 @@ def test_verify_full_demands_that_open_clip_runs_the_model(tmp_path):
     plan = plan_conversion(build_config(model_cfg), source)
     write_model(tmp_path, plan, torch.float32, "5GB")
     with pytest.raises(ConversionError, match=r"open_clip cannot run this model.*use_pad_mask"):
-        verify_conversion(tmp_path, plan, model_cfg, "full")
+        verify_conversion(tmp_path, plan, partial(reference_outputs, model_cfg), "full")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from open_clip_transformers.convert_scripts.common import ConversionError
-from open_clip_transformers.convert_scripts.sources.weights import file_sha256, read_checkpoint
+from open_clip_transformers.convert_scripts.sources.weights import file_sha256, read_weights
 
 
 TENSORS = {"visual.proj": torch.randn(3, 5), "logit_scale": torch.tensor(2.5)}
@@ -37,12 +37,12 @@ def assert_equals_tensors(checkpoint):
 def test_read_checkpoint_reads_a_state_dict(tmp_path, suffix):
     path = tmp_path / f"weights{suffix}"
     save_file(TENSORS, path) if suffix == ".safetensors" else torch.save(TENSORS, path)
-    assert_equals_tensors(read_checkpoint(path))
+    assert_equals_tensors(read_weights(path))
 
 
 def test_read_checkpoint_reads_the_format_before_torch_1_6(tmp_path):
     torch.save(TENSORS, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    assert_equals_tensors(read_checkpoint(tmp_path / "old.pt"))
+    assert_equals_tensors(read_weights(tmp_path / "old.pt"))
 
 
 # What DistributedDataParallel, torch.compile and FSDP make of `visual.proj`.
@@ -63,19 +63,19 @@ def test_read_checkpoint_removes_wrappers(tmp_path, name):
     prefix = name.split("visual.")[0]
     tensors = {name: TENSORS["visual.proj"], f"{prefix}logit_scale": TENSORS["logit_scale"]}
     torch.save({"state_dict": tensors}, tmp_path / "wrapped.pt")
-    assert_equals_tensors(read_checkpoint(tmp_path / "wrapped.pt"))
+    assert_equals_tensors(read_weights(tmp_path / "wrapped.pt"))
 
 
 def test_read_checkpoint_refuses_a_tensor_with_and_without_its_wrapper(tmp_path):
     torch.save({"visual._orig_mod.proj": torch.zeros(2), "visual.proj": torch.ones(2)}, tmp_path / "both.pt")
     with pytest.raises(ConversionError, match=r"twice.*\n  visual\._orig_mod\.proj\n  visual\.proj"):
-        read_checkpoint(tmp_path / "both.pt")
+        read_weights(tmp_path / "both.pt")
 
 
 def test_read_checkpoint_leaves_names_that_end_like_a_wrapper(tmp_path):
     tensors = {"visual.my_orig_mod.weight": torch.zeros(2), "submodule.bias": torch.zeros(2)}
     torch.save(tensors, tmp_path / "weights.pt")
-    assert read_checkpoint(tmp_path / "weights.pt").tensors.keys() == tensors.keys()
+    assert read_weights(tmp_path / "weights.pt").tensors.keys() == tensors.keys()
 
 
 AVERAGED = {key: tensor + 1 for key, tensor in TENSORS.items()}
@@ -86,10 +86,10 @@ AVERAGED = {key: tensor + 1 for key, tensor in TENSORS.items()}
 def test_read_checkpoint_takes_averaged_weights_on_demand(tmp_path, entry):
     averaged = {f"module._orig_mod.{key}": tensor for key, tensor in AVERAGED.items()}
     torch.save({"state_dict": TENSORS, entry: averaged, "epoch": 3}, tmp_path / "epoch_3.pt")
-    checkpoint = read_checkpoint(tmp_path / "epoch_3.pt")
+    checkpoint = read_weights(tmp_path / "epoch_3.pt")
     assert_equals_tensors(checkpoint)
     assert checkpoint.notes == (f"{entry} holds averaged weights, which were left: ema=True takes them",)
-    averaged = read_checkpoint(tmp_path / "epoch_3.pt", ema=True)
+    averaged = read_weights(tmp_path / "epoch_3.pt", ema=True)
     assert all(torch.equal(averaged.tensors[key], AVERAGED[key]) for key in TENSORS)
     assert averaged.notes == (f"averaged weights, from {entry}",)
 
@@ -102,24 +102,24 @@ def test_read_checkpoint_takes_averaged_weights_on_demand(tmp_path, entry):
 def test_read_checkpoint_refuses_ema_where_there_is_none(tmp_path, content, found):
     torch.save(content, tmp_path / "weights.pt")
     with pytest.raises(ConversionError, match=f"expected an entry state_dict_ema or model_ema, found {found}.*ema"):
-        read_checkpoint(tmp_path / "weights.pt", ema=True)
+        read_weights(tmp_path / "weights.pt", ema=True)
 
 
 def test_read_checkpoint_reads_what_torch_makes_of_a_distributed_checkpoint(tmp_path):
     # open_clip 4.x: `save_sharded_checkpoint` in `task/checkpoint.py`, through torch's `dcp_to_torch`.
     torch.save({"model": TENSORS, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}}, tmp_path / "one.pt")
-    assert_equals_tensors(read_checkpoint(tmp_path / "one.pt"))
+    assert_equals_tensors(read_weights(tmp_path / "one.pt"))
 
 
 def test_read_checkpoint_reads_arrays_of_numpy(tmp_path):
     np.savez(tmp_path / "weights.npz", **{key: tensor.numpy() for key, tensor in TENSORS.items()})
-    assert_equals_tensors(read_checkpoint(tmp_path / "weights.npz"))
+    assert_equals_tensors(read_weights(tmp_path / "weights.npz"))
 
 
 def test_read_checkpoint_reads_no_objects_of_numpy(tmp_path):
     np.savez(tmp_path / "evil.npz", a=np.array([RunsCode(str(tmp_path / "made"))], dtype=object))
     with pytest.raises(ConversionError, match=r"cannot be read.*allow_pickle=False"):
-        read_checkpoint(tmp_path / "evil.npz")
+        read_weights(tmp_path / "evil.npz")
     assert not (tmp_path / "made").exists()
 
 
@@ -141,7 +141,7 @@ def two_shards(suffix: str) -> dict[str, dict]:
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
 def test_read_checkpoint_reads_several_files_as_one(tmp_path, suffix):
     index = save_shards(tmp_path, suffix, two_shards(suffix))
-    assert_equals_tensors(read_checkpoint(index))
+    assert_equals_tensors(read_weights(index))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_read_checkpoint_refuses_an_index_that_does_not_fit(tmp_path, weight_map
     save_shards(tmp_path, ".bin", two_shards(".bin"))
     index = save_shards(tmp_path / "folder", ".bin", two_shards(".bin"), weight_map)
     with pytest.raises(ConversionError, match=message):
-        read_checkpoint(index)
+        read_weights(index)
 
 
 def test_file_sha256_of_an_index_counts_its_files(tmp_path):
@@ -172,7 +172,7 @@ def test_file_sha256_of_an_index_counts_its_files(tmp_path):
 
 def test_read_checkpoint_keeps_a_prefix_that_not_every_key_has(tmp_path):
     torch.save({"module.a": torch.zeros(3), "b": torch.zeros(3)}, tmp_path / "weights.pt")
-    assert read_checkpoint(tmp_path / "weights.pt").tensors.keys() == {"module.a", "b"}
+    assert read_weights(tmp_path / "weights.pt").tensors.keys() == {"module.a", "b"}
 
 
 @pytest.mark.floor
@@ -182,7 +182,7 @@ def test_read_checkpoint_reads_training_checkpoints_with_numpy_scalars(tmp_path)
     torch.save(checkpoint, tmp_path / "epoch_3.pt")
     with pytest.raises(Exception, match="numpy"):
         torch.load(tmp_path / "epoch_3.pt", weights_only=True)
-    read = read_checkpoint(tmp_path / "epoch_3.pt")
+    read = read_weights(tmp_path / "epoch_3.pt")
     assert_equals_tensors(read)
     assert read.run_name == "run-1"
 
@@ -194,7 +194,7 @@ def test_read_checkpoint_reads_numpy_scalars_under_the_name_of_numpy_1(tmp_path)
             data = new.read(name)
             assert name != "new/data.pkl" or b"numpy._core.multiarray" in data
             old.writestr(name, data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
-    assert_equals_tensors(read_checkpoint(tmp_path / "old.pt"))
+    assert_equals_tensors(read_weights(tmp_path / "old.pt"))
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not list mapped files")
@@ -206,7 +206,7 @@ def test_read_checkpoint_maps_files_instead_of_reading_them(tmp_path, suffix, sh
     else:
         path = tmp_path / f"weights{suffix}"
         save_file(TENSORS, path) if suffix == ".safetensors" else torch.save(TENSORS, path)
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_weights(path)
     maps = Path("/proc/self/maps").read_text()
     assert all(str(file) in maps for file in tmp_path.glob(f"*{suffix}"))
     assert_equals_tensors(checkpoint)
@@ -215,7 +215,7 @@ def test_read_checkpoint_maps_files_instead_of_reading_them(tmp_path, suffix, sh
 def test_read_checkpoint_runs_no_code(tmp_path):
     torch.save({"state_dict": TENSORS, "extra": RunsCode(str(tmp_path / "made"))}, tmp_path / "evil.pt")
     with pytest.raises(ConversionError, match=r"Python object \(.*mkdir\).*save its state dict alone"):
-        read_checkpoint(tmp_path / "evil.pt")
+        read_weights(tmp_path / "evil.pt")
     assert not (tmp_path / "made").exists()
 
 
@@ -233,7 +233,7 @@ CONTENTS = {
 def test_read_checkpoint_refuses_other_contents(tmp_path, content, message):
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(ConversionError, match=message):
-        read_checkpoint(tmp_path / "other.pt")
+        read_weights(tmp_path / "other.pt")
 
 
 @pytest.mark.parametrize("name", ["damaged.pt", "damaged.safetensors"])
@@ -241,9 +241,9 @@ def test_read_checkpoint_refuses_other_contents(tmp_path, content, message):
 def test_read_checkpoint_refuses_damaged_files(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ConversionError, match=rf"{name} cannot be read"):
-        read_checkpoint(tmp_path / name)
+        read_weights(tmp_path / name)
 
 
 def test_read_checkpoint_passes_on_a_missing_file(tmp_path):
     with pytest.raises(OSError):
-        read_checkpoint(tmp_path / "missing.pt")
+        read_weights(tmp_path / "missing.pt")

@@ -15,8 +15,8 @@ from open_clip_transformers.convert_scripts.common import ConversionError
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
 from open_clip_transformers.convert_scripts.sources.architectures import get_architecture
 from open_clip_transformers.convert_scripts.sources.openai import OPENAI_KEYS, infer_openai_architecture
-from open_clip_transformers.convert_scripts.sources.source import open_source
-from open_clip_transformers.convert_scripts.sources.weights import read_checkpoint
+from open_clip_transformers.convert_scripts.sources.source import SourceOptions, open_source
+from open_clip_transformers.convert_scripts.sources.weights import read_weights
 
 
 # Heads of OpenAI's models are 64 wide, and the activation is QuickGELU.
@@ -82,7 +82,7 @@ def test_archive_has_the_state_dict_that_torch_loads(archives, name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = torch.jit.load(archives[name]).state_dict()
-    tensors = read_checkpoint(archives[name]).tensors
+    tensors = read_weights(archives[name]).tensors
     assert list(tensors) == list(expected)
     for key, tensor in tensors.items():
         assert tensor.dtype == expected[key].dtype and torch.equal(tensor, expected[key]), key
@@ -91,7 +91,7 @@ def test_archive_has_the_state_dict_that_torch_loads(archives, name):
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not list mapped files")
 def test_archive_is_mapped_instead_of_read(archives):
-    tensors = read_checkpoint(archives["traced_vit"]).tensors
+    tensors = read_weights(archives["traced_vit"]).tensors
     assert str(archives["traced_vit"]) in Path("/proc/self/maps").read_text()
     assert tensors
 
@@ -110,7 +110,7 @@ def test_archive_converts_without_the_name_of_its_architecture(archives, name, t
 
 def test_state_dict_of_an_archive_says_its_architecture_too(tmp_path):
     torch.save(openai_module(CONFIGS["traced_vit"]).state_dict(), tmp_path / "ViT.pt")
-    assert open_source(tmp_path / "ViT.pt").model_cfg["vision_cfg"]["patch_size"] == 8
+    assert open_source(SourceOptions(tmp_path / "ViT.pt")).model_cfg["vision_cfg"]["patch_size"] == 8
 
 
 def test_given_architecture_must_agree_with_the_archive(archives, tmp_path):
@@ -170,7 +170,7 @@ def test_archive_that_would_run_code_is_refused_by_name(archives, tmp_path):
         lambda name, content: evil if name.endswith("/data.pkl") else content,
     )
     with pytest.raises(ConversionError, match=r"evil\.pt cannot be read.*\((posix|nt)\.system\).*run code"):
-        read_checkpoint(path)
+        read_weights(path)
     assert not (tmp_path / "made").exists()
 
 
@@ -192,7 +192,7 @@ def test_archive_names_nothing_but_tensors_and_its_own_classes(archives, tmp_pat
         lambda name, content: b"\x80\x02" + opcodes if name.endswith("/data.pkl") else content,
     )
     with pytest.raises(ConversionError, match="names a Python object"):
-        read_checkpoint(path)
+        read_weights(path)
 
 
 def test_code_of_an_archive_is_not_run(archives, tmp_path):
@@ -202,7 +202,7 @@ def test_code_of_an_archive_is_not_run(archives, tmp_path):
         tmp_path / "other.pt",
         lambda name, content: content.replace(b"  def ", b"  not python ") if name.endswith(".py") else content,
     )
-    tensors, expected = read_checkpoint(path).tensors, read_checkpoint(archives["scripted_resnet"]).tensors
+    tensors, expected = read_weights(path).tensors, read_weights(archives["scripted_resnet"]).tensors
     assert all(torch.equal(tensors[key], expected[key]) for key in expected)
 
 
@@ -218,19 +218,19 @@ DAMAGES = {
 def test_damaged_archive_is_refused(archives, tmp_path, damage):
     path = rewritten(archives["traced_vit"], tmp_path / "damaged.pt", damage)
     with pytest.raises(ConversionError, match=r"damaged\.pt cannot be read"):
-        read_checkpoint(path)
+        read_weights(path)
 
 
 def test_compressed_archive_is_refused(archives, tmp_path):
     path = rewritten(archives["traced_vit"], tmp_path / "small.pt", lambda name, content: content, ZIP_DEFLATED)
     with pytest.raises(ConversionError, match=r"small\.pt cannot be read.*compressed"):
-        read_checkpoint(path)
+        read_weights(path)
 
 
 def test_archive_of_another_model_needs_its_architecture(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.script(torch.nn.Linear(3, 5)), tmp_path / "linear.pt")
-    assert read_checkpoint(tmp_path / "linear.pt").tensors.keys() == {"weight", "bias"}
+    assert read_weights(tmp_path / "linear.pt").tensors.keys() == {"weight", "bias"}
     with pytest.raises(ConversionError, match=r"architecture of .*linear\.pt is not known"):
-        open_source(tmp_path / "linear.pt")
+        open_source(SourceOptions(tmp_path / "linear.pt"))
