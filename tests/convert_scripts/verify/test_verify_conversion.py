@@ -13,7 +13,6 @@ from open_clip_transformers.convert_scripts.mapping.config import build_config
 from open_clip_transformers.convert_scripts.mapping.plan import plan_conversion
 from open_clip_transformers.convert_scripts.verify import conversion as verification
 from open_clip_transformers.convert_scripts.verify.conversion import reference_outputs, verify_conversion
-from open_clip_transformers.convert_scripts.verify.values import verification_inputs
 from open_clip_transformers.convert_scripts.write.folder import write_model
 
 
@@ -39,8 +38,9 @@ def change_weights(folder, change):
 def test_verify_auto_compares_every_output_with_open_clip(converted):
     result = verify_conversion(*converted, REFERENCE, "auto")
     assert (result.mode, result.detail) == ("full", "open_clip 3.3.0")
-    assert result.differences.keys() >= {"image_embeds", "text_embeds", "logits"}
-    assert max(result.differences.values()) <= verification.BOUND
+    assert result.differences.keys() == {"image features", "text features", "caption logits", "logits"}
+    # On some processors an output is the same to the last bit.
+    assert 0 < max(result.differences.values()) <= verification.BOUND
 
 
 def test_verify_none_compares_nothing(tmp_path, converted):
@@ -144,21 +144,3 @@ def test_verify_full_demands_that_open_clip_runs_the_model(tmp_path):
     write_model(tmp_path, plan, torch.float32, "5GB")
     with pytest.raises(ConversionError, match=r"open_clip cannot run this model.*use_pad_mask"):
         verify_conversion(tmp_path, plan, partial(reference_outputs, model_cfg), "full")
-
-
-@pytest.mark.parametrize(
-    "model_cfg",
-    [tiny_clip_cfg(), tiny_clip_cfg(text_cfg={"pool_type": "eos", "eos_id": 5, "pad_id": 3}), MODEL_CFG],
-    ids=["argmax", "eos", "coca"],
-)
-def test_verification_inputs_end_texts_where_the_tower_looks(model_cfg):
-    config = build_config(model_cfg)
-    pixel_values, input_ids = verification_inputs(config)
-    assert pixel_values.shape == (2, 3, 24, 24)
-    assert input_ids.shape == (2, config.text_config.max_position_embeddings)
-    end = 5 if config.text_config.pool_type == "eos" else 96
-    assert (input_ids == end).sum(dim=1).tolist() == [1, 1]
-    assert (input_ids[1] == config.text_config.pad_token_id).any()
-    assert input_ids.min() >= 0 and input_ids.max() <= 96
-    again = verification_inputs(config)
-    assert torch.equal(again[0], pixel_values) and torch.equal(again[1], input_ids)

@@ -73,7 +73,7 @@ def test_verify_folder_passes_what_was_converted(originals, tmp_path, name):
 
 
 def test_verify_folder_passes_the_digits_model(tmp_path):
-    source = Path(__file__).parents[2] / "examples" / "digits" / "open_clip_checkpoint"
+    source = Path(__file__).parents[3] / "examples" / "digits" / "open_clip_checkpoint"
     convert_open_clip_checkpoint(source, tmp_path / "out", verify="none")
     report = verify_folder(tmp_path / "out", source)
     assert report.passed, str(report)

@@ -124,6 +124,16 @@ def test_buffers_of_old_checkpoints_are_dropped(tmp_path):
     assert convert(tmp_path).dropped.keys() == buffers.keys()
 
 
+@pytest.mark.parametrize(
+    "option", [{"ema": True}, {"reparameterize": True}, {"revision": "v1"}], ids=lambda o: next(iter(o))
+)
+def test_options_for_open_clip_are_refused(tmp_path, option):
+    save(tmp_path / "source", clip())
+    with pytest.raises(ConversionError, match=f"holds transformers' CLIPModel.*leave out {next(iter(option))}"):
+        convert(tmp_path, **option)
+    assert not (tmp_path / "out").exists()
+
+
 def test_shards_are_read(tmp_path):
     randomized(clip()).save_pretrained(tmp_path / "source", max_shard_size="60KB")
     assert convert(tmp_path).weights_file.name == "model.safetensors.index.json"

@@ -1,20 +1,51 @@
-"""The table of what can be converted: its tower kinds and sizes are those of open_clip's models and of ours."""
+"""The built-in architectures that ship as data, and the list of models with the kinds and sizes of their towers."""
 
 import pytest
 import torch
 
 from open_clip_transformers.configuration.configuration_towers import TEXT_CONFIGS, VISION_CONFIGS
-from open_clip_transformers.convert_scripts.common import DATA_FOLDER, data_table
-from open_clip_transformers.convert_scripts.data.update import collect_towers, format_table
+from open_clip_transformers.convert_scripts.common import DATA_FOLDER, ConversionError, data_table
+from open_clip_transformers.convert_scripts.data.update import collect_architectures, collect_towers, format_table
 from open_clip_transformers.convert_scripts.mapping.config import build_config
 from open_clip_transformers.convert_scripts.mapping.plan import MODEL_CLASSES
 from open_clip_transformers.convert_scripts.sources.architectures import (
+    ARCHITECTURES,
     TIMM_TOWER,
     get_architecture,
     list_architectures,
     list_models,
 )
 from open_clip_transformers.convert_scripts.towers.tables import TEXT_TOWERS, VISION_TOWERS
+
+
+def test_architectures_equal_the_installed_open_clip():
+    assert (DATA_FOLDER / f"{ARCHITECTURES}.json").read_text() == format_table(collect_architectures()) + "\n"
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "coca_ViT-L-14"])
+def test_quickgelu_variant_differs_in_the_activation_alone(name):
+    quick = get_architecture(f"{name}-quickgelu")
+    assert quick.pop("quick_gelu") is True
+    assert quick == get_architecture(name)
+
+
+def test_get_architecture_reads_slashes_as_dashes():
+    assert get_architecture("ViT-B/32") == get_architecture("ViT-B-32")
+
+
+def test_get_architecture_returns_a_copy():
+    get_architecture("ViT-B-32")["vision_cfg"]["layers"] = 1
+    assert get_architecture("ViT-B-32")["vision_cfg"]["layers"] == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("ViT-B-23", "Did you mean .*ViT-B-32"), ("Inception", "Known names: "), ("", "Known names")],
+    ids=["misspelt", "unlike-any", "empty"],
+)
+def test_get_architecture_helps_with_unknown_names(name, message):
+    with pytest.raises(ConversionError, match=message):
+        get_architecture(name)
 
 
 TOWERS = data_table("open_clip_towers")

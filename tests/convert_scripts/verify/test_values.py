@@ -1,4 +1,4 @@
-"""Values inside models: found by name on both sides, once, and in the order of the forward pass."""
+"""Inputs of verifications, and values inside models: by name on both sides, once, in the order of the forward pass."""
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from tiny_configs import (
     tiny_siglip_cfg,
 )
 
+from open_clip_transformers.convert_scripts.mapping.config import build_config
 from open_clip_transformers.convert_scripts.towers.base import Intermediate
 from open_clip_transformers.convert_scripts.verify.compare import OURS, open_clip_library
 from open_clip_transformers.convert_scripts.verify.reference import text_prefix
@@ -109,3 +110,21 @@ def test_patch_dropout_does_not_hide_the_embeddings():
     with torch.no_grad(), recorded(model, table, "ours", lambda name, value: found.update({name: value})):
         model.vision_model(random_images(model_cfg))
     assert found["vision embeddings"].shape == (3, 10, 40)
+
+
+@pytest.mark.parametrize(
+    "model_cfg",
+    [tiny_clip_cfg(), tiny_clip_cfg(text_cfg={"pool_type": "eos", "eos_id": 5, "pad_id": 3}), tiny_coca_cfg()],
+    ids=["argmax", "eos", "coca"],
+)
+def test_verification_inputs_end_texts_where_the_tower_looks(model_cfg):
+    config = build_config(model_cfg)
+    pixel_values, input_ids = verification_inputs(config)
+    assert pixel_values.shape == (2, 3, 24, 24)
+    assert input_ids.shape == (2, config.text_config.max_position_embeddings)
+    end = 5 if config.text_config.pool_type == "eos" else 96
+    assert (input_ids == end).sum(dim=1).tolist() == [1, 1]
+    assert (input_ids[1] == config.text_config.pad_token_id).any()
+    assert input_ids.min() >= 0 and input_ids.max() <= 96
+    again = verification_inputs(config)
+    assert torch.equal(again[0], pixel_values) and torch.equal(again[1], input_ids)
