@@ -1,4 +1,4 @@
-"""What all of the conversion shares: its error, JSON files, and writing that is never seen half done."""
+"""Parts that all of the conversion shares: its error, JSON files, and files and folders written as a whole."""
 
 import json
 import shutil
@@ -39,6 +39,11 @@ def project_address() -> str | None:
 def dtype_name(dtype) -> str:
     """`"float32"` of `torch.float32`."""
     return str(dtype).removeprefix("torch.")
+
+
+def plain(value):
+    """`value` as JSON has it: a tuple as a list, a mapping as a dict."""
+    return list(value) if isinstance(value, tuple) else dict(value) if hasattr(value, "keys") else value
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from ..modeling.modeling_siglip_vit import SiglipVitModel
 from ..processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
 from .common import ConversionError, check_output, dtype_name, listing, new_folder, read_json
 from .mapping.plan import plan_tensors
+from .processors.image import IMAGE_PROCESSOR_FILES
 from .towers.siglip_vit import TIMM_VIT
 from .verify.conversion import check_tensors
 from .write.folder import DTYPES, output_dtype, write_model
@@ -43,7 +44,6 @@ FIELDS = {
     "num_recomputing_layers": "num_recomputing_layers",
 }
 POOL_TYPES = {"map": "map", "avg": "avg", "token": "token", "": "none"}
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
 def convert_deepseek_vl2(
@@ -127,7 +127,7 @@ def build_vision_config(vision_config: Mapping[str, Any] | None) -> SiglipVitCon
 
 def _build_image_processor(folder: Path, config: SiglipVitConfig) -> OpenClipImageProcessorPil:
     """The image processor of the checkpoint, whose files are read for its mean and standard deviation alone."""
-    path = next((folder / name for name in PROCESSOR_FILES if (folder / name).is_file()), None)
+    path = next((folder / name for name in IMAGE_PROCESSOR_FILES if (folder / name).is_file()), None)
     settings = {} if path is None else read_json(path)
     mean, std = (settings.get(name, [0.5, 0.5, 0.5]) for name in ("image_mean", "image_std"))
     for name, values in {"image_mean": mean, "image_std": std}.items():

@@ -143,7 +143,7 @@ def convert_open_clip_checkpoint(
     dtype = output_dtype(checkpoint.plan, dtype)
     weights = checkpoint.source.weights
 
-    # Hashing waits for the disk, and what it reads is then in memory for the conversion.
+    # Hashing waits for the disk, and leaves the file in memory for the conversion.
     with ThreadPoolExecutor(1) as hashing, new_folder(output) as folder:
         sha256 = hashing.submit(file_sha256, weights)
         write_model(folder, form.plan, dtype, max_shard_size)

@@ -153,8 +153,7 @@ def _notes(config, model_cfg: Mapping[str, Any], tokenizer: OpenClipTokenizer | 
 
 
 def _steps_back(source: ConvertedFolder, model_cfg: Mapping[str, Any]) -> list[Step]:
-    has_text_prefix = model_cfg.get("custom_text") or "hf_model_name" in model_cfg["text_cfg"]
-    table = rename_table(source.config, "text." if has_text_prefix else "")
+    table = rename_table(source.config, "" if _architecture(model_cfg) == "CLIP" else "text.")
     steps, unreachable = resolve(source.tensors, table, "targets")
     if unreachable:
         raise ConversionError(f"The rename table does not know these tensors: {', '.join(unreachable)}")
@@ -164,7 +163,7 @@ def _steps_back(source: ConvertedFolder, model_cfg: Mapping[str, Any]) -> list[S
 def _converted(tensors: Mapping[str, torch.Tensor], steps: list[Step]) -> Iterator[tuple[str, torch.Tensor]]:
     """open_clip's names and tensors; views of ours where possible."""
     for step in steps:
-        yield from zip(step.sources, step.operation.invert(tuple(tensors[name] for name in step.targets)))
+        yield from step.invert(tensors)
 
 
 def _layout(

@@ -12,7 +12,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from ...configuration.configuration_coca import CoCaConfig
 from ...configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
-from ..common import ConversionError, listing
+from ..common import ConversionError, listing, plain
 from ..towers.base import TowerConversion
 from ..towers.coca_decoder import DECODER
 from ..towers.tables import TEXT_CONVERSIONS, TEXT_TOWERS, VISION_CONVERSIONS, VISION_TOWERS
@@ -196,7 +196,7 @@ def build_model_cfg(config: PreTrainedConfig, tokenizer_cfg: Cfg | None = None) 
         cfg["multimodal_cfg"] = DECODER.invert(config.multimodal_config)
         # open_clip's decoder has no vocabulary of its own: it takes that of the text tower's fields.
         cfg["text_cfg"]["vocab_size"] = config.multimodal_config.vocab_size
-        # open_clip's CoCa unpacks what these towers return.
+        # open_clip's CoCa unpacks the outputs of these towers.
         cfg["vision_cfg"]["output_tokens"] = cfg["text_cfg"]["output_tokens"] = True
     if _is_custom_text(cfg):
         cfg["custom_text"] = True
@@ -232,9 +232,5 @@ def _unequal(ours: PreTrainedConfig, back: PreTrainedConfig, prefix: str = "") -
         first, second = getattr(ours, name), getattr(back, name, None)
         if name in ours.sub_configs:
             yield from _unequal(first, second, f"{prefix}{name}.")
-        elif name not in NOT_IN_MODEL_CFG and _plain(first) != _plain(second):
+        elif name not in NOT_IN_MODEL_CFG and plain(first) != plain(second):
             yield prefix + name, first, second
-
-
-def _plain(value):
-    return list(value) if isinstance(value, tuple) else value

@@ -141,11 +141,6 @@ class ConversionPlan:
         """Our keys and tensors on the meta device, in the order of the model."""
         return self.model.state_dict()
 
-    @property
-    def shapes(self) -> dict[str, torch.Size]:
-        """Our keys and shapes, in the order of the model."""
-        return {key: tensor.shape for key, tensor in self.layout.items()}
-
     def converted(self, keys: Container[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
         """Our keys and tensors, in the order of the checkpoint; views of the source where possible.
 
@@ -154,8 +149,7 @@ class ConversionPlan:
         """
         for step in self.steps:
             if keys is None or any(key in keys for key in step.targets):
-                results = zip(step.targets, step.operation.apply(tuple(self.tensors[key] for key in step.sources)))
-                yield from ((key, tensor) for key, tensor in results if keys is None or key in keys)
+                yield from ((key, tensor) for key, tensor in step.apply(self.tensors) if keys is None or key in keys)
 
 
 def plan_conversion(config: PreTrainedConfig, tensors: Mapping[str, torch.Tensor]) -> ConversionPlan:
@@ -203,7 +197,7 @@ def plan_tensors(
     ours = model.state_dict()
     steps_back, unreachable = resolve(ours, table, "targets")
     for step in steps_back:
-        needed |= zip(step.sources, step.operation.invert(tuple(ours[key] for key in step.targets)))
+        needed |= step.invert(ours)
     problems = {
         "Keys of the checkpoint that this architecture has no place for": [
             f"{key} {tuple(tensors[key].shape)}" for key in tensors if key in unmatched or key not in needed
@@ -250,23 +244,6 @@ class DerivedPlan:
     steps: list[Step]
     layout: Mapping[str, torch.Tensor]
 
-    @property
-    def source_tensors(self) -> Mapping[str, torch.Tensor]:
-        return self.base.source_tensors
-
-    @property
-    def dropped(self) -> Mapping[str, str]:
-        return self.base.dropped
-
-    @property
-    def changed(self) -> Mapping[str, str]:
-        return self.base.changed
-
-    @property
-    def shapes(self) -> dict[str, torch.Size]:
-        """Keys and shapes to write."""
-        return {key: tensor.shape for key, tensor in self.layout.items()}
-
     def converted(self, keys: Container[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
         """Keys and tensors of the other form; views of the source where possible.
 
@@ -276,7 +253,7 @@ class DerivedPlan:
         steps = [step for step in self.steps if keys is None or any(key in keys for key in step.sources)]
         ours = dict(self.base.converted({key for step in steps for key in step.targets}))
         for step in steps:
-            results = zip(step.sources, step.operation.invert(tuple(ours.pop(key) for key in step.targets)))
+            results = step.invert({key: ours.pop(key) for key in step.targets})
             yield from ((key, tensor) for key, tensor in results if keys is None or key in keys)
 
 
@@ -294,11 +271,7 @@ def derive_plan(base: ConversionPlan, model: PreTrainedModel, table: Table) -> D
     """
     ours = base.model.state_dict()
     steps, _ = resolve(ours, table, "targets")
-    layout = {
-        key: tensor
-        for step in steps
-        for key, tensor in zip(step.sources, step.operation.invert(tuple(ours[key] for key in step.targets)))
-    }
+    layout = dict(pair for step in steps for pair in step.invert(ours))
     expected = {key: tensor.shape for key, tensor in model.state_dict().items()}
     prefix = f"{model.base_model_prefix}."
     made = {key if key in expected else key.removeprefix(prefix): tensor.shape for key, tensor in layout.items()}

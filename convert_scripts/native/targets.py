@@ -1,6 +1,6 @@
 """From our models, image processors and tokenizers to transformers' own, where the architectures are the same.
 
-The tables are in `tables`. The files work without our package. What transformers cannot do is left out: it crops one
+The tables are in `tables`. The files work without our package. transformers cannot do everything: it crops one
 pixel beside open_clip's crop for some image sizes, converts to RGB before resizing, and does not repair mis-decoded
 text.
 """

@@ -16,7 +16,7 @@ from ...processing.image_processing_pil_open_clip import OpenClipImageProcessorP
 from ...processing.image_settings_open_clip import OpenClipImageSettings
 from ...processing.processing_coca import CoCaProcessor
 from ...processing.processing_open_clip import OpenClipProcessor
-from ..common import ConversionError, listing
+from ..common import ConversionError, listing, plain
 from ..sources.source import Source
 
 
@@ -35,6 +35,7 @@ RESAMPLE = {
     "random": Image.Resampling.BICUBIC,
 }
 INTERPOLATION = {resample: name for name, resample in RESAMPLE.items() if name != "random"}
+IMAGE_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 RESIZE_MODES = ("shortest", "longest", "squash")
 _ALWAYS_ON = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 
@@ -97,7 +98,7 @@ def preprocess_cfg_of(image_processor: OpenClipImageSettings, config: PreTrained
     lost = [
         f"{name} = {getattr(image_processor, name)!r} (open_clip has {value!r})"
         for name, value in expected.items()
-        if _plain(getattr(image_processor, name)) != _plain(value)
+        if plain(getattr(image_processor, name)) != plain(value)
     ]
     if lost:
         raise ConversionError(
@@ -105,10 +106,6 @@ def preprocess_cfg_of(image_processor: OpenClipImageSettings, config: PreTrained
             "Change them in its configuration file, or convert with with_processor=False."
         )
     return cfg
-
-
-def _plain(value):
-    return list(value) if isinstance(value, tuple) else dict(value) if hasattr(value, "keys") else value
 
 
 def processor_class(config: PreTrainedConfig) -> type[ProcessorMixin]:

@@ -43,7 +43,7 @@ def _download_first(repo_id: str, names: Sequence[str], revision: str | None, of
             return download_file(repo_id, name, revision, local_files_only=offline)
         except ConversionError as error:
             failures.append(error)
-            # Waiting for the network once is enough: what follows can only be found in the cache.
+            # Waiting for the network once is enough: other files can only be found in the cache.
             offline = offline or isinstance(error.__cause__, UNREACHABLE)
     raise failures[0]
 
@@ -60,7 +60,7 @@ def download_repository(repo_id: str, revision: str | None, needs_config: bool) 
     weights = _download_first(repo_id, WEIGHTS_FILES + INDEX_FILES, revision, offline)
     if weights.name.endswith(INDEX_SUFFIX):
         weight_map = read_json(weights).get("weight_map")
-        # What is wrong with an index, reading its files will say.
+        # A damaged index is reported when its files are read.
         for name in sorted(set(weight_map.values())) if isinstance(weight_map, dict) else ():
             download_file(repo_id, name, revision)
     return weights.parent

@@ -1,4 +1,4 @@
-"""Where a checkpoint is and what it is: folders, Hub repositories, weights files and pretrained tags in one form.
+"""Sources of checkpoints: folders, Hub repositories, weights files and pretrained tags, in one form.
 
 Mirrors the `local-dir:` and `hf-hub:` schemas and the `pretrained` of open_clip's `create_model` (`factory.py`).
 """
@@ -27,7 +27,7 @@ GELU_MODELS = {"ViT-H-14-worldwide-378", "ViT-bigG-14-worldwide", "ViT-bigG-14-w
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """A checkpoint as a user names it; at least one of these says what its architecture is.
+    """A checkpoint as a user names it.
 
     Args:
         source: a folder, a weights file, or a Hub id `"org/name"`, which may end in `@revision`; open_clip's prefixes
@@ -65,7 +65,7 @@ class Source:
         model_name: the built-in architecture that was asked for by its name alone; `None` where the checkpoint, a
             configuration or a pretrained tag describes the model.
         hub: id and revision of the Hub repository that it was downloaded from.
-        notes: what was decided about the checkpoint, for the report.
+        notes: decisions about the checkpoint, for the report.
     """
 
     name: str
@@ -119,7 +119,7 @@ def open_source(options: SourceOptions) -> Source:
 
 
 def _open_pretrained(name: str, model_name: str | None, pretrained: str, revision: str | None) -> Source:
-    """The weights of a tag: those that were given as the source, or where it is an architecture, the Hub's."""
+    """Find the weights of a tag: those that were given as the source, or where it is an architecture, the Hub's."""
     try:
         tag = get_pretrained(name if model_name is None else model_name, pretrained)
     except ConversionError as error:
@@ -152,7 +152,7 @@ def _open_pretrained(name: str, model_name: str | None, pretrained: str, revisio
 
 
 def _find(name: str, revision: str | None, needs_config: bool) -> tuple[str, Path, tuple[str, str | None] | None]:
-    """`name` with its revision, the local folder or file, and `Source.hub` of what was downloaded from the Hub."""
+    """Find or download a source: `name` with its revision, the local folder or file, and `Source.hub`."""
     path = Path(name.removeprefix("local-dir:")).expanduser()
     if not name.startswith("hf-hub:") and path.exists():
         if revision is not None:

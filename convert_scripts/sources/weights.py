@@ -38,7 +38,7 @@ INDEX_FILES = tuple(name + INDEX_SUFFIX for name in WEIGHTS_FILES)
 ENTRIES = ("state_dict", "model")
 EMA_ENTRIES = ("state_dict_ema", "model_ema")
 
-# What DistributedDataParallel puts before every key, and torch.compile, FSDP and its activation checkpointing
+# DistributedDataParallel puts this before every key, and torch.compile, FSDP and its activation checkpointing
 # wherever they wrap a module.
 _WRAPPER_PREFIX = "module."
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")

@@ -107,7 +107,7 @@ class Intermediate:
         ours: path of the module, below our tower, that returns it.
         theirs: path of open_clip's module that returns it, below its tower. Like the others, it may hold `{n}` for a
             number, and `{blocks}` for the path of any module that has a number for its own name.
-        is_input: the value is what these modules are given first, and not what they return.
+        is_input: the value is the first input of these modules, and not their output.
     """
 
     name: str

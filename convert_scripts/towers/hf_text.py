@@ -1,7 +1,7 @@
 """Hugging Face text towers: fields and tensor names (open_clip: `CLIPTextCfg`, `HFTextEncoder` in `hf_model.py`).
 
 The configurations of the encoders that open_clip's own architectures name ship as data, so that a conversion needs no
-network. The data holds what differs from the defaults of transformers' configuration classes.
+network. The data holds the differences from the defaults of transformers' configuration classes.
 """
 
 import json
@@ -22,7 +22,7 @@ from .base import EOS_ID, TEXT_DEFAULTS, TOKENIZER_FIELDS, TOKENS_RETURNED, Inte
 
 CONFIG_FILE = "config.json"
 # open_clip's `arch_dict` in `hf_configs.py`. It decides whether BERT has its pooling layer before it looks here, and
-# leaves it out: what its `cls_pooler` then does has another name.
+# leaves it out: its `cls_pooler` then is ours of another name.
 _DEFAULT_POOLERS = {"bert": "cls_last_hidden_state_pooler", "m2m_100": "cls_pooler"}
 _PROJ_TYPES = {"linear": "linear", "mlp": "mlp", None: "none"}
 

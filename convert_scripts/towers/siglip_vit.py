@@ -32,7 +32,7 @@ _VARIANTS = (
     ("so400m", 16, "gelu_pytorch_tanh", (256, 384, 512), ()),
     ("giantopt", 16, "gelu_pytorch_tanh", (256, 384), ()),
 )
-# timm's name -> the fields that it stands for; `pool_type` is what the model pools by if nothing else is asked for.
+# timm's name -> the fields that it stands for; `pool_type` is the model's default.
 TIMM_MODELS: dict[str, dict[str, Any]] = {
     f"vit_{size}_patch{patch_size}_siglip_{gap}{image_size}": {
         **_SIZES[size],

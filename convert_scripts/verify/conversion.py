@@ -64,7 +64,7 @@ def verify_conversion(
 ) -> Verification:
     """Verify a converted folder.
 
-    Every written tensor must equal what the plan makes of the checkpoint. Outputs are compared too, with those of the
+    Every written tensor must equal the plan's. Outputs are compared too, with those of the
     reference and, for a model in another form, with those of our own model. They are computed in fp32 on the values
     that were written: a conversion to half precision is held to the same bound, because the reference gets the same
     rounded weights.
@@ -77,7 +77,7 @@ def verify_conversion(
             `"none"` skips everything.
 
     Raises:
-        ConversionError: the folder is not what it should be, or `"full"` and the reference cannot run.
+        ConversionError: a tensor or an output is wrong, or `"full"` and the reference cannot run.
     """
     if mode == "none":
         return Verification("none", "not asked for")
@@ -109,7 +109,7 @@ def verify_conversion(
 
 
 def _compare(reference: Outputs, name: str, ours: Outputs) -> dict[str, float]:
-    """Differences of all outputs. Raises `ConversionError` above [`BOUND`], or where the reference is not finite."""
+    """Compare outputs; their differences. Raise `ConversionError` above `BOUND`, or if the reference is not finite."""
     checks = output_checks(reference, ours)
     check_finite(reference, name)
     wrong = [f"{check.name}: {check.difference:.2e}" for check in checks if not check.passed]
@@ -150,7 +150,7 @@ def check_tensors(folder: Path, plan: ConversionPlan | DerivedPlan) -> torch.dty
     with one_thread(), ExitStack() as stack:
         files = [stack.enter_context(safe_open(path, framework="pt")) for path in sorted(folder.glob("*.safetensors"))]
         file_of = {key: file for file in files for key in file.keys()}  # noqa: SIM118  not a dict
-        wrong = file_of.keys() ^ plan.shapes.keys()
+        wrong = file_of.keys() ^ plan.layout.keys()
         for key, tensor in plan.converted(file_of):
             written = file_of[key].get_tensor(key)
             dtypes |= {written.dtype} if written.is_floating_point() else set()

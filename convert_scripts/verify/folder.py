@@ -191,7 +191,7 @@ class FolderComparison:
 
     def _weights_check(self) -> Check:
         tensors = self.converted.tensors
-        expected = dict.fromkeys(self.plan.shapes, False)
+        expected = dict.fromkeys(self.plan.layout, False)
         for name, tensor in self.plan.converted(tensors):
             expected[name] = same_bytes(tensors[name].contiguous(), tensor)
         wrong = [name for name, same in expected.items() if not same] + [n for n in tensors if n not in expected]

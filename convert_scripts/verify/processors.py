@@ -14,13 +14,13 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from ...configuration.configuration_common import height_and_width
 from ..common import ConversionError
+from ..processors.image import IMAGE_PROCESSOR_FILES
 from ..processors.tokenizers import load_tokenizer, tokenizer_folder
 from ..sources.source import Source
 from .compare import BOUND, relative_difference
 from .report import Check
 
 
-IMAGE_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 TOKENIZER_FILES = ("tokenizer_config.json",)
 BACKENDS = ("pil", "torchvision")
 MODES = ("RGB", "RGBA", "L", "LA", "P", "CMYK", "1", "I;16", "RGB", "RGB")

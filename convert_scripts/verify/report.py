@@ -66,7 +66,7 @@ class Check:
 
     @property
     def severity(self) -> float:
-        """How near the difference is to its bound: above 1 where it failed, -1 where nothing was compared."""
+        """The difference relative to its bound: above 1 where it failed, -1 where nothing was compared."""
         if self.difference is None or self.bound is None:
             return -1.0
         return self.difference / self.bound if self.bound else 2.0 * (not self.passed)
@@ -76,7 +76,7 @@ class Check:
         """Difference and bound as text; none where nothing was compared."""
         if self.difference is None or self.bound is None:
             return []
-        # What is counted has a bound of 0.
+        # Counts have a bound of 0.
         return [f"{value:.1e}" if self.bound else f"{value:g}" for value in (self.difference, self.bound)]
 
     def __str__(self) -> str:

@@ -5,11 +5,9 @@ gradients: nothing is dropped out, and batch norms use their running statistics.
 which they are computed: a wrong layer is the first name at which two models differ.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -20,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from ...configuration.configuration_common import height_and_width
 from ..mapping.plan import rename_table
-from ..mapping.state_dict import resolve
+from ..mapping.state_dict import compile_pattern, fill_pattern, resolve
 from ..towers.base import Intermediate
 from ..towers.coca_decoder import DECODER_INTERMEDIATES
 from ..towers.tables import TEXT_CONVERSIONS, VISION_CONVERSIONS
@@ -38,7 +36,6 @@ IGNORED = -100
 MAX_LENGTH = 20
 # In place of an id, behind the end of a text.
 NOTHING = -1
-_PLACEHOLDERS = {"{n}": r"(?P<n>\d+)", "{blocks}": r"(?P<blocks>(\w+\.)*\d+)"}
 
 
 def verification_inputs(config: PreTrainedConfig, pairs: int = 2) -> Inputs:
@@ -189,7 +186,7 @@ def open_clip_gradients(model: torch.nn.Module, config: PreTrainedConfig) -> Ite
     steps, unmatched = resolve(gradients, rename_table(config, text_prefix(model)), "sources")
     for step in steps:
         if all(name in gradients for name in step.sources):
-            yield from zip(step.targets, step.operation.apply(tuple(gradients[name] for name in step.sources)))
+            yield from step.apply(gradients)
     for name in unmatched:
         yield name, gradients[name]
 
@@ -224,7 +221,7 @@ def recorded(
 ) -> Iterator[None]:
     """Hand the intermediates of every forward pass of `model` to `record(name, value)`, once each and in order.
 
-    The value may be overwritten by what follows: `record` keeps a copy, if anything.
+    The model may overwrite the value: `record` must copy it to keep it.
     """
     seen = set()
 
@@ -236,10 +233,10 @@ def recorded(
 
     with ExitStack() as hooks:
         for row in table:
-            pattern = _compile(getattr(row, side))
+            pattern = compile_pattern(getattr(row, side))
             for path, module in model.named_modules():
                 if match := pattern.fullmatch(path):
-                    name = _fill(row.name, match.groupdict())
+                    name = fill_pattern(row.name, match.groupdict())
                     hooks.callback(_add_hook(module, row.is_input, name, record_once).remove)
         yield
 
@@ -257,20 +254,6 @@ def _first_tensor(value: Any) -> torch.Tensor | None:
     if isinstance(value, tuple | list):
         return next((tensor for part in value if (tensor := _first_tensor(part)) is not None), None)
     return value if isinstance(value, torch.Tensor) else None
-
-
-@cache
-def _compile(pattern: str) -> re.Pattern:
-    expression = re.escape(pattern)
-    for placeholder, group in _PLACEHOLDERS.items():
-        expression = expression.replace(re.escape(placeholder), group)
-    return re.compile(expression)
-
-
-def _fill(name: str, groups: dict[str, str]) -> str:
-    for placeholder, value in groups.items():
-        name = name.replace(f"{{{placeholder}}}", value)
-    return name
 
 
 @dataclass(frozen=True)
@@ -315,7 +298,7 @@ def open_clip_captions(model: torch.nn.Module, pixel_values: torch.Tensor, ids: 
     """Greedy captions of open_clip's model, (images, max_length), `NOTHING` behind their end.
 
     Its own `generate` needs transformers older than 5. The loop here takes the most probable word of its forward pass
-    until the text ends, which is what greedy decoding is.
+    until the text ends: greedy decoding.
     """
     image_latent, image_tokens = model._encode_image(pixel_values)
     input_ids = ids.first(len(pixel_values))

@@ -60,7 +60,7 @@ def test_every_architecture_maps_onto_our_model(name):
     plan = plan_conversion(config, reference.state_dict())
     assert not plan.dropped and not plan.changed
     converted = {key: tensor.shape for key, tensor in plan.converted()}
-    assert converted == plan.shapes
+    assert converted == {key: tensor.shape for key, tensor in plan.layout.items()}
 
 
 def test_dropped_keys_are_left_out_with_a_reason():
@@ -69,7 +69,7 @@ def test_dropped_keys_are_left_out_with_a_reason():
     extra = {key: torch.zeros(3) for key in DROPPED}
     plan = plan_conversion(build_config(model_cfg), {**source, **extra})
     assert plan.dropped == DROPPED
-    assert dict(plan.converted()).keys() == plan.shapes.keys()
+    assert dict(plan.converted()).keys() == plan.layout.keys()
 
 
 def test_text_tower_is_found_at_top_level_and_under_text():

@@ -33,7 +33,9 @@ def test_resnet_has_the_keys_and_shapes_of_open_clip_at_full_size(name):
     assert config.vision_config.num_attention_heads == reference.visual.attnpool.num_heads
     plan = plan_conversion(config, reference.state_dict())
     assert not plan.dropped and not plan.changed
-    assert {key: tensor.shape for key, tensor in plan.converted()} == plan.shapes
+    assert {key: tensor.shape for key, tensor in plan.converted()} == {
+        key: tensor.shape for key, tensor in plan.layout.items()
+    }
     parameters = sum(parameter.numel() for parameter in reference.parameters())
     assert plan.model.num_parameters() == parameters
 

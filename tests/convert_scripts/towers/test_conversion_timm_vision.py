@@ -33,7 +33,7 @@ def test_every_key_and_shape_of_a_full_size_model_has_its_place(name):
     config = build_config(model_cfg)
     plan = plan_conversion(config, tensors)
     assert len(plan.tensors) == len(tensors) and not plan.dropped and not plan.changed
-    assert sum(key.startswith("vision_model.timm_model.") for key in plan.shapes) == sum(
+    assert sum(key.startswith("vision_model.timm_model.") for key in plan.layout) == sum(
         key.startswith("visual.trunk.") for key in tensors
     )
     # And back to what open_clip states, less what it states although it is the default.
