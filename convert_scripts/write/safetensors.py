@@ -104,7 +104,7 @@ def byte_blocks(tensor: torch.Tensor, dtype: torch.dtype) -> Iterator[np.ndarray
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Within it torch casts and copies in one thread, which memory and disks keep waiting as it is.
+    """Let torch cast and copy in one thread, which waits for memory and disks as it is.
 
     More of them would wait for each other wherever something else, such as the hash of the source, has a core.
     """

@@ -3,13 +3,12 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from model_pairs import BOUND, relative_difference
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_models import randomized
+from tiny_tokenizers import write_word_tokenizer
 from transformers import (
     AutoModel,
     AutoProcessor,
@@ -181,12 +180,6 @@ def test_what_is_no_such_model_is_refused(tmp_path, spoil, message):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture
-def image():
-    noise = np.random.default_rng(0).integers(0, 256, (9, 11, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize((64, 48), Image.Resampling.BICUBIC)
-
-
 CLIP_SETTINGS = {
     "image_processor_type": "CLIPImageProcessor",
     "do_center_crop": True,
@@ -243,16 +236,9 @@ def test_image_settings_that_ours_lacks_are_refused(tmp_path, settings):
 
 
 def test_processor_of_siglip_cleans_texts_as_its_own(tmp_path):
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
     source = save(tmp_path / "source", siglip(vocab_size=9, bos_token_id=None, eos_token_id=1, pad_token_id=1))
     words = ["<unk>", "</s>", "two", "cats", "and", "a", "dog"]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    special = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "</s>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(source)
+    write_word_tokenizer(source, words, "$A </s>", unk_token="<unk>", eos_token="</s>", pad_token="</s>")
     settings = json.loads((source / "tokenizer_config.json").read_text())
     # The class of SigLIP's tokenizers reads sentencepiece models alone.
     (source / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "SiglipTokenizer"}))

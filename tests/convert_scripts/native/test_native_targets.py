@@ -4,17 +4,15 @@ import json
 import warnings
 from pathlib import Path
 
-import numpy as np
 import open_clip
 import pytest
 import torch
 import transformers
 from model_pairs import BOUND, random_images, random_texts, relative_difference
-from PIL import Image
 from reduced_models import reduced_cfg, reduced_timm
 from safetensors.torch import load_file
 from tiny_configs import VOCAB_SIZE, save_open_clip_folder, tiny_clip_cfg, tiny_coca_cfg, tiny_siglip_cfg
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tiny_tokenizers import write_word_tokenizer
 from transformers import AutoModel, AutoProcessor, AutoTokenizer, pipeline
 from transformers.utils import logging
 
@@ -216,12 +214,6 @@ def test_refusal_writes_nothing(tmp_path):
 TEXTS = ["a photo of a cat", "two Dogs, and a bird's nest!", "hello   world 123"]
 
 
-@pytest.fixture
-def image():
-    noise = np.random.default_rng(0).integers(0, 256, (9, 11, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize((64, 48), Image.Resampling.BICUBIC)
-
-
 @pytest.mark.floor
 @pytest.mark.parametrize("resize_mode", ["shortest", "squash"])
 def test_native_processor_prepares_what_open_clip_does(tmp_path, image, resize_mode):
@@ -345,11 +337,7 @@ def test_native_tower_of_siglip_equals_open_clip(tmp_path, caplog, siglip_cfg, t
 def write_words(folder: Path):
     """Files of a tokenizer of few words, whose `</s>` ends and pads texts."""
     words = ["<unk>", "</s>", "two", "cats", "and", "a", "dog", "Two"]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    special = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "</s>"}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    write_word_tokenizer(folder, words, "$A </s>", unk_token="<unk>", eos_token="</s>", pad_token="</s>")
 
 
 @pytest.mark.floor

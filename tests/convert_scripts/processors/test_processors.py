@@ -10,11 +10,8 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from PIL import Image
 from tiny_configs import save_open_clip_folder, tiny_clip_cfg, tiny_coca_cfg
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
+from tiny_tokenizers import write_word_tokenizer
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 from transformers.image_utils import OPENAI_CLIP_STD
 
 import open_clip_transformers
@@ -35,11 +32,8 @@ def convert(source: Path, output: Path, **kwargs):
 
 def write_tokenizer(folder: Path, words: list[str] = WORDS):
     """Files of a word tokenizer with the ids of `WORDS`."""
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(single="[BOS] $A [EOS]", special_tokens=[("[BOS]", 2), ("[EOS]", 3)])
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[BOS]", "eos_token": "[EOS]"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    write_word_tokenizer(folder, words, "[BOS] $A [EOS]", **special)
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from functools import partial
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tiny_configs import open_clip_model, tiny_clip_cfg, tiny_coca_cfg
+from tiny_folders import change_weights
 
 from open_clip_transformers.convert_scripts.common import ConversionError
 from open_clip_transformers.convert_scripts.mapping.config import build_config
@@ -26,13 +26,6 @@ def converted(tmp_path):
     plan = plan_conversion(build_config(MODEL_CFG), open_clip_model(MODEL_CFG).state_dict())
     write_model(tmp_path, plan, torch.float32, "5GB")
     return tmp_path, plan
-
-
-def change_weights(folder, change):
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    (folder / "model.safetensors").unlink()
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def test_verify_auto_compares_every_output_with_open_clip(converted):

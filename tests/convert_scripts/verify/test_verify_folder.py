@@ -17,6 +17,7 @@ from tiny_configs import (
     tiny_resnet_cfg,
     tiny_siglip_cfg,
 )
+from tiny_folders import change_weights
 
 from open_clip_transformers.convert_scripts.common import ConversionError
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
@@ -148,11 +149,8 @@ def test_verify_folder_without_a_vector_for_each_text_leaves_losses_out(tmp_path
     assert "each of its tokens" in reasons["losses"]
 
 
-def change_weights(folder, name, change):
-    tensors = load_file(folder / "model.safetensors")
-    tensors[name] = change(tensors[name])
-    (folder / "model.safetensors").unlink()
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+def change_tensor(folder, name, change):
+    change_weights(folder, lambda tensors: tensors.update({name: change(tensors[name])}))
 
 
 def change_json(path, **changes):
@@ -190,7 +188,7 @@ WRONG_WEIGHTS = {
 def test_verify_folder_names_the_first_layer_that_differs(copies, model, name, first):
     source, folder = copies(model)
     # Not in proportion: a norm would not let it through.
-    change_weights(folder, name, lambda tensor: tensor * 1.01 if tensor.ndim == 0 else tensor + 0.01 * tensor.roll(1))
+    change_tensor(folder, name, lambda tensor: tensor * 1.01 if tensor.ndim == 0 else tensor + 0.01 * tensor.roll(1))
     report = verify_folder(folder, source, skip=["gradients", "pixels", "tokens"], **FP32)
     assert not report.passed
     assert report.first_difference.name == first
@@ -201,7 +199,7 @@ def test_verify_folder_names_the_first_layer_that_differs(copies, model, name, f
 
 def test_verify_folder_finds_a_wrong_temperature_in_logits_alone(copies):
     source, folder = copies("clip")
-    change_weights(folder, "logit_scale", lambda tensor: tensor * 1.01)
+    change_tensor(folder, "logit_scale", lambda tensor: tensor * 1.01)
     report = verify_folder(folder, source, **FP32)
     assert failed(report, "pixels", "tokens", "intermediates", "features", "logits") == ["logits"]
     assert failed(report, "losses") == ["contrastive loss"]
@@ -268,10 +266,12 @@ def test_verify_folder_names_captions_that_differ(copies):
 def test_verify_folder_names_layers_that_are_missing(copies):
     source, folder = copies("clip")
     change_json(folder / "config.json", text_config__num_hidden_layers=1)
-    tensors = load_file(folder / "model.safetensors")
-    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("text_model.encoder.layers.1.")}
-    (folder / "model.safetensors").unlink()
-    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+    def remove_layer(tensors):
+        for name in [name for name in tensors if name.startswith("text_model.encoder.layers.1.")]:
+            del tensors[name]
+
+    change_weights(folder, remove_layer)
     report = verify_folder(folder, source, **FP32)
     assert report.first_difference.name == "text layer 1 norm 1"
     assert report.first_difference.detail == "open_clip's model alone has it"
