@@ -1,68 +1,72 @@
-"""Checkpoints of open_clip, read and understood."""
+"""Checkpoints that were read and understood, before our model is written."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
 
-from .activation import check_activation
-from .foreign_layouts import find_layout
+from ..processing.image_settings_open_clip import OpenClipImageSettings
+from ..processing.tokenization_open_clip import OpenClipTokenizer
 from .mapping.config import build_config
-from .mapping.plan import plan_conversion
-from .prepared import Prepared
+from .mapping.plan import ConversionPlan, find_layout, plan_conversion
 from .processors.image import build_image_processor
 from .processors.tokenizers import load_tokenizer, token_ids_of
-from .sources.source import Source
-from .sources.weights import read_checkpoint
+from .sources.source import Source, SourceOptions, check_activation, open_source
+from .sources.weights import read_weights
 from .towers.timm_vision import set_reparameterized
-from .verify.conversion import reference_outputs
+from .verify.conversion import Reference, reference_outputs
 
 
-@dataclass(frozen=True, kw_only=True)
-class PreparedOpenClip(Prepared):
-    """A checkpoint of open_clip.
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A checkpoint that was read and understood, of open_clip or of transformers itself.
 
     Args:
-        source: where it is, and what it is, with what its layout adds to the image settings.
+        source: its files and its description, with the image settings of its layout.
+        plan: the conversion of its tensors.
+        image_processor: ours; `None` where it is not needed.
+        tokenizer: ours; `None` where it is not needed and not known.
+        reference: the model that the checkpoint was made for.
+        notes: decisions, for the report.
     """
 
     source: Source
+    plan: ConversionPlan
+    image_processor: OpenClipImageSettings | None
+    tokenizer: OpenClipTokenizer | None
+    reference: Reference
+    notes: tuple[str, ...] = ()
 
 
-def prepare_open_clip(
-    opened: Source, processor_parts: Collection[str] = (), ema: bool = False, reparameterize: bool = False
-) -> PreparedOpenClip:
-    """Reads a checkpoint, and decides what becomes of it.
+def load_checkpoint(options: SourceOptions, processor_parts: Collection[str] = ()) -> LoadedCheckpoint:
+    """Read a checkpoint of open_clip and plan its conversion.
 
     Args:
-        opened: where it is, and what it is.
+        options: the checkpoint as the user names it.
         processor_parts: `"image_processor"` and `"tokenizer"`, where these are needed.
-        ema: take the averaged weights of a training checkpoint.
-        reparameterize: fuse the branches that some of timm's image towers have in training.
 
     Raises:
-        ConversionError: it cannot be read, or does not fit together.
+        ConversionError: it is not found, cannot be read, or does not fit together.
         OSError: a file cannot be read.
     """
-    checkpoint = read_checkpoint(opened.weights, ema=ema)
-    check_activation(opened, checkpoint)
-    tokenizer = load_tokenizer(opened, required="tokenizer" in processor_parts)
-    model_config = build_config(opened.model_cfg, None if tokenizer is None else token_ids_of(tokenizer))
-    if reparameterize:
-        set_reparameterized(model_config)
-    notes = [*opened.notes, *checkpoint.notes]
-    layout = find_layout(checkpoint.tensors)
+    source = open_source(options)
+    weights = read_weights(source.weights, ema=options.ema)
+    check_activation(source, weights)
+    tokenizer = load_tokenizer(source, required="tokenizer" in processor_parts)
+    config = build_config(source.model_cfg, None if tokenizer is None else token_ids_of(tokenizer))
+    if options.reparameterize:
+        set_reparameterized(config)
+    notes = [*source.notes, *weights.notes]
+    layout = find_layout(weights.tensors)
     if layout is not None:
         notes.append(f"the checkpoint has the layout of {layout.name}")
-        opened = replace(opened, preprocess_cfg={**layout.preprocess_cfg, **opened.preprocess_cfg})
-    if model_config.model_type == "open_clip_coca" and model_config.bos_token_id is None:
+        source = replace(source, preprocess_cfg={**layout.preprocess_cfg, **source.preprocess_cfg})
+    if config.model_type == "open_clip_coca" and config.bos_token_id is None:
         notes.append("the tokenizer is not known: set bos_token_id and eos_token_id in generation_config.json")
-    return PreparedOpenClip(
-        name=opened.name,
-        weights=opened.weights,
-        plan=plan_conversion(model_config, checkpoint.tensors),
-        image_processor=build_image_processor(opened, model_config) if "image_processor" in processor_parts else None,
+    return LoadedCheckpoint(
+        source=source,
+        plan=plan_conversion(config, weights.tensors),
+        image_processor=build_image_processor(source, config) if "image_processor" in processor_parts else None,
         tokenizer=tokenizer,
-        reference=partial(reference_outputs, opened.model_cfg),
+        reference=partial(reference_outputs, source.model_cfg),
         notes=tuple(notes),
-        source=opened,
     )

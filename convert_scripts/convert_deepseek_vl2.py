@@ -20,12 +20,12 @@ from ..configuration.configuration_common import height_and_width
 from ..configuration.configuration_siglip_vit import DEEPSEEK_VL2_SIZES, SiglipVitConfig
 from ..modeling.modeling_siglip_vit import SiglipVitModel
 from ..processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
-from .common import ConversionError, listing
-from .json_files import read_json
+from .common import ConversionError, check_output, dtype_name, listing, new_folder, read_json
 from .mapping.plan import plan_tensors
+from .processors.image import IMAGE_PROCESSOR_FILES
 from .towers.siglip_vit import TIMM_VIT
-from .verify.conversion import verify_conversion
-from .write.folder import DTYPES, check_output, new_folder, output_dtype, write_model
+from .verify.conversion import check_tensors
+from .write.folder import DTYPES, output_dtype, write_model
 
 
 PREFIX = "vision."
@@ -44,7 +44,6 @@ FIELDS = {
     "num_recomputing_layers": "num_recomputing_layers",
 }
 POOL_TYPES = {"map": "map", "avg": "avg", "token": "token", "": "none"}
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
 def convert_deepseek_vl2(
@@ -54,7 +53,7 @@ def convert_deepseek_vl2(
     dtype: str | torch.dtype | None = None,
     max_shard_size: int | str = "5GB",
 ) -> SiglipVitModel:
-    """Converts the vision tower of a DeepSeek-VL2 checkpoint to a folder that [`SiglipVitModel`] loads.
+    """Convert the vision tower of a DeepSeek-VL2 checkpoint to a folder that [`SiglipVitModel`] loads.
 
     Writes `config.json`, `model.safetensors` (or its shards and their index) and the image processor. Tensors of the
     language model are not read. The source is not changed, and a conversion that fails leaves nothing behind.
@@ -72,7 +71,7 @@ def convert_deepseek_vl2(
         max_shard_size: largest weights file, in bytes or as in `"5GB"`.
 
     Returns:
-        The model on the meta device: what was written, without the values.
+        The model that was written, on the meta device.
 
     Raises:
         ConversionError: a `ValueError` that says what was found, what was expected and what to do: no such files, a
@@ -93,7 +92,7 @@ def convert_deepseek_vl2(
         with new_folder(output) as new:
             write_model(new, plan, output_dtype(plan, dtype), max_shard_size)
             image_processor.save_pretrained(new)
-            verify_conversion(new, plan, {}, "structure")
+            check_tensors(new, plan)
     return model
 
 
@@ -128,7 +127,7 @@ def build_vision_config(vision_config: Mapping[str, Any] | None) -> SiglipVitCon
 
 def _build_image_processor(folder: Path, config: SiglipVitConfig) -> OpenClipImageProcessorPil:
     """The image processor of the checkpoint, whose files are read for its mean and standard deviation alone."""
-    path = next((folder / name for name in PROCESSOR_FILES if (folder / name).is_file()), None)
+    path = next((folder / name for name in IMAGE_PROCESSOR_FILES if (folder / name).is_file()), None)
     settings = {} if path is None else read_json(path)
     mean, std = (settings.get(name, [0.5, 0.5, 0.5]) for name in ("image_mean", "image_std"))
     for name, values in {"image_mean": mean, "image_std": std}.items():
@@ -213,10 +212,9 @@ def main(args: Sequence[str] | None = None):
         )
     except (ConversionError, OSError) as error:
         parser.exit(1, f"{error}\n")
-    dtype = str(model.config.dtype).removeprefix("torch.")
     print(
-        f"Wrote {options.output}: {type(model).__name__} of {model.num_parameters():,} parameters in {dtype}, "
-        "every tensor equal to the checkpoint's."
+        f"Wrote {options.output}: {type(model).__name__} of {model.num_parameters():,} parameters in "
+        f"{dtype_name(model.config.dtype)}, every tensor equal to the checkpoint's."
     )
 
 

@@ -3,22 +3,70 @@
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .checkpoint import prepare_open_clip
-from .common import ConversionError
+from .checkpoint import load_checkpoint
+from .common import check_output, dtype_name, new_folder
 from .hub.bundle import bundle_folder
 from .hub.provenance import license_beside, write_provenance
-from .native.sources import find_native_source, prepare_native
-from .report import ConversionReport
-from .sources.source import open_source
+from .native.sources import find_native_source, load_native_checkpoint
+from .sources.source import SourceOptions
 from .sources.weights import file_sha256
-from .verify.conversion import MODES
-from .write.folder import check_output, new_folder, output_dtype, write_model
+from .verify.conversion import Verification, check_mode, verify_conversion
+from .write.folder import output_dtype, write_model
 from .write.forms import check_form, output_form, processor_parts
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """Result of a conversion; `str()` of it is meant for people.
+
+    Args:
+        source: the source as it was given.
+        weights_file: the weights file that was read.
+        sha256: its SHA-256, in hexadecimal.
+        output_dir: the folder written.
+        model_type: `model_type` of our configuration.
+        architecture: name of our model class.
+        dtype: of the tensors written, such as `"float32"`.
+        num_tensors: tensors written.
+        num_parameters: numbers in them.
+        dropped: keys of the checkpoint that were left out -> why.
+        changed: keys of the checkpoint that were resized or added, as open_clip does at load -> how.
+        notes: other decisions.
+        verification: its result.
+    """
+
+    source: str
+    weights_file: Path
+    sha256: str
+    output_dir: Path
+    model_type: str
+    architecture: str
+    dtype: str
+    num_tensors: int
+    num_parameters: int
+    verification: Verification
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    changed: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [
+            f"Converted {self.source}",
+            f"  weights      {self.weights_file.name}, sha256 {self.sha256}",
+            f"  to           {self.output_dir}",
+            f"  model        {self.architecture} ({self.model_type}), {self.num_parameters:,} parameters in "
+            f"{self.num_tensors} tensors, {self.dtype}",
+        ]
+        for title, entries in (("dropped", self.dropped), ("changed", self.changed)):
+            lines += [f"  {title:<12} {key}: {reason}" for key, reason in entries.items()]
+        lines += [f"  note         {note}" for note in self.notes]
+        return "\n".join([*lines, str(self.verification)])
 
 
 def convert_open_clip_checkpoint(
@@ -39,7 +87,7 @@ def convert_open_clip_checkpoint(
     tower: str | None = None,
     bundle: bool = False,
 ) -> ConversionReport:
-    """Converts an open_clip checkpoint.
+    """Convert an open_clip checkpoint.
 
     Writes `config.json`, `model.safetensors` (or its shards and their index), `generation_config.json` for CoCa, and
     the files of the processor. The folder needs neither open_clip nor a network. The source is not changed, and a
@@ -75,7 +123,7 @@ def convert_open_clip_checkpoint(
         bundle: also write the code that people need who do not have this package; see `bundle_folder`.
 
     Returns:
-        A report of what was read, decided, written and verified.
+        A report of the checkpoint, the decisions, the files and the verification.
 
     Raises:
         ConversionError: a `ValueError` that says what was found, what was expected and what to do: there is no such
@@ -83,45 +131,40 @@ def convert_open_clip_checkpoint(
             ambiguous, tokenizer files are missing, the output is not empty, or the verification failed.
         OSError: a file cannot be read or written.
     """
-    if verify not in MODES:
-        raise ConversionError(f"verify must be one of {', '.join(MODES)}, got {verify!r}.")
+    check_mode(verify)
     check_form(target, tower, bundle)
     output = Path(output_dir).expanduser()
     check_output(output)
     needed = processor_parts(tower) if with_processor else ()
-    native = find_native_source(source) if model_name is config is pretrained is None else None
-    if native is not None:
-        prepared = prepare_native(*native, needed)
-    else:
-        opened = open_source(source, model_name, config, pretrained, revision)
-        prepared = prepare_open_clip(opened, needed, ema, reparameterize)
-    form = output_form(prepared.plan, target, tower)
-    dtype = output_dtype(prepared.plan, dtype)
-    notes = prepared.notes + form.notes + (form.processor_notes if with_processor else ())
+    options = SourceOptions(source, model_name, config, pretrained, revision, ema, reparameterize)
+    native = find_native_source(options)
+    checkpoint = load_checkpoint(options, needed) if native is None else load_native_checkpoint(*native, needed)
+    form = output_form(checkpoint.plan, target, tower)
+    dtype = output_dtype(checkpoint.plan, dtype)
+    weights = checkpoint.source.weights
 
-    # Hashing waits for the disk, and what it reads is then in memory for the conversion.
+    # Hashing waits for the disk, and leaves the file in memory for the conversion.
     with ThreadPoolExecutor(1) as hashing, new_folder(output) as folder:
-        sha256 = hashing.submit(file_sha256, prepared.weights)
+        sha256 = hashing.submit(file_sha256, weights)
         write_model(folder, form.plan, dtype, max_shard_size)
         if with_processor:
-            form.save_processor(prepared.image_processor, prepared.tokenizer, folder)
-        verification = form.verify(folder, prepared.reference, verify)
+            form.save_processor(checkpoint.image_processor, checkpoint.tokenizer, folder)
         report = ConversionReport(
-            source=prepared.name,
-            weights_file=prepared.weights,
+            source=checkpoint.source.name,
+            weights_file=weights,
             sha256=sha256.result(),
             output_dir=output,
             model_type=form.plan.model.config.model_type,
             architecture=type(form.plan.model).__name__,
-            dtype=str(dtype).removeprefix("torch."),
-            num_tensors=len(form.plan.shapes),
+            dtype=dtype_name(dtype),
+            num_tensors=len(form.plan.layout),
             num_parameters=form.plan.model.num_parameters(),
-            verification=verification,
-            dropped=prepared.plan.dropped,
-            changed=prepared.plan.changed,
-            notes=notes,
+            verification=verify_conversion(folder, form.plan, checkpoint.reference, verify),
+            dropped=checkpoint.plan.dropped,
+            changed=checkpoint.plan.changed,
+            notes=checkpoint.notes + form.notes + (form.processor_notes if with_processor else ()),
         )
         if bundle:
             bundle_folder(folder)
-        write_provenance(folder, report, license_beside(prepared.weights))
+        write_provenance(folder, report, license_beside(weights))
     return report

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,15 @@ import torch
 from ..processing.clip_bpe import is_clip_bpe
 from ..processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
 from ..processing.tokenization_open_clip import OpenClipTokenizer
-from .common import ConversionError, listing
-from .config_mapping_back import build_model_cfg
-from .converted_folder import ConvertedFolder, read_converted_folder
-from .mapping.config import TokenIds, build_config, default_token_ids
-from .mapping.plan import plan_conversion
+from .common import ConversionError, check_output, dtype_name, listing, new_folder
+from .mapping.config import TokenIds, build_config, build_model_cfg, default_token_ids
+from .mapping.plan import plan_conversion, rename_table
 from .mapping.state_dict import Step, resolve
-from .processors_back import preprocess_cfg_of, save_plain_tokenizer, tokenizer_cfg_of
-from .rename_table import rename_table
-from .report import verification_lines
-from .sources.source import CONFIG_FILE, WEIGHTS_FILES
-from .sources.weights import read_checkpoint
-from .verify.conversion import MODES, Verification, verify_conversion
-from .write.folder import check_output, new_folder, parse_dtype
+from .processors.image import preprocess_cfg_of
+from .processors.tokenizers import save_plain_tokenizer, tokenizer_cfg_of
+from .sources.weights import CONFIG_FILE, WEIGHTS_FILES, read_weights
+from .verify.conversion import Verification, check_mode, reference_outputs, verify_conversion
+from .write.folder import ConvertedFolder, parse_dtype, read_converted_folder
 from .write.safetensors import write_safetensors
 
 
@@ -39,8 +36,8 @@ class OpenClipReport:
         dtype: of the tensors written, such as `"float32"`; `"mixed"` where there are several.
         num_tensors: tensors written.
         num_parameters: numbers in them.
-        verification: what was verified and how.
-        notes: what else was decided.
+        verification: its result.
+        notes: other decisions.
     """
 
     source: Path
@@ -60,7 +57,7 @@ class OpenClipReport:
             f"{self.dtype}",
         ]
         lines += [f"  note         {note}" for note in self.notes]
-        return "\n".join(lines + verification_lines(self.verification))
+        return "\n".join([*lines, str(self.verification)])
 
 
 def convert_to_open_clip(
@@ -72,7 +69,7 @@ def convert_to_open_clip(
     dtype: str | torch.dtype | None = None,
     verify: str = "auto",
 ) -> OpenClipReport:
-    """Converts a folder of one of our models to open_clip's form.
+    """Convert a folder of one of our models to open_clip's form.
 
     Writes `open_clip_config.json`, `open_clip_model.safetensors` and, where the tokenizer is not CLIP's own, its
     files. One tensor at a time is in memory. The folder is not changed, and a conversion that fails leaves nothing
@@ -82,8 +79,8 @@ def convert_to_open_clip(
         folder: a folder of a dual model or of CoCa, as a conversion or `save_pretrained` writes it.
         output_dir: the folder to write, which must not exist or be empty.
         with_processor: also write the settings of the image processor and the tokenizer, which the folder must hold.
-        hf_tokenizer_name: what open_clip should call the tokenizer where it is not CLIP's own: the Hub id at which
-            open_clip finds it once the result is on the Hub too. In a local folder it takes the files that are there.
+        hf_tokenizer_name: open_clip's name for the tokenizer where it is not CLIP's own: the Hub id at which it finds
+            it once the result is on the Hub too. In a local folder it takes the files that are there.
             By default the name of `output_dir`.
         dtype: dtype of the tensors written, as a `torch.dtype` or `"float32"`, `"float16"`, `"bfloat16"`; by default
             the folder's.
@@ -95,8 +92,7 @@ def convert_to_open_clip(
             one of ours, or has settings that open_clip cannot express, which are named.
         OSError: a file cannot be read or written.
     """
-    if verify not in MODES:
-        raise ConversionError(f"verify must be one of {', '.join(MODES)}, got {verify!r}.")
+    check_mode(verify)
     output = Path(output_dir).expanduser()
     check_output(output)
     source = read_converted_folder(Path(folder).expanduser())
@@ -115,7 +111,7 @@ def convert_to_open_clip(
             save_plain_tokenizer(tokenizer, new)
         write_safetensors(new / WEIGHTS_FILES[0], layout, _converted(source.tensors, steps))
         verification = _verify(source, new / WEIGHTS_FILES[0], model_cfg, verify, rounded=dtype is not None)
-    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in layout.values() if tensor.is_floating_point()}
+    dtypes = {dtype_name(tensor.dtype) for tensor in layout.values() if tensor.is_floating_point()}
     return OpenClipReport(
         source=source.path,
         output_dir=output,
@@ -146,7 +142,7 @@ def _preprocess_cfg(source: ConvertedFolder) -> dict[str, Any]:
 
 def _notes(config, model_cfg: Mapping[str, Any], tokenizer: OpenClipTokenizer | None) -> tuple[str, ...]:
     if tokenizer is None:
-        ids = TokenIds(config.text_config.bos_token_id, config.text_config.eos_token_id)
+        ids = TokenIds.of_config(config)
         known = default_token_ids(model_cfg["text_cfg"])
         if (ids.bos, ids.eos) != (known.bos, known.eos):
             return ("open_clip will use CLIP's tokenizer: for another set hf_tokenizer_name in text_cfg",)
@@ -157,8 +153,7 @@ def _notes(config, model_cfg: Mapping[str, Any], tokenizer: OpenClipTokenizer | 
 
 
 def _steps_back(source: ConvertedFolder, model_cfg: Mapping[str, Any]) -> list[Step]:
-    has_text_prefix = model_cfg.get("custom_text") or "hf_model_name" in model_cfg["text_cfg"]
-    table = rename_table(source.config, "text." if has_text_prefix else "")
+    table = rename_table(source.config, "" if _architecture(model_cfg) == "CLIP" else "text.")
     steps, unreachable = resolve(source.tensors, table, "targets")
     if unreachable:
         raise ConversionError(f"The rename table does not know these tensors: {', '.join(unreachable)}")
@@ -168,13 +163,13 @@ def _steps_back(source: ConvertedFolder, model_cfg: Mapping[str, Any]) -> list[S
 def _converted(tensors: Mapping[str, torch.Tensor], steps: list[Step]) -> Iterator[tuple[str, torch.Tensor]]:
     """open_clip's names and tensors; views of ours where possible."""
     for step in steps:
-        yield from zip(step.sources, step.operation.invert(tuple(tensors[name] for name in step.targets)))
+        yield from step.invert(tensors)
 
 
 def _layout(
     tensors: Mapping[str, torch.Tensor], steps: list[Step], dtype: torch.dtype | None
 ) -> dict[str, torch.Tensor]:
-    """What will be written, on the meta device."""
+    """The tensors to write, on the meta device."""
     meta = {
         name: torch.empty_like(tensor, device="meta", dtype=dtype if tensor.is_floating_point() else None)
         for name, tensor in tensors.items()
@@ -185,14 +180,12 @@ def _layout(
 def _verify(
     source: ConvertedFolder, weights: Path, model_cfg: Mapping[str, Any], mode: str, rounded: bool
 ) -> Verification:
-    """What was written is converted in the usual direction, and must be the folder that it came from."""
+    """Convert the written folder in the usual direction: it must give the folder that it came from."""
     if mode == "none":
         return Verification("none", "not asked for")
-    text = source.config.text_config
-    ids = TokenIds(text.bos_token_id, text.eos_token_id, getattr(source.config, "pad_token_id", None))
-    plan = plan_conversion(build_config(model_cfg, ids), read_checkpoint(weights).tensors)
+    plan = plan_conversion(build_config(model_cfg, TokenIds.of_config(source.config)), read_weights(weights).tensors)
     if not rounded:
-        return verify_conversion(source.path, plan, model_cfg, mode)
+        return verify_conversion(source.path, plan, partial(reference_outputs, model_cfg), mode)
     wrong = [
         name for name, tensor in plan.converted() if not torch.equal(source.tensors[name].to(tensor.dtype), tensor)
     ]

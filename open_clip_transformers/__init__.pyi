@@ -10,10 +10,10 @@ from .configuration.configuration_siglip_vit import SiglipVitConfig as SiglipVit
 from .configuration.configuration_text import OpenClipTextConfig as OpenClipTextConfig
 from .configuration.configuration_timm_vision import TimmVisionConfig as TimmVisionConfig
 from .configuration.configuration_vit import OpenClipVitConfig as OpenClipVitConfig
+from .convert_scripts.convert_open_clip import ConversionReport as ConversionReport
 from .convert_scripts.convert_open_clip import convert_open_clip_checkpoint as convert_open_clip_checkpoint
 from .convert_scripts.convert_to_open_clip import OpenClipReport as OpenClipReport
 from .convert_scripts.convert_to_open_clip import convert_to_open_clip as convert_to_open_clip
-from .convert_scripts.report import ConversionReport as ConversionReport
 from .convert_scripts.verify.folder import verify_folder as verify_folder
 from .convert_scripts.verify.report import VerificationReport as VerificationReport
 from .modeling.attention_maps import caption_attention as caption_attention

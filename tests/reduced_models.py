@@ -9,8 +9,8 @@ from unittest import mock
 import torch
 from tiny_configs import VOCAB_SIZE, tiny_hf_encoder
 
-from open_clip_transformers.convert_scripts.hf_encoders import find_encoder_config
 from open_clip_transformers.convert_scripts.towers import siglip_vit as conversion_siglip_vit
+from open_clip_transformers.convert_scripts.towers.hf_text import find_encoder_config
 from open_clip_transformers.modeling import modeling_timm_factory
 
 

@@ -1,4 +1,4 @@
-"""The rules of the source layout: who may import whom, what may be imported outright, and how long code may get."""
+"""The rules of the source layout: who may import whom, and what may be imported outright."""
 
 import ast
 import configparser
@@ -24,8 +24,6 @@ SOURCES = sorted(path for folder in ALLOWED for path in (ROOT / folder).rglob("*
 EVERYTHING = sorted(
     path for folder in (*ALLOWED, "tests", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py")
 )
-MAX_FILE_LINES = 600
-MAX_FUNCTION_LINES = 60
 
 every_source = pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -89,27 +87,6 @@ def test_optional_package_is_imported_only_at_home(package, home):
         if not level and module.split(".")[0] == package
     }
     assert all(user.startswith(home) for user in users), users
-
-
-def docstring_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Lines of documentation, which are not lines to understand."""
-    first = node.body[0]
-    return first.end_lineno - first.lineno + 1 if ast.get_docstring(node) is not None else 0
-
-
-def test_every_file_and_function_is_short():
-    too_long = []
-    for path in EVERYTHING:
-        source = path.read_text(encoding="utf-8")
-        lines = source.count("\n")
-        if lines > MAX_FILE_LINES:
-            too_long.append(f"{path.relative_to(ROOT)}: {lines} lines")
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                lines = node.end_lineno - node.lineno + 1 - docstring_lines(node)
-                if lines > MAX_FUNCTION_LINES:
-                    too_long.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {lines} lines")
-    assert not too_long, "\n".join(too_long)
 
 
 def test_every_source_file_says_what_it_is():

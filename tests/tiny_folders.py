@@ -1,8 +1,10 @@
 """Folders of tiny models with processors and CLIP's vocabulary, as a conversion writes them, without open_clip."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from open_clip_transformers.configuration.configuration_common import height_and_width
@@ -28,6 +30,15 @@ def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
         is_norm = parameter.ndim == 1 and name.endswith(".weight")
         parameter.data = 1 + 0.3 * noise if is_norm else 0.3 * noise
     return model.eval()
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]):
+    """Write the weights of a folder again after `change(tensors)`, in a file of its own."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    path.unlink()
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def build_processor(model: PreTrainedModel, tokenizer: OpenClipTokenizer | None = None) -> ProcessorMixin:

@@ -4,15 +4,16 @@ Each is of transformers' own class, with a vocabulary learnt from a few lines.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     BertTokenizer,
     GemmaTokenizer,
     NllbTokenizer,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
     RobertaTokenizer,
     T5Tokenizer,
     XLMRobertaTokenizer,
@@ -29,6 +30,22 @@ CORPUS = [
     "一張貓的照片 と 犬の写真",
     "0 1 2 3 4 5 6 7 8 9 ! ? . , : ; ' - _ ( ) < > & # / @ \" [ ] { } = + * % $ ~ ^ ` | \\",
 ]
+
+
+def write_word_tokenizer(folder: Path, words: Sequence[str], single: str, **special_tokens: str):
+    """Write the files of a tokenizer of `words`, whose ids are their places.
+
+    Args:
+        folder: where to write them.
+        words: the vocabulary, special tokens included.
+        single: the template of a text, such as `"[CLS] $A [SEP]"`.
+        special_tokens: `unk_token` and others.
+    """
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, special_tokens["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    added = [(token, words.index(token)) for token in single.split() if token != "$A"]
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=added)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special_tokens).save_pretrained(folder)
 
 
 def _train(model, trainer, pre_tokenizer=None, normalizer=None, **settings) -> Tokenizer:

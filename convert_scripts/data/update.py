@@ -1,15 +1,24 @@
-"""Writes `open_clip_architectures.json` from the installed open_clip; for maintainers, after a release of open_clip.
+"""Update the tables of architectures, pretrained tags and towers from the installed open_clip; for maintainers, after
+a release of open_clip or with a new tower.
 
 python -m open_clip_transformers.convert_scripts.data.update
 """
 
 import json
+import posixpath
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from ..sources.architectures import ARCHITECTURES_FILE
+import torch
+
+from ..common import DATA_FOLDER
+from ..mapping.config import build_config
+from ..sources.architectures import ARCHITECTURES, PRETRAINED, TOWERS
+from ..verify.reference import build_open_clip_model
 
 
-def collect_architectures() -> dict[str, dict]:
+def collect_architectures() -> dict[str, dict[str, Any]]:
     """open_clip's built-in model configurations, by name."""
     import open_clip
 
@@ -17,6 +26,63 @@ def collect_architectures() -> dict[str, dict]:
     return {path.stem: json.loads(path.read_text()) for path in paths}
 
 
+def collect_pretrained() -> dict[str, dict[str, dict[str, Any]]]:
+    """open_clip's pretrained tags: model -> tag -> where the weights are, their activation and image settings."""
+    import open_clip
+
+    tags: dict[str, dict[str, dict[str, Any]]] = {}
+    for model, tag in open_clip.list_pretrained():
+        tags.setdefault(model, {})[tag] = _tag_fields(open_clip.get_pretrained_cfg(model, tag))
+    return tags
+
+
+def _tag_fields(cfg: dict[str, Any]) -> dict[str, Any]:
+    cfg = dict(cfg)
+    # "org/name/" or "org/name/filename".
+    hub_id, filename = posixpath.split(cfg.pop("hf_hub"))
+    fields = {"hub_id": hub_id, "filename": filename, **cfg}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items() if value}
+
+
+def collect_towers(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Our model types of the towers of an architecture, and the number of parameters of open_clip's model of it."""
+    config = build_config(model_cfg)
+    with torch.device("meta"):
+        model = build_open_clip_model(model_cfg, config)
+    sizes = {key: parameter.numel() for key, parameter in model.named_parameters()}
+    vision = sum(size for key, size in sizes.items() if key.startswith("visual."))
+    others = sum(size for key, size in sizes.items() if key.startswith(("text_decoder.", "logit_")))
+    return {
+        "vision_tower": config.vision_config.model_type,
+        "text_tower": config.text_config.model_type,
+        "vision_parameters": vision,
+        "text_parameters": sum(sizes.values()) - vision - others,
+        "parameters": sum(sizes.values()),
+    }
+
+
+def format_table(table: Mapping[str, Any], depth: int = 1, indent: str = "") -> str:
+    """JSON whose first `depth` levels have a line for each entry."""
+    if not depth:
+        return json.dumps(table)
+    lines = (
+        f"{indent}  {json.dumps(key)}: {format_table(row, depth - 1, indent + '  ')}" for key, row in table.items()
+    )
+    return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
+
+
+def main():
+    """Write the tables beside this file."""
+    architectures = collect_architectures()
+    towers = {name: collect_towers(model_cfg) for name, model_cfg in sorted(architectures.items())}
+    tables = {
+        ARCHITECTURES: format_table(architectures),
+        PRETRAINED: format_table(collect_pretrained(), depth=2),
+        TOWERS: format_table(towers),
+    }
+    for name, text in tables.items():
+        (DATA_FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
-    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(cfg)}" for name, cfg in collect_architectures().items())
-    ARCHITECTURES_FILE.write_text(f"{{\n{lines}\n}}\n")
+    main()

@@ -7,8 +7,7 @@ is uploaded to. After `import open_clip_transformers` the package's classes are 
 import json
 import os
 import re
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
 from ...processing.pipeline_image_to_text import MODEL_TYPES, TASK, ImageToTextPipeline
-from ..common import PACKAGE, ConversionError, project_address
+from ..common import PACKAGE, ConversionError, project_address, write_files
 from .bundle_code import ENTRY, bundle_code
 
 
@@ -81,17 +80,6 @@ def bundled_files(folder: Path) -> dict[str, str]:
             content["image_processor"]["auto_map"] = {"AutoImageProcessor": content["auto_map"]["AutoImageProcessor"]}
         files[name] = json.dumps(content, indent=2, sort_keys=True) + "\n"
     return files
-
-
-def write_files(folder: Path, files: Mapping[str, str]):
-    """Writes files in their order, each so that it is there as a whole or as it was before."""
-    for name, content in files.items():
-        temporary = folder / f".{name}.{uuid.uuid4().hex[:8]}"
-        try:
-            temporary.write_bytes(content.encode())
-            temporary.replace(folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def has_own_code(folder: Path) -> bool:

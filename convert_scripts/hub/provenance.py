@@ -1,29 +1,31 @@
-"""Where a converted folder comes from, in `conversion.json` beside its weights."""
+"""The source of a converted folder, in `conversion.json` beside its weights."""
 
 import json
 from datetime import datetime, timezone
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from huggingface_hub import ModelCard
 
 from ..common import PACKAGE
-from ..report import ConversionReport
 
+
+if TYPE_CHECKING:
+    from ..convert_open_clip import ConversionReport
 
 PROVENANCE_FILE = "conversion.json"
 
 
-def write_provenance(folder: Path, report: ConversionReport, license: str | None):
-    """Writes what the report of a conversion says of its source, with the versions at work and the time in UTC.
+def write_provenance(folder: Path, report: "ConversionReport", license: str | None):
+    """Write the source of a conversion with the versions at work and the time in UTC.
 
     Args:
         folder: the converted folder.
         report: of the conversion.
-        license: what the source's model card says, `None` where it says nothing.
+        license: of the source's model card, `None` where it names none.
     """
     package = import_module(PACKAGE)
     content = {
@@ -51,7 +53,7 @@ def public_name(source: str) -> str:
 
 
 def read_provenance(folder: Path) -> dict[str, Any] | None:
-    """What `write_provenance` wrote; `None` for a folder that did not come from a conversion."""
+    """Read the contents that `write_provenance` wrote; `None` for a folder that did not come from a conversion."""
     path = folder / PROVENANCE_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 

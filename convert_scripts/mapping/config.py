@@ -1,18 +1,21 @@
-"""From open_clip's `model_cfg` to the configuration of one of our models (open_clip: `create_model`)."""
+"""open_clip's `model_cfg` and the configuration of our model, in both directions (open_clip: `create_model`,
+`model_configs/`)."""
 
+import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers.configuration_utils import PreTrainedConfig
 
 from ...configuration.configuration_coca import CoCaConfig
 from ...configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
-from ..common import ConversionError
+from ..common import ConversionError, listing, plain
 from ..towers.base import TowerConversion
 from ..towers.coca_decoder import DECODER
-from ..towers.tables import TEXT_TOWERS, VISION_TOWERS
+from ..towers.tables import TEXT_CONVERSIONS, TEXT_TOWERS, VISION_CONVERSIONS, VISION_TOWERS
 from .config_table import REQUIRED, Cfg, ConfigTable
 
 
@@ -63,6 +66,12 @@ class TokenIds:
     eos: int | None = None
     pad: int | None = None
 
+    @classmethod
+    def of_config(cls, config: PreTrainedConfig) -> "TokenIds":
+        """Those in the configuration of one of our models."""
+        text = config.text_config
+        return cls(text.bos_token_id, text.eos_token_id, getattr(config, "pad_token_id", None))
+
 
 # open_clip's byte pair encoding, the tokenizer of every configuration that names no other.
 CLIP_VOCAB_SIZE = 49408
@@ -78,7 +87,7 @@ def default_token_ids(text_cfg: Cfg) -> TokenIds:
 
 
 def build_config(model_cfg: Cfg, token_ids: TokenIds | None = None) -> PreTrainedConfig:
-    """Configuration of the model that open_clip builds from `model_cfg`.
+    """Build the configuration of the model that open_clip builds from `model_cfg`.
 
     Args:
         model_cfg: contents of a file in open_clip's `model_configs/`, or of `model_cfg` in `open_clip_config.json`.
@@ -111,13 +120,13 @@ def _build_config(model_cfg: Cfg, token_ids: TokenIds | None) -> PreTrainedConfi
     text_fields["bos_token_id"] = token_ids.bos
     # With this pooling open_clip looks for eos_id, whatever the tokenizer.
     text_fields["eos_token_id"] = text_cfg.get("eos_id", 2) if text_fields.get("pool_type") == "eos" else token_ids.eos
-    fields = {
+    model_fields = {
         **MODEL.translate(model_cfg),
         "vision_config": vision.config_class(**vision_fields),
         "text_config": text.config_class(**text_fields),
     }
     if multimodal_cfg is None:
-        return (OpenClipConfig if cfg["init_logit_bias"] is None else OpenClipSiglipConfig)(**fields)
+        return (OpenClipConfig if cfg["init_logit_bias"] is None else OpenClipSiglipConfig)(**model_fields)
     decoder_fields = DECODER.translate(multimodal_cfg, **handed_down)
     # Also with a Hugging Face text tower, whose own vocabulary may be larger.
     vocab_size = text.complete(text_cfg)["vocab_size"]
@@ -125,7 +134,7 @@ def _build_config(model_cfg: Cfg, token_ids: TokenIds | None) -> PreTrainedConfi
     if "pad_id" in model_cfg or (pad_token_id is None and not text_cfg.get("hf_model_name")):
         pad_token_id = cfg["pad_id"]
     return CoCaConfig(
-        **fields,
+        **model_fields,
         multimodal_config=DECODER.config_class(**decoder_fields, vocab_size=vocab_size),
         bos_token_id=token_ids.bos,
         eos_token_id=token_ids.eos,
@@ -154,3 +163,74 @@ def _select(towers: Sequence[TowerConversion], cfg: Cfg) -> ConfigTable:
     if not isinstance(cfg, Mapping):
         raise ConversionError(f"{default.name} must be a JSON object, got {cfg!r}.")
     return next(table for table in tables if table.selects(cfg))
+
+
+# Our fields that are no part of an open_clip model -> why.
+NOT_IN_MODEL_CFG = {
+    "initializer_range": "initialisation of new weights",
+    "caption_loss_weight": "chosen for a training run",
+    "contrastive_loss_weight": "chosen for a training run",
+    "bos_token_id": "the tokenizer's",
+    "eos_token_id": "the tokenizer's, or `eos_id`",
+}
+_UPSTREAM = {field.name for field in fields(PreTrainedConfig)} - {"pad_token_id"}
+
+
+def build_model_cfg(config: PreTrainedConfig, tokenizer_cfg: Cfg | None = None) -> dict[str, Any]:
+    """Build open_clip's `model_cfg` of the model that `config` describes, without fields at open_clip's defaults.
+
+    Args:
+        config: configuration of a dual model or of CoCa.
+        tokenizer_cfg: the fields of `text_cfg` that choose the tokenizer, such as `hf_tokenizer_name`.
+
+    Raises:
+        ConversionError: settings that open_clip has no field for; all of them are listed.
+    """
+    vision, text = config.vision_config, config.text_config
+    cfg = {
+        **MODEL.invert(config),
+        "vision_cfg": VISION_CONVERSIONS[vision.model_type].config_table.invert(vision),
+        "text_cfg": {**TEXT_CONVERSIONS[text.model_type].config_table.invert(text), **(tokenizer_cfg or {})},
+    }
+    if "multimodal_config" in config.sub_configs:
+        cfg["multimodal_cfg"] = DECODER.invert(config.multimodal_config)
+        # open_clip's decoder has no vocabulary of its own: it takes that of the text tower's fields.
+        cfg["text_cfg"]["vocab_size"] = config.multimodal_config.vocab_size
+        # open_clip's CoCa unpacks the outputs of these towers.
+        cfg["vision_cfg"]["output_tokens"] = cfg["text_cfg"]["output_tokens"] = True
+    if _is_custom_text(cfg):
+        cfg["custom_text"] = True
+    cfg = json.loads(json.dumps(cfg))  # tuples become lists, as they will in the file
+    _check_nothing_is_lost(config, cfg)
+    return cfg
+
+
+def _is_custom_text(cfg: Cfg) -> bool:
+    """Whether open_clip keeps the text tower under `text.`: where it must, and where its own files do by habit."""
+    return (
+        "multimodal_cfg" in cfg
+        or "embed_cls" in cfg["text_cfg"]
+        or "init_logit_bias" in cfg
+        or "timm_model_name" in cfg["vision_cfg"]
+    )
+
+
+def _check_nothing_is_lost(config: PreTrainedConfig, cfg: Cfg):
+    """Translate `cfg` back: a field that does not come back has none in open_clip."""
+    back = build_config(cfg, TokenIds.of_config(config))
+    lost = [f"{name} = {ours!r} (open_clip's model has {theirs!r})" for name, ours, theirs in _unequal(config, back)]
+    if lost:
+        raise ConversionError(
+            f"open_clip cannot express these settings of the model:{listing(lost)}\n"
+            "Change them in config.json where they make no difference to what you need, such as training alone."
+        )
+
+
+def _unequal(ours: PreTrainedConfig, back: PreTrainedConfig, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    names = {"model_type": None} | dict.fromkeys(field.name for field in fields(ours) if field.name not in _UPSTREAM)
+    for name in names:
+        first, second = getattr(ours, name), getattr(back, name, None)
+        if name in ours.sub_configs:
+            yield from _unequal(first, second, f"{prefix}{name}.")
+        elif name not in NOT_IN_MODEL_CFG and plain(first) != plain(second):
+            yield prefix + name, first, second

@@ -1,4 +1,4 @@
-"""How one part of open_clip's `model_cfg` becomes a configuration of ours and back, as data.
+"""Tables of fields: one part of open_clip's `model_cfg` and our configuration of it, read in both directions.
 
 A `ConfigTable` holds open_clip's fields with their defaults, and each of our fields with where it comes from. Read
 backwards, a plain name needs nothing more; a function has its counterpart in `inverse`.
@@ -24,7 +24,7 @@ class ConfigTable:
     """One part of open_clip's `model_cfg` and our configuration of it.
 
     Args:
-        name: what the part is called in messages.
+        name: its name in messages.
         config_class: our configuration class; `None` for a part that is not supported yet.
         selects: whether an open_clip configuration is one of this part.
         defaults: every field that open_clip knows -> its default, or `REQUIRED`.
@@ -42,7 +42,7 @@ class ConfigTable:
     inverse: Mapping[str, Callable[[PreTrainedConfig], Any]] = field(default_factory=dict)
 
     def complete(self, cfg: Cfg) -> Cfg:
-        """`cfg` with open_clip's defaults. Raises `ConversionError` on unknown, missing and unsupported fields."""
+        """Complete `cfg` with open_clip's defaults. Raise `ConversionError` on unknown or missing fields."""
         if not self.defaults:
             raise ConversionError(f"{self.name} is not supported yet: this checkpoint cannot be converted.")
         if not isinstance(cfg, Mapping):
@@ -59,14 +59,14 @@ class ConfigTable:
         return {**self.defaults, **cfg}
 
     def translate(self, cfg: Cfg, **handed_down: Any) -> dict[str, Any]:
-        """Our fields for `cfg`; `handed_down` holds fields of the whole model that the part is built with."""
+        """Translate `cfg` to our fields; `handed_down` holds fields of the whole model that the part is built with."""
         cfg = {**self.complete(cfg), **handed_down}
         return {ours: cfg[theirs] if isinstance(theirs, str) else theirs(cfg) for ours, theirs in self.fields.items()}
 
     def invert(self, config: PreTrainedConfig) -> dict[str, Any]:
-        """open_clip's fields for our `config`, defaults left out.
+        """Translate our `config` to open_clip's fields, without those at their defaults.
 
-        What open_clip has no field for is lost: `build_model_cfg` finds it by translating the result back.
+        Settings that open_clip has no field for are lost: `build_model_cfg` finds them by translating back.
         """
         same = {
             theirs: getattr(config, ours)

@@ -1,7 +1,13 @@
-"""From open_clip's state dict to ours, with every key and every shape accounted for."""
+"""From the tensors of a checkpoint to those of our model or of another form of it, with every key and every shape
+accounted for.
 
-from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
+Checkpoints with other names than open_clip's are brought to open_clip's first (open_clip: `convert.py`), and tensors
+to the shapes that open_clip brings them to at load (`load_checkpoint` in `factory.py`).
+"""
+
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers.configuration_utils import PreTrainedConfig
@@ -10,28 +16,115 @@ from transformers.modeling_utils import PreTrainedModel
 from ...modeling.modeling_coca import CoCaForConditionalGeneration
 from ...modeling.modeling_open_clip import OpenClipModel, OpenClipSiglipModel
 from ..common import ConversionError, listing
-from ..fit_tensors import fit_tensors
-from ..foreign_layouts import find_layout
-from ..rename_table import DROPPED, rename_table
-from ..towers.tables import VISION_CONVERSIONS
-from .state_dict import Step, Table, resolve
+from ..sources import big_vision, mobileclip
+from ..towers.base import Changes, Tensors
+from ..towers.coca_decoder import COCA_DECODER
+from ..towers.tables import TEXT_CONVERSIONS, VISION_CONVERSIONS
+from .state_dict import Rename, Step, Table, resolve, under
 
 
 MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
     model.config_class.model_type: model
     for model in (OpenClipModel, OpenClipSiglipModel, CoCaForConditionalGeneration)
 }
+# Keys of a checkpoint that no model needs -> why.
+DROPPED = {
+    "attn_mask": "causal mask of the text tower, made in forward",
+    "text.attn_mask": "causal mask of the text tower, made in forward",
+    "text_decoder.attn_mask": "causal mask of the decoder, made in forward",
+    "text.transformer.embeddings.position_ids": "buffer of old transformers releases, made in forward",
+    "text.transformer.embed_positions.weights": "sinusoidal table of old transformers releases, made anew",
+    "input_resolution": "number kept by OpenAI's archives, in the configuration as image_size",
+    "context_length": "number kept by OpenAI's archives, in the configuration as max_position_embeddings",
+    "vocab_size": "number kept by OpenAI's archives, in the configuration as vocab_size",
+}
+
+LOGITS: Table = (Rename("logit_scale", "logit_scale"), Rename("logit_bias", "logit_bias"))
+
+
+def rename_table(config: PreTrainedConfig, text_prefix: str = "text.") -> Table:
+    """Build the rename table of a whole model: its towers', CoCa's decoder's and the scalars'.
+
+    Args:
+        config: configuration of a dual model or of CoCa.
+        text_prefix: where the checkpoint keeps its text tower: `""` in open_clip's `CLIP`, `"text."` in its
+            `CustomTextCLIP` and `CoCa`.
+    """
+    vision, text = config.vision_config, config.text_config
+    table = (
+        *under("visual.", "vision_model.", VISION_CONVERSIONS[vision.model_type].rename_table(vision)),
+        *under(text_prefix, "text_model.", TEXT_CONVERSIONS[text.model_type].rename_table(text)),
+        *LOGITS,
+    )
+    if "multimodal_config" in config.sub_configs:
+        table += under("text_decoder.", "", COCA_DECODER)
+    return table
+
+
+def fit_tensors(tensors: Tensors, config: PreTrainedConfig, text_prefix: str) -> tuple[Tensors, Changes]:
+    """Bring tensors to the shapes that open_clip brings them to at load; the tensors, and how some were changed."""
+    tensors, changes = dict(tensors), {}
+    _fit_scalars(tensors, changes, config)
+    vision, text = config.vision_config, config.text_config
+    VISION_CONVERSIONS[vision.model_type].fit(tensors, changes, "visual.", vision)
+    TEXT_CONVERSIONS[text.model_type].fit(tensors, changes, text_prefix, text)
+    return tensors, changes
+
+
+def _fit_scalars(tensors: Tensors, changes: Changes, config: PreTrainedConfig):
+    shape = (1,) if config.nonscalar_logit_scale else ()
+    for key in ("logit_scale", "logit_bias"):
+        if key in tensors and tensors[key].numel() == 1 and tensors[key].shape != shape:
+            changes[key] = f"reshaped from {tuple(tensors[key].shape)} to {shape}"
+            tensors[key] = tensors[key].reshape(shape)
+    if config.logit_bias_init_value is not None and "logit_bias" not in tensors and "logit_scale" in tensors:
+        tensors["logit_bias"] = torch.zeros_like(tensors["logit_scale"])
+        changes["logit_bias"] = "not in the checkpoint, set to 0"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes that somebody else gave to the tensors of an open_clip model.
+
+    Args:
+        name: its name in reports.
+        matches: whether the keys of a checkpoint are of this layout.
+        to_open_clip: converts such a checkpoint, with our configuration of its model, to open_clip's state dict, views
+            of the source where possible. Raises `ConversionError` for tensors that it cannot place.
+        preprocess_cfg: open_clip's image settings of these models, for sources that state none.
+    """
+
+    name: str
+    matches: Callable[[Collection[str]], bool]
+    to_open_clip: Callable[[Mapping[str, torch.Tensor], PreTrainedConfig], Mapping[str, torch.Tensor]]
+    preprocess_cfg: Mapping[str, Any] = field(default_factory=dict)
+
+
+# The first whose `matches` is true is taken; open_clip's own layout matches none.
+LAYOUTS: tuple[Layout, ...] = (
+    Layout(
+        "Apple's MobileCLIP", mobileclip.is_mobileclip, mobileclip.mobileclip_to_open_clip, mobileclip.PREPROCESS_CFG
+    ),
+    Layout(
+        "big_vision's SigLIP", big_vision.is_big_vision, big_vision.big_vision_to_open_clip, big_vision.PREPROCESS_CFG
+    ),
+)
+
+
+def find_layout(keys: Collection[str]) -> Layout | None:
+    """Find the foreign layout that a checkpoint's keys are of, `None` for open_clip's own."""
+    return next((layout for layout in LAYOUTS if layout.matches(keys)), None)
 
 
 @dataclass(frozen=True)
 class ConversionPlan:
-    """What becomes of each tensor of a checkpoint.
+    """The conversion of each tensor of a checkpoint to our model.
 
     Args:
         model: our model on the meta device.
         source_tensors: open_clip's tensors that are converted.
         tensors: the same in the shapes that open_clip brings them to at load.
-        steps: what is done with them.
+        steps: rows of a rename table at work on them.
         dropped: keys that are not needed -> why.
         changed: keys whose tensors differ between the two -> how.
     """
@@ -48,11 +141,6 @@ class ConversionPlan:
         """Our keys and tensors on the meta device, in the order of the model."""
         return self.model.state_dict()
 
-    @property
-    def shapes(self) -> dict[str, torch.Size]:
-        """Our keys and shapes, in the order of the model."""
-        return {key: tensor.shape for key, tensor in self.layout.items()}
-
     def converted(self, keys: Container[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
         """Our keys and tensors, in the order of the checkpoint; views of the source where possible.
 
@@ -61,12 +149,11 @@ class ConversionPlan:
         """
         for step in self.steps:
             if keys is None or any(key in keys for key in step.targets):
-                results = zip(step.targets, step.operation.apply(tuple(self.tensors[key] for key in step.sources)))
-                yield from ((key, tensor) for key, tensor in results if keys is None or key in keys)
+                yield from ((key, tensor) for key, tensor in step.apply(self.tensors) if keys is None or key in keys)
 
 
 def plan_conversion(config: PreTrainedConfig, tensors: Mapping[str, torch.Tensor]) -> ConversionPlan:
-    """Maps a checkpoint of open_clip onto our model.
+    """Map a checkpoint of open_clip onto our model.
 
     Args:
         config: configuration of our model.
@@ -97,7 +184,7 @@ def plan_tensors(
     dropped: Mapping[str, str],
     changed: Mapping[str, str],
 ) -> ConversionPlan:
-    """The plan of a rename table for a model; its other arguments are the plan's.
+    """Map tensors onto a model by a rename table; the other arguments are the plan's.
 
     Raises:
         ConversionError: keys without a place, parameters without a key, or wrong shapes; all of them are listed.
@@ -110,7 +197,7 @@ def plan_tensors(
     ours = model.state_dict()
     steps_back, unreachable = resolve(ours, table, "targets")
     for step in steps_back:
-        needed |= zip(step.sources, step.operation.invert(tuple(ours[key] for key in step.targets)))
+        needed |= step.invert(ours)
     problems = {
         "Keys of the checkpoint that this architecture has no place for": [
             f"{key} {tuple(tensors[key].shape)}" for key in tensors if key in unmatched or key not in needed
@@ -137,3 +224,61 @@ def plan_tensors(
             + f"\nCheck that {type(model).__name__} with this configuration is what the checkpoint was trained as."
         )
     return plan
+
+
+@dataclass(frozen=True)
+class DerivedPlan:
+    """The conversion of our tensors to another form of the model: one of its towers, or a model of transformers.
+
+    Read and written like a [`ConversionPlan`].
+
+    Args:
+        base: where our tensors come from.
+        model: the model in the other form, on the meta device.
+        steps: rows of a table whose sources are the other form's keys and whose targets are ours.
+        layout: the keys to write -> their tensors, on the meta device.
+    """
+
+    base: ConversionPlan
+    model: PreTrainedModel
+    steps: list[Step]
+    layout: Mapping[str, torch.Tensor]
+
+    def converted(self, keys: Container[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+        """Keys and tensors of the other form; views of the source where possible.
+
+        Args:
+            keys: those that are wanted, by default all.
+        """
+        steps = [step for step in self.steps if keys is None or any(key in keys for key in step.sources)]
+        ours = dict(self.base.converted({key for step in steps for key in step.targets}))
+        for step in steps:
+            results = step.invert({key: ours.pop(key) for key in step.targets})
+            yield from ((key, tensor) for key, tensor in results if keys is None or key in keys)
+
+
+def derive_plan(base: ConversionPlan, model: PreTrainedModel, table: Table) -> DerivedPlan:
+    """Map our tensors onto another form of the model; those that the table does not name are left out.
+
+    Args:
+        base: the plan of our model.
+        model: the other form, on the meta device.
+        table: rename table from the keys to write to ours. They are those of `model`, or those below its
+            `base_model_prefix`, which transformers takes off at load.
+
+    Raises:
+        ConversionError: the keys or shapes that the table makes are not those of `model`.
+    """
+    ours = base.model.state_dict()
+    steps, _ = resolve(ours, table, "targets")
+    layout = dict(pair for step in steps for pair in step.invert(ours))
+    expected = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    prefix = f"{model.base_model_prefix}."
+    made = {key if key in expected else key.removeprefix(prefix): tensor.shape for key, tensor in layout.items()}
+    wrong = [key for key in made.keys() | expected.keys() if made.get(key) != expected.get(key)]
+    if wrong:
+        raise ConversionError(
+            f"The tensors of {type(model).__name__} are not those that ours make:"
+            + listing(f"{key}: made {made.get(key)}, expected {expected.get(key)}" for key in sorted(wrong))
+        )
+    return DerivedPlan(base, model, steps, layout)

@@ -1,14 +1,15 @@
 """Named operations on checkpoint tensors, and their resolution on the keys of a state dict, in both directions.
 
 A rename table is a sequence of operations. Their key patterns hold `{n}` for a number, `{p}` for `weight` or `bias`,
-and `{rest}` for whatever follows. The way back needs no second table: every operation undoes itself, and `resolve`
-reads a table from either side.
+`{rest}` for whatever follows, and `{blocks}` for a path that ends in a number. The way back needs no second table:
+every operation undoes itself, and `resolve` reads a table from either side.
 """
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 import torch
@@ -17,12 +18,17 @@ from ..common import ConversionError, listing
 
 
 Tensors = tuple[torch.Tensor, ...]
-_PLACEHOLDERS = {"{n}": r"(?P<n>\d+)", "{p}": r"(?P<p>weight|bias)", "{rest}": r"(?P<rest>.+)"}
+_PLACEHOLDERS = {
+    "{n}": r"(?P<n>\d+)",
+    "{p}": r"(?P<p>weight|bias)",
+    "{rest}": r"(?P<rest>.+)",
+    "{blocks}": r"(?P<blocks>(\w+\.)*\d+)",
+}
 
 
 @dataclass(frozen=True)
 class Operation(ABC):
-    """What becomes of the tensors named by the pattern `source`. Results are views of the inputs where they can be."""
+    """An operation on the tensors named by the pattern `source`. Results are views of the inputs where they can be."""
 
     source: str
     target: str
@@ -126,11 +132,19 @@ class Step:
     sources: tuple[str, ...]
     targets: tuple[str, ...]
 
+    def apply(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Target keys and tensors, from a state dict that holds the source keys."""
+        return zip(self.targets, self.operation.apply(tuple(tensors[key] for key in self.sources)))
+
+    def invert(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Source keys and tensors, from a state dict that holds the target keys."""
+        return zip(self.sources, self.operation.invert(tuple(tensors[key] for key in self.targets)))
+
 
 def resolve(
     keys: Iterable[str], table: Sequence[Operation], side: Literal["sources", "targets"]
 ) -> tuple[list[Step], list[str]]:
-    """The steps that a table takes on the keys of a state dict.
+    """Match a table with the keys of a state dict.
 
     Args:
         keys: keys of the state dict.
@@ -143,7 +157,7 @@ def resolve(
     Raises:
         ConversionError: a key matches several rows, a fault of the table.
     """
-    patterns = [(_compile(p), row) for row, operation in enumerate(table) for p in getattr(operation, side)]
+    patterns = [(compile_pattern(p), row) for row, operation in enumerate(table) for p in getattr(operation, side)]
     steps: dict[tuple, Step] = {}
     unmatched, ambiguous = [], []
     for key in keys:
@@ -155,21 +169,26 @@ def resolve(
             ambiguous.append(key)
         row, names = matches[0]
         operation = table[row]
-        sources, targets = (tuple(_fill(p, names) for p in side) for side in (operation.sources, operation.targets))
+        sources, targets = (
+            tuple(fill_pattern(p, names) for p in side) for side in (operation.sources, operation.targets)
+        )
         steps.setdefault((row, *names.values()), Step(operation, sources, targets))
     if ambiguous:
         raise ConversionError(f"These keys match more than one row of the rename table:{listing(ambiguous)}")
     return list(steps.values()), unmatched
 
 
-def _compile(pattern: str) -> re.Pattern:
+@cache
+def compile_pattern(pattern: str) -> re.Pattern:
+    """Regular expression of a key pattern, with a group for each placeholder."""
     expression = re.escape(pattern)
     for placeholder, group in _PLACEHOLDERS.items():
         expression = expression.replace(re.escape(placeholder), group)
     return re.compile(expression)
 
 
-def _fill(pattern: str, names: dict[str, str]) -> str:
+def fill_pattern(pattern: str, names: Mapping[str, str]) -> str:
+    """A key pattern with values in place of its placeholders."""
     for name, value in names.items():
         pattern = pattern.replace(f"{{{name}}}", value)
     return pattern

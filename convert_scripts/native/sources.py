@@ -1,9 +1,9 @@
-"""transformers' own CLIP, MetaCLIP 2 and SigLIP folders as sources: `native_tables` read towards our classes."""
+"""transformers' own CLIP, MetaCLIP 2 and SigLIP folders as sources: `tables` read towards our classes."""
 
 import json
-import os
 import tempfile
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -18,18 +18,16 @@ from ...configuration.configuration_open_clip import OpenClipConfig, OpenClipSig
 from ...processing.clip_bpe import build_clip_bpe
 from ...processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
 from ...processing.tokenization_open_clip import OpenClipTokenizer
-from ..common import ConversionError
-from ..derived_verification import derived_outputs
-from ..json_files import read_json
+from ..checkpoint import LoadedCheckpoint
+from ..common import ConversionError, read_json
 from ..mapping.plan import MODEL_CLASSES, ConversionPlan, plan_tensors
-from ..native_processors import NATIVE_TOKENS
-from ..prepared import Prepared
 from ..processors.tokenizers import load_tokenizer
-from ..sources.source import CONFIG_FILE, Source, find_weights
-from ..sources.weights import read_checkpoint
+from ..sources.source import Source, SourceOptions
+from ..sources.weights import CONFIG_FILE, find_weights, read_weights
 from ..towers.tables import TEXT_CONVERSIONS
-from ..verify.values import Outputs, verification_inputs
+from ..verify.values import Outputs, native_outputs, verification_inputs
 from .tables import NATIVE_TARGETS, SIGLIP, NativeTarget
+from .targets import NATIVE_TOKENS
 
 
 # Keys of older checkpoints that no model needs -> why.
@@ -41,53 +39,61 @@ DROPPED = {
 _CLEAN = {SIGLIP.name: "canonicalize"}
 
 
-def find_native_source(source: str | os.PathLike) -> tuple[Path, NativeTarget] | None:
-    """The folder that `source` names and the model in it, if it is one of transformers' own and not one of open_clip.
+def find_native_source(options: SourceOptions) -> tuple[Path, NativeTarget] | None:
+    """Find the folder that `options` name and the model in it; `None` where it is not one of transformers' own.
 
     Raises:
-        ConversionError: its config.json cannot be read.
+        ConversionError: its config.json cannot be read, or options are given that are for checkpoints of open_clip.
     """
-    folder = Path(os.fspath(source)).expanduser()
+    if any(given is not None for given in (options.model_name, options.config, options.pretrained)):
+        return None
+    folder = Path(options.source).expanduser()
     if not (folder / CONFIG_NAME).is_file() or (folder / CONFIG_FILE).is_file():
         return None
     model_type = read_json(folder / CONFIG_NAME).get("model_type")
-    found = (target for target in NATIVE_TARGETS if target.model.config_class.model_type == model_type)
-    return next(((folder, target) for target in found), None)
+    target = next((t for t in NATIVE_TARGETS if t.model.config_class.model_type == model_type), None)
+    if target is None:
+        return None
+    if given := [name for name in ("revision", "ema", "reparameterize") if getattr(options, name)]:
+        raise ConversionError(
+            f"{folder} holds transformers' {target.name}, which knows no {' and no '.join(given)}: leave out "
+            f"{' and '.join(given)}."
+        )
+    return folder, target
 
 
-def prepare_native(folder: Path, target: NativeTarget, processor_parts: Collection[str]) -> Prepared:
-    """Reads a folder of transformers' own.
+def load_native_checkpoint(folder: Path, target: NativeTarget, processor_parts: Collection[str]) -> LoadedCheckpoint:
+    """Read a folder of transformers' own and plan its conversion.
 
     Args:
         folder: a folder that `find_native_source` found.
         target: the model in it.
-        processor_parts: what of the processor is needed.
+        processor_parts: `"image_processor"` and `"tokenizer"`, where these are needed.
 
     Raises:
         ConversionError: the weights are not those of the configuration, or the processor is missing or has settings
             that ours lacks.
     """
-    weights = find_weights(folder)
+    source = Source(str(folder), find_weights(folder), model_cfg={}, preprocess_cfg={}, tokenizer_folder=folder)
     native = target.model.config_class.from_pretrained(folder)
     config = build_our_config(target, native)
-    checkpoint = read_checkpoint(weights)
-    tokenizer = _load_tokenizer(folder, target, config) if "tokenizer" in processor_parts else None
+    weights = read_weights(source.weights)
+    tokenizer = _load_tokenizer(source, target, config) if "tokenizer" in processor_parts else None
     image_processor = None
     if "image_processor" in processor_parts:
         image_processor = OpenClipImageProcessorPil(**_image_settings(folder, config))
-    return Prepared(
-        name=str(folder),
-        weights=weights,
-        plan=_plan(target, config, checkpoint.tensors),
+    return LoadedCheckpoint(
+        source=source,
+        plan=_plan(target, config, weights.tensors),
         image_processor=image_processor,
         tokenizer=tokenizer,
         reference=partial(_reference, folder, target),
-        notes=(f"the source is transformers' {target.name}", *checkpoint.notes),
+        notes=(f"the source is transformers' {target.name}", *weights.notes),
     )
 
 
 def build_our_config(target: NativeTarget, native: PreTrainedConfig) -> PreTrainedConfig:
-    """Our configuration of the model that transformers' configuration `native` describes."""
+    """Build our configuration of the model that transformers' configuration `native` describes."""
     vision = target.vision.our_fields(native.vision_config)
     text = target.text.our_fields(native.text_config)
     if target is SIGLIP:
@@ -128,11 +134,11 @@ def _reference(
 ) -> tuple[Outputs | None, str]:
     """Outputs of transformers' own model with its tensors rounded to `dtype`; see `reference_outputs`."""
     model = getattr(transformers, target.name).from_pretrained(folder, dtype=dtype).float()
-    return derived_outputs(model, verification_inputs(plan.model.config)), f"transformers' {target.name}"
+    return native_outputs(model, verification_inputs(plan.model.config)), f"transformers' {target.name}"
 
 
-def _load_tokenizer(folder: Path, target: NativeTarget, config: PreTrainedConfig) -> OpenClipTokenizer:
-    text = config.text_config
+def _load_tokenizer(source: Source, target: NativeTarget, config: PreTrainedConfig) -> OpenClipTokenizer:
+    folder, text = source.weights.parent, config.text_config
     text_cfg = TEXT_CONVERSIONS[text.model_type].config_table.invert(text)
     if not _has_clip_vocabulary(folder):
         text_cfg |= {"hf_tokenizer_name": folder.name}
@@ -140,7 +146,7 @@ def _load_tokenizer(folder: Path, target: NativeTarget, config: PreTrainedConfig
     model_cfg = {"text_cfg": text_cfg, "init_logit_bias": config.logit_bias_init_value}
     with tempfile.TemporaryDirectory() as plain:
         files = _plain_tokenizer(folder, Path(plain)) if target is SIGLIP else folder
-        tokenizer = load_tokenizer(Source(str(folder), folder, model_cfg, {}, tokenizer_folder=files))
+        tokenizer = load_tokenizer(replace(source, model_cfg=model_cfg, tokenizer_folder=files))
     return cast(OpenClipTokenizer, tokenizer)  # as it is required
 
 
@@ -169,7 +175,7 @@ def _plain_tokenizer(folder: Path, plain: Path) -> Path:
 
 
 def _image_settings(folder: Path, config: PreTrainedConfig) -> dict[str, Any]:
-    """Arguments of our image processor for the settings of transformers' in `folder`."""
+    """Build the arguments of our image processor for the settings of transformers' in `folder`."""
     if (folder / IMAGE_PROCESSOR_NAME).is_file():
         cfg = read_json(folder / IMAGE_PROCESSOR_NAME)
     elif (folder / PROCESSOR_NAME).is_file():

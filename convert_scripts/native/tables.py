@@ -1,7 +1,7 @@
-"""transformers' own dual models and ours, as data: what they have in common, field by field and name by name.
+"""transformers' own dual models and ours, as data: their common fields and tensor names.
 
-Each `NativePart` is read in both directions. Towards transformers, its requirements say what a model of ours must be,
-and its tables what it becomes; from there, the requirements say which of our variants it is.
+Each `NativePart` is read in both directions. Towards transformers, its requirements are conditions on our model, and
+its tables translate it; from there, the requirements are settings of our model.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from ...configuration.configuration_vit import OpenClipVitConfig
 from ..mapping.config import CLIP_VOCAB_SIZE
 from ..mapping.config_table import Cfg, ConfigTable
 from ..mapping.state_dict import Rename, SplitQKV, Squeeze, Table, Unsqueeze, under
-from ..open_clip_cfg import BLOCK_OPTIONS
+from ..towers.base import BLOCK_OPTIONS
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Requirement:
         field: our field.
         allowed: its values, the first of which is the one that a model of transformers has; or a function of our
             configuration.
-        reason: what the model of transformers does.
+        reason: behaviour of the model of transformers.
         needed: `allowed` in words, where it is a function.
     """
 
@@ -65,7 +65,7 @@ class NativePart:
     Args:
         config_class: transformers' configuration.
         config_table: its fields and ours.
-        requirements: what else ours must be.
+        requirements: further conditions on ours.
         rename_table: from our configuration to transformers' names and ours, of the whole model.
         training_only: fields of ours that transformers lacks and that change nothing but training -> their neutral
             value.
@@ -99,12 +99,12 @@ class NativeTarget:
         name: its class in transformers.
         vision: its vision tower.
         text: its text tower.
-        model: what is around them.
+        model: the model around them.
         vision_class: class of the vision tower alone, projection included.
         text_class: class of the text tower alone, projection included.
         processor_class: its processor in transformers.
         image_processor_class: its image processor.
-        tokenizer_outputs: what its tokenizer returns.
+        tokenizer_outputs: outputs of its tokenizer.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Image processor of a converted checkpoint, and the class of its processor.
+"""Image processors of checkpoints, in both directions, and the class of a model's processor.
 
 Mirrors open_clip's `PreprocessCfg` and `merge_preprocess_dict` (`transform.py`).
 """
@@ -13,9 +13,10 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ...configuration.configuration_common import height_and_width
 from ...processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
+from ...processing.image_settings_open_clip import OpenClipImageSettings
 from ...processing.processing_coca import CoCaProcessor
 from ...processing.processing_open_clip import OpenClipProcessor
-from ..common import ConversionError
+from ..common import ConversionError, listing, plain
 from ..sources.source import Source
 
 
@@ -33,7 +34,10 @@ RESAMPLE = {
     "bilinear": Image.Resampling.BILINEAR,
     "random": Image.Resampling.BICUBIC,
 }
+INTERPOLATION = {resample: name for name, resample in RESAMPLE.items() if name != "random"}
+IMAGE_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 RESIZE_MODES = ("shortest", "longest", "squash")
+_ALWAYS_ON = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 
 
 def image_processor_settings(preprocess_cfg: Mapping[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
@@ -65,12 +69,43 @@ def image_processor_settings(preprocess_cfg: Mapping[str, Any], config: PreTrain
 
 
 def build_image_processor(source: Source, config: PreTrainedConfig) -> OpenClipImageProcessorPil:
-    """The image processor of a converted checkpoint.
+    """Build the image processor of a checkpoint.
 
     Raises:
         ConversionError: image settings that open_clip has no meaning for.
     """
     return OpenClipImageProcessorPil(**image_processor_settings(source.preprocess_cfg, config))
+
+
+def preprocess_cfg_of(image_processor: OpenClipImageSettings, config: PreTrainedConfig) -> dict[str, Any]:
+    """Build open_clip's `preprocess_cfg` of one of our image processors.
+
+    Raises:
+        ConversionError: settings that open_clip has no field for; all of them are listed.
+    """
+    height, width = image_processor.size["height"], image_processor.size["width"]
+    cfg = {
+        "size": height if height == width else [height, width],
+        "mode": "RGB",
+        "mean": list(image_processor.image_mean),
+        "std": list(image_processor.image_std),
+        "interpolation": INTERPOLATION[image_processor.resample],
+        "resize_mode": image_processor.resize_mode,
+        "fill_color": image_processor.fill_color,
+    }
+    # The settings that open_clip makes of it, with the image size of its own model.
+    expected = {**image_processor_settings(cfg, config), **dict.fromkeys(_ALWAYS_ON, True), "rescale_factor": 1 / 255}
+    lost = [
+        f"{name} = {getattr(image_processor, name)!r} (open_clip has {value!r})"
+        for name, value in expected.items()
+        if plain(getattr(image_processor, name)) != plain(value)
+    ]
+    if lost:
+        raise ConversionError(
+            f"open_clip cannot express these settings of the image processor:{listing(lost)}\n"
+            "Change them in its configuration file, or convert with with_processor=False."
+        )
+    return cfg
 
 
 def processor_class(config: PreTrainedConfig) -> type[ProcessorMixin]:

@@ -1,17 +1,23 @@
-"""The tokenizer of a checkpoint (open_clip: `get_tokenizer` in `factory.py`)."""
+"""Tokenizers of checkpoints, in both directions (open_clip: `get_tokenizer` in `factory.py`, and the tokenizer
+fields of `CLIPTextCfg` in `model.py`)."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
+from ...processing.clip_bpe import is_clip_bpe
 from ...processing.text_cleaning import TEXT_CLEANERS
 from ...processing.tokenization_open_clip import OpenClipTokenizer
 from ..common import ConversionError
 from ..mapping.config import CLIP_VOCAB_SIZE, TokenIds
-from ..sources.source import UNREACHABLE, Source, save_tokenizer_command
+from ..sources.hub import UNREACHABLE, save_tokenizer_command
+from ..sources.source import Source
 
 
 # Files that hold a vocabulary, any of which is enough for transformers.
@@ -23,8 +29,8 @@ VOCABULARY_FILES = (
     "vocab.txt",
     "vocab.json",
 )
-# What is downloaded of a repository. Without a `tokenizer_class` in its tokenizer_config.json, as in those of older
-# models, transformers looks for the model type in config.json.
+# Files that are downloaded of a repository. Without a `tokenizer_class` in its tokenizer_config.json, as in those of
+# older models, transformers looks for the model type in config.json.
 HUB_FILES = (
     *VOCABULARY_FILES,
     "merges.txt",
@@ -34,7 +40,7 @@ HUB_FILES = (
     "config.json",
 )
 
-# What `tokenizer_kwargs` may hold; open_clip hands anything else to the code of the tokenizer.
+# Allowed keys of `tokenizer_kwargs`; open_clip hands anything else to the code of the tokenizer.
 CLIP_TOKENIZER_KWARGS = ("clean",)
 HF_TOKENIZER_KWARGS = ("clean", "strip_sep_token", "language")
 REFUSED_KWARGS = {
@@ -46,7 +52,7 @@ _FIXED_POOLINGS = ("argmax", "eos", "first")
 
 
 def load_tokenizer(source: Source, required: bool = True) -> OpenClipTokenizer | None:
-    """The tokenizer that open_clip gives a checkpoint.
+    """Load the tokenizer that open_clip gives a checkpoint.
 
     It is CLIP's, or, with `hf_tokenizer_name`, that of the files beside the weights, else of the Hub repository of
     that name. Only tokenizers of the tokenizers library are read, never code.
@@ -135,7 +141,7 @@ def _check_vocabulary(tokenizer: OpenClipTokenizer, text_cfg: Mapping[str, Any],
 
 
 def padding_settings(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """How the tokenizer pads, as arguments of `OpenClipTokenizer`.
+    """Padding settings of the tokenizer, as arguments of `OpenClipTokenizer`.
 
     CoCa's has neither: in the features of captions padding shows, but it serves for prompts too.
     """
@@ -167,7 +173,7 @@ def _has_vocabulary(folder: Path | None) -> TypeGuard[Path]:
 
 
 def tokenizer_folder(source: Source, hf_name: str) -> Path:
-    """Where the files of the tokenizer `hf_name` are: beside the weights, else from the Hub.
+    """Find the folder with the files of the tokenizer `hf_name`: beside the weights, else from the Hub.
 
     Raises:
         ConversionError: neither has them.
@@ -199,3 +205,61 @@ def token_ids_of(tokenizer: OpenClipTokenizer) -> TokenIds:
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     return TokenIds(bos=start, eos=end, pad=tokenizer.pad_token_id)
+
+
+def tokenizer_cfg_of(tokenizer: OpenClipTokenizer, hf_tokenizer_name: str) -> dict[str, Any]:
+    """Build the fields of open_clip's `text_cfg` that choose a tokenizer like one of ours.
+
+    Args:
+        tokenizer: our tokenizer.
+        hf_tokenizer_name: open_clip's name for it where it is not CLIP's own.
+
+    Raises:
+        ConversionError: tokens were added to CLIP's vocabulary, which open_clip has no file for.
+    """
+    if not is_clip_bpe(tokenizer.backend_tokenizer):
+        kwargs = {"clean": tokenizer.clean, "strip_sep_token": tokenizer.strip_sep_token}
+        defaults = {"clean": "whitespace", "strip_sep_token": False}
+        cfg = {
+            "hf_tokenizer_name": hf_tokenizer_name,
+            "tokenizer_kwargs": {name: value for name, value in kwargs.items() if value != defaults[name]},
+            "tokenizer_mode": "clips" if tokenizer.class_token_last else None,
+        }
+        return {name: value for name, value in cfg.items() if value}
+    if len(tokenizer) != CLIP_VOCAB_SIZE:
+        raise ConversionError(
+            f"The tokenizer has CLIP's vocabulary and {len(tokenizer) - CLIP_VOCAB_SIZE} more tokens, which no file "
+            "of open_clip can hold: convert with with_processor=False, and give open_clip the tokenizer in code."
+        )
+    return {} if tokenizer.clean == "lower" else {"tokenizer_kwargs": {"clean": tokenizer.clean}}
+
+
+def save_plain_tokenizer(tokenizer: OpenClipTokenizer, folder: Path, backend: Tokenizer | None = None, **settings):
+    """Write a tokenizer as `tokenizer.json` and `tokenizer_config.json` for transformers 4 and 5 without our package.
+
+    Args:
+        tokenizer: our tokenizer; its cleaning of texts in Python is left out.
+        folder: an existing folder.
+        backend: written instead of the tokenizer's own.
+        settings: further arguments of `PreTrainedTokenizerFast`.
+    """
+    names = (
+        "model_max_length",
+        "padding_side",
+        "truncation_side",
+        "clean_up_tokenization_spaces",
+        "model_input_names",
+    )
+    plain = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer if backend is None else backend,
+        extra_special_tokens=list(tokenizer.extra_special_tokens),
+        **{**tokenizer.special_tokens_map, **{name: getattr(tokenizer, name) for name in names}, **settings},
+    )
+    plain.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    # The names that transformers 4 knows too.
+    content["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if "extra_special_tokens" in content:
+        content["additional_special_tokens"] = content.pop("extra_special_tokens")
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,1 +1,1 @@
-"""Finding and reading checkpoints: the Hub, weights files, and what open_clip knows by name."""
+"""Finding and reading checkpoints: the Hub, weights files, and open_clip's names of architectures and tags."""

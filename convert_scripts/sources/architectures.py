@@ -1,27 +1,27 @@
-"""open_clip's built-in architectures by name, without open_clip (its `model_configs/*.json`, release 3.3.0)."""
+"""open_clip's built-in architectures and pretrained tags by name, without open_clip or torch (its
+`model_configs/*.json` and `pretrained.py`, release 3.3.0)."""
 
 import difflib
-import json
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from ..common import ConversionError
+from ..common import ConversionError, data_table, listing
 
 
-ARCHITECTURES_FILE = Path(__file__).parents[1] / "data" / "open_clip_architectures.json"
+ARCHITECTURES = "open_clip_architectures"
+PRETRAINED = "open_clip_pretrained"
+TOWERS = "open_clip_towers"
 QUICK_GELU_SUFFIX = "-quickgelu"
-
-
-@cache
-def _architectures() -> dict[str, dict[str, Any]]:
-    return json.loads(ARCHITECTURES_FILE.read_text(encoding="utf-8"))
+TIMM_TOWER = "open_clip_timm_vision"
 
 
 def list_architectures() -> list[str]:
     """Names of the built-in architectures."""
-    return sorted(_architectures())
+    return sorted(data_table(ARCHITECTURES))
 
 
 def get_architecture(name: str) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def get_architecture(name: str) -> dict[str, Any]:
         ConversionError: there is no such architecture; close names are listed.
     """
     name = name.replace("/", "-")
-    architectures = _architectures()
+    architectures = data_table(ARCHITECTURES)
     if name in architectures:
         return deepcopy(architectures[name])
     base = name.removesuffix(QUICK_GELU_SUFFIX)
@@ -46,4 +46,141 @@ def get_architecture(name: str) -> dict[str, Any]:
     raise ConversionError(
         f"{name!r} is not among the {len(architectures)} architectures of open_clip 3.3.0. "
         f"{hint} For another architecture give its configuration with config=FILE."
+    )
+
+
+@dataclass(frozen=True)
+class PretrainedTag:
+    """Weights that open_clip knows by name.
+
+    Args:
+        model: open_clip's name of the architecture.
+        tag: name of the weights.
+        hub_id: the Hub repository that holds them.
+        filename: the weights file in it; `None` for one of open_clip's usual names.
+        url: where they were first published, if that is another place.
+        quick_gelu: whether they were trained with QuickGELU.
+        preprocess_cfg: open_clip's image settings: `mean`, `std`, `interpolation`, `resize_mode`.
+    """
+
+    model: str
+    tag: str
+    hub_id: str
+    filename: str | None
+    url: str | None
+    quick_gelu: bool
+    preprocess_cfg: Mapping[str, Any]
+
+
+@cache
+def _pretrained() -> dict[str, dict[str, PretrainedTag]]:
+    return {
+        model: {tag: _read_tag(model, tag, dict(fields)) for tag, fields in tags.items()}
+        for model, tags in data_table(PRETRAINED).items()
+    }
+
+
+def _read_tag(model: str, tag: str, fields: dict[str, Any]) -> PretrainedTag:
+    # open_clip's tags say it only where the weights differ from their architecture, and then only "yes".
+    quick_gelu = fields.pop("quick_gelu", False) or get_architecture(model).get("quick_gelu", False)
+    hub_id, filename, url = fields.pop("hub_id"), fields.pop("filename", None), fields.pop("url", None)
+    return PretrainedTag(model, tag, hub_id, filename, url, quick_gelu, fields)
+
+
+def list_pretrained(model: str | None = None) -> list[PretrainedTag]:
+    """The tags of an architecture, by default of all, in open_clip's order; empty for one that has none."""
+    return [entry for name, tags in _pretrained().items() if model in (None, name) for entry in tags.values()]
+
+
+def get_pretrained(model: str, tag: str) -> PretrainedTag:
+    """Weights by name. As open_clip does, dashes in a tag are read as underscores, and its case does not matter.
+
+    Raises:
+        ConversionError: there is no such architecture or it has no such tag; its tags and close names are listed.
+    """
+    get_architecture(model)
+    model = model.replace("/", "-")
+    tags = _pretrained().get(model, {})
+    cleaned = tag.lower().replace("-", "_")
+    if cleaned in tags:
+        return tags[cleaned]
+    if not tags:
+        raise ConversionError(f"{model} has no pretrained tags in open_clip 3.3.0, so {tag!r} is not one of them.")
+    close = difflib.get_close_matches(cleaned, tags, n=3, cutoff=0.6)
+    others = [name for name, other in _pretrained().items() if cleaned in other]
+    raise ConversionError(
+        f"{model} has no pretrained tag {tag!r}. "
+        + (f"Did you mean {' or '.join(close)}? " if close else "")
+        + (f"These models have it: {', '.join(others)}. " if others else "")
+        + f"Tags of {model}:{listing(tags, limit=30)}"
+    )
+
+
+@dataclass(frozen=True)
+class ListedModel:
+    """An architecture, with one of its pretrained tags where it has any.
+
+    Args:
+        model: open_clip's name of the architecture.
+        pretrained: a tag of it.
+        vision_tower: `model_type` of our configuration of its vision tower.
+        text_tower: `model_type` of our configuration of its text tower.
+        vision_parameters: numbers in the vision tower.
+        text_parameters: numbers in the text tower.
+        parameters: numbers in the whole model.
+        image_size: pixels, (height, width) where they differ.
+        context_length: tokens of a text.
+        timm_model: timm's name of the vision tower where timm is needed for it.
+        tokenizer: Hub id of the tokenizer whose files are needed; `None` for CLIP's, which is built in.
+    """
+
+    model: str
+    pretrained: PretrainedTag | None
+    vision_tower: str
+    text_tower: str
+    vision_parameters: int
+    text_parameters: int
+    parameters: int
+    image_size: int | list[int]
+    context_length: int
+    timm_model: str | None
+    tokenizer: str | None
+
+
+def list_models(pattern: str | None = None, tags: bool = True) -> Iterator[ListedModel]:
+    """Architectures by name, each with its tags in open_clip's order.
+
+    Args:
+        pattern: part of the name of an architecture or a tag, or a pattern with `*`, `?` or `[...]` for the whole of
+            one; upper and lower case are not told apart. By default everything is listed.
+        tags: `False` lists each architecture once, whether or not it has tags.
+    """
+    for model in list_architectures():
+        entries = list_pretrained(model)
+        if not _matches(pattern, model):
+            entries = [entry for entry in entries if _matches(pattern, entry.tag)]
+            if not entries:
+                continue
+        for entry in entries if tags and entries else [None]:
+            yield _listed(model, entry)
+
+
+def _matches(pattern: str | None, name: str) -> bool:
+    if pattern is None:
+        return True
+    pattern, name = pattern.casefold(), name.casefold()
+    return fnmatchcase(name, pattern) if any(sign in pattern for sign in "*?[") else pattern in name
+
+
+def _listed(model: str, pretrained: PretrainedTag | None) -> ListedModel:
+    model_cfg, towers = get_architecture(model), data_table(TOWERS)[model]
+    vision_cfg, text_cfg = model_cfg["vision_cfg"], model_cfg["text_cfg"]
+    return ListedModel(
+        model=model,
+        pretrained=pretrained,
+        **towers,
+        image_size=vision_cfg.get("image_size", 224),
+        context_length=text_cfg.get("context_length", 77),
+        timm_model=vision_cfg["timm_model_name"] if towers["vision_tower"] == TIMM_TOWER else None,
+        tokenizer=text_cfg.get("hf_tokenizer_name"),
     )

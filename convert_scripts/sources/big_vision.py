@@ -28,7 +28,7 @@ class _OfHeads(Operation):
 
     Args:
         heads: attention heads.
-        names: what `{name}` in `source` stands for; the results lie one behind the other in the target.
+        names: values of `{name}` in `source`; the results lie one behind the other in the target.
     """
 
     heads: int = 1
@@ -171,7 +171,7 @@ def is_big_vision(keys: Collection[str]) -> bool:
 def big_vision_to_open_clip(
     tensors: Mapping[str, torch.Tensor], config: PreTrainedConfig
 ) -> Mapping[str, torch.Tensor]:
-    """open_clip's state dict of a checkpoint of big_vision.
+    """Convert a checkpoint of big_vision to open_clip's state dict.
 
     Raises:
         ConversionError: the architecture is not a SigLIP, or keys have no place.
@@ -192,15 +192,11 @@ def big_vision_to_open_clip(
             + (f" Keys without a place:{listing(unmatched)}" if unmatched else "")
             + (f" Keys that are missing:{listing(missing)}" if missing else "")
         )
-    return {
-        target: tensor
-        for step in steps
-        for target, tensor in zip(step.targets, step.operation.apply(tuple(weights[name] for name in step.sources)))
-    }
+    return dict(pair for step in steps for pair in step.apply(weights))
 
 
 def _layers_apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same tensors, stacked layers as views of each."""
+    """Take stacked layers apart, as views."""
     apart = {}
     for key, tensor in tensors.items():
         if _STACKED in key:

@@ -62,7 +62,7 @@ _VIT: Table = (
     Transpose("classifier.proj", "head.weight"),
 )
 
-# FastViT: timm's `fastvit_mci*`. Branches that are fused for inference, and what they become.
+# FastViT: timm's `fastvit_mci*`. Branches that are fused for inference, and their fused forms.
 _BRANCHES: Table = (
     Rename("rbr_conv.{rest}", "conv_kxk.{rest}"),
     Rename("rbr_scale.{rest}", "conv_scale.{rest}"),
@@ -94,7 +94,7 @@ _PART = re.compile(re.escape(IMAGE) + r"network\.(\d+)\.(proj|pe|reparam_conv|\d
 
 def _fastvit(keys: Collection[str]) -> Table:
     """Rename table of a FastViT: Apple numbers blocks, downsampling and positions in one row, timm by stages."""
-    # Part -> what is found in it: `proj`, `pe` or its fused form, or the numbers of blocks.
+    # Part -> its contents: `proj`, `pe` or its fused form, or the numbers of blocks.
     parts = {int(match[1]): match[2] for key in keys if (match := _PART.match(key))}
     stage_starts = sorted(part for part, kind in parts.items() if kind == "proj")
     table = (
@@ -130,7 +130,7 @@ def is_mobileclip(keys: Collection[str]) -> bool:
 
 
 def mobileclip_to_open_clip(tensors: Mapping[str, torch.Tensor], config: PreTrainedConfig) -> dict[str, torch.Tensor]:
-    """open_clip's state dict of Apple's; the projection of the image gets the bias of zeros that timm's has.
+    """Convert Apple's state dict to open_clip's; the projection of the image gets the bias of zeros that timm's has.
 
     Raises:
         ConversionError: tensors that open_clip has no place for, such as the text encoder of MobileCLIP-S0.
@@ -143,9 +143,7 @@ def mobileclip_to_open_clip(tensors: Mapping[str, torch.Tensor], config: PreTrai
     steps, unmatched = resolve(tensors, mobileclip_table(tensors.keys()), "sources")
     if unmatched:
         raise ConversionError(f"These keys are not known from Apple's MobileCLIP:{listing(unmatched)}")
-    converted: dict[str, torch.Tensor] = {}
-    for step in steps:
-        converted |= zip(step.targets, step.operation.apply(tuple(tensors[key] for key in step.sources)))
+    converted = dict(pair for step in steps for pair in step.apply(tensors))
     for head in ("visual.trunk.head.", "visual.trunk.head.fc."):
         if f"{head}weight" in converted:
             weight = converted[f"{head}weight"]

@@ -22,9 +22,9 @@ def is_openai(keys: Collection[str]) -> bool:
 
 
 def infer_openai_architecture(tensors: Tensors) -> dict[str, Any]:
-    """open_clip's `model_cfg` of a model of OpenAI's, a vision transformer or a ResNet of any size.
+    """Infer open_clip's `model_cfg` of a model of OpenAI's, a vision transformer or a ResNet of any size.
 
-    Heads are 64 wide in all of them. What does not follow from shapes, the activation, is QuickGELU in all of them.
+    Heads are 64 wide in all of them. The activation, which does not follow from shapes, is QuickGELU in all of them.
 
     Args:
         tensors: state dict with the three numbers `OPENAI_KEYS`, which must agree with the shapes.

@@ -1,41 +1,55 @@
-"""What can be converted: folders, Hub repositories, weights files and pretrained tags, brought to one form.
+"""Sources of checkpoints: folders, Hub repositories, weights files and pretrained tags, in one form.
 
-Mirrors the `local-dir:` and `hf-hub:` schemas and the `pretrained` of open_clip's `create_model`, its
-`_find_checkpoint_in_dir` (`factory.py`) and its `download_pretrained` (`pretrained.py`).
+Mirrors the `local-dir:` and `hf-hub:` schemas and the `pretrained` of open_clip's `create_model` (`factory.py`).
 """
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-from ..common import ConversionError, listing
-from ..json_files import read_json
-from ..pretrained import PretrainedTag, get_pretrained, list_pretrained
-from .architectures import get_architecture
-from .openai import infer_openai_architecture, is_openai
-from .weights import INDEX_SUFFIX, WEIGHTS_SUFFIXES, read_checkpoint
+from ..common import ConversionError, read_json
+from .architectures import QUICK_GELU_SUFFIX, get_architecture, get_pretrained, list_pretrained
+from .hub import download_pretrained, download_repository
+from .openai import OPENAI_KEYS, infer_openai_architecture, is_openai
+from .weights import CONFIG_FILE, WEIGHTS_SUFFIXES, Weights, find_weights, read_weights
 
 
-CONFIG_FILE = "open_clip_config.json"
-# open_clip's order of preference.
-WEIGHTS_FILES = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pth",
-    "model.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model.pth",
-    "model.pth",
-)
-INDEX_FILES = tuple(name + INDEX_SUFFIX for name in WEIGHTS_FILES)
-UNREACHABLE = (LocalEntryNotFoundError, ConnectionError)
+# Weights trained with QuickGELU say so in their names, as open_clip's tags do (DFNDR is another data set than DFN),
+QUICK_GELU_NAMES = re.compile(r"openai|dfn(?!dr)|metaclip|quick_?gelu", re.IGNORECASE)
+# but for these tags, which were trained with GELU,
+GELU_NAMES = re.compile(r"39b|altogether", re.IGNORECASE)
+# and these models, all of whose tags were.
+GELU_MODELS = {"ViT-H-14-worldwide-378", "ViT-bigG-14-worldwide", "ViT-bigG-14-worldwide-378"}
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """A checkpoint as a user names it.
+
+    Args:
+        source: a folder, a weights file, or a Hub id `"org/name"`, which may end in `@revision`; open_clip's prefixes
+            `local-dir:` and `hf-hub:` are understood. With `pretrained` and without `model_name`, open_clip's name of
+            a built-in architecture.
+        model_name: open_clip's name of a built-in architecture, for weights that do not say it themselves.
+        config: the contents or the path of a file like `open_clip_config.json` or like those in open_clip's
+            `model_configs/`. With `model_name` it may hold a `preprocess_cfg` alone.
+        pretrained: open_clip's tag of the weights, which says where they are, and knows their activation and image
+            settings.
+        revision: branch, tag or commit of the Hub repository.
+        ema: take the averaged weights of a training checkpoint.
+        reparameterize: fuse the branches that some of timm's image towers have in training.
+    """
+
+    source: str | os.PathLike
+    model_name: str | None = None
+    config: str | os.PathLike | Mapping[str, Any] | None = None
+    pretrained: str | None = None
+    revision: str | None = None
+    ema: bool = False
+    reparameterize: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,13 +59,13 @@ class Source:
     Args:
         name: the source as it was given.
         weights: its weights file.
-        model_cfg: open_clip's description of the model.
+        model_cfg: open_clip's description of the model, empty for one of transformers itself.
         preprocess_cfg: open_clip's image settings, empty for its defaults.
         tokenizer_folder: where tokenizer files may lie; `None` where they are those that `model_cfg` names.
         model_name: the built-in architecture that was asked for by its name alone; `None` where the checkpoint, a
             configuration or a pretrained tag describes the model.
         hub: id and revision of the Hub repository that it was downloaded from.
-        notes: what was decided about the checkpoint, for the report.
+        notes: decisions about the checkpoint, for the report.
     """
 
     name: str
@@ -64,36 +78,19 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
-def open_source(
-    source: str | os.PathLike,
-    model_name: str | None = None,
-    config: str | os.PathLike | Mapping[str, Any] | None = None,
-    pretrained: str | None = None,
-    revision: str | None = None,
-) -> Source:
-    """Finds the weights and the configuration of a checkpoint.
-
-    Args:
-        source: a folder, a weights file, or a Hub id `"org/name"`, which may end in `@revision`; open_clip's prefixes
-            `local-dir:` and `hf-hub:` are understood. With `pretrained` and without `model_name`, open_clip's name of
-            a built-in architecture.
-        model_name: open_clip's name of a built-in architecture, for weights that do not say it themselves.
-        config: the contents or the path of a file like `open_clip_config.json` or like those in open_clip's
-            `model_configs/`. With `model_name` it may hold a `preprocess_cfg` alone.
-        pretrained: open_clip's tag of the weights, which says where they are, and knows their activation and image
-            settings.
-        revision: branch, tag or commit of the Hub repository.
+def open_source(options: SourceOptions) -> Source:
+    """Find the weights and the configuration of a checkpoint.
 
     Raises:
         ConversionError: nothing is found, or the architecture is given twice or not at all.
     """
-    name = os.fspath(source)
-    if pretrained is not None:
-        if config is not None:
+    name = os.fspath(options.source)
+    if options.pretrained is not None:
+        if options.config is not None:
             raise ConversionError("pretrained knows the architecture and the image settings: leave out config.")
-        return _open_pretrained(name, model_name, pretrained, revision)
-    given = _given_config(model_name, config)
-    name, path, hub = _find(name, revision, needs_config=given is None)
+        return _open_pretrained(name, options.model_name, options.pretrained, options.revision)
+    given = _given_config(options.model_name, options.config)
+    name, path, hub = _find(name, options.revision, needs_config=given is None)
     folder = path if path.is_dir() else path.parent
     own_config = folder / CONFIG_FILE
     if given is not None and path.is_dir() and own_config.is_file():
@@ -115,14 +112,14 @@ def open_source(
         model_cfg=own["model_cfg"],
         preprocess_cfg=own["preprocess_cfg"],
         tokenizer_folder=folder,
-        model_name=model_name,
+        model_name=options.model_name,
         hub=hub,
         notes=notes,
     )
 
 
 def _open_pretrained(name: str, model_name: str | None, pretrained: str, revision: str | None) -> Source:
-    """The weights of a tag: those that were given as the source, or where it is an architecture, the Hub's."""
+    """Find the weights of a tag: those that were given as the source, or where it is an architecture, the Hub's."""
     try:
         tag = get_pretrained(name if model_name is None else model_name, pretrained)
     except ConversionError as error:
@@ -139,7 +136,7 @@ def _open_pretrained(name: str, model_name: str | None, pretrained: str, revisio
         notes.append(f"QuickGELU, with which {tag.tag} was trained, in place of the GELU of {tag.model}")
     hub: tuple[str, str | None] | None
     if model_name is None:
-        path, hub = _download_pretrained(tag, revision), (tag.hub_id, revision)
+        path, hub = download_pretrained(tag, revision), (tag.hub_id, revision)
         name = f"{tag.model} {tag.tag} ({tag.hub_id}{'' if revision is None else f'@{revision}'})"
     else:
         name, path, hub = _find(name, revision, needs_config=False)
@@ -155,7 +152,7 @@ def _open_pretrained(name: str, model_name: str | None, pretrained: str, revisio
 
 
 def _find(name: str, revision: str | None, needs_config: bool) -> tuple[str, Path, tuple[str, str | None] | None]:
-    """`name` with its revision, the local folder or file, and `Source.hub` of what was downloaded from the Hub."""
+    """Find or download a source: `name` with its revision, the local folder or file, and `Source.hub`."""
     path = Path(name.removeprefix("local-dir:")).expanduser()
     if not name.startswith("hf-hub:") and path.exists():
         if revision is not None:
@@ -167,7 +164,7 @@ def _find(name: str, revision: str | None, needs_config: bool) -> tuple[str, Pat
     if own_revision and revision not in (None, own_revision):
         raise ConversionError(f"The revision is given twice: {name} and {revision!r}.")
     revision = own_revision or revision
-    path = _download(repo_id, revision, needs_config)
+    path = download_repository(repo_id, revision, needs_config)
     return name if own_revision or revision is None else f"{name}@{revision}", path, (repo_id, revision)
 
 
@@ -201,7 +198,7 @@ def _given_config(model_name: str | None, config) -> dict[str, Any] | None:
 
 def _inferred_config(name: str, weights: Path) -> dict[str, Any]:
     """The architecture of OpenAI's archives, the only ones whose tensors say all of it."""
-    tensors = read_checkpoint(weights).tensors
+    tensors = read_weights(weights).tensors
     if not is_openai(tensors.keys()):
         raise ConversionError(
             f"The architecture of {name} is not known: there is no {CONFIG_FILE} beside the weights. Say which it is "
@@ -222,114 +219,27 @@ def _read_config(config: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any
     return {"model_cfg": model_cfg, "preprocess_cfg": content.get("preprocess_cfg") or {}}
 
 
-def find_weights(folder: Path) -> Path:
-    """The weights file of a folder, in open_clip's order of preference.
+def check_activation(source: Source, weights: Weights):
+    """Refuse to take weights for a GELU model on a built-in name alone when they look like QuickGELU's.
+
+    A configuration, the checkpoint's own or one that the user gave, is taken at its word: it states the activation.
 
     Raises:
-        ConversionError: there is none, or several and none of open_clip's usual names.
+        ConversionError: the file, the training run or the keys speak of QuickGELU and the built-in name does not.
     """
-    found = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS_SUFFIXES and path.is_file())
-    preferred = [folder / name for name in WEIGHTS_FILES + INDEX_FILES if (folder / name).is_file()]
-    if preferred:
-        return preferred[0]
-    if list(folder.glob("*.distcp")):
+    if source.model_name is None or source.model_name in GELU_MODELS or source.model_cfg.get("quick_gelu"):
+        return
+    reason = None
+    for name in (Path(source.name).name, source.weights.name, weights.run_name or ""):
+        normalized = name.replace("-", "_")
+        if QUICK_GELU_NAMES.search(normalized) and not GELU_NAMES.search(normalized):
+            reason = f"the name {name!r} says so"
+    if is_openai(weights.tensors.keys()):
+        reason = f"it has the keys of OpenAI's archives, {', '.join(sorted(OPENAI_KEYS))}"
+    if reason is not None:
         raise ConversionError(
-            f"{folder} is a distributed checkpoint, whose index is a pickle. Where you trust it, make it one file "
-            f"with `python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} FILE`, and convert that."
+            f"{source.name} looks like weights trained with QuickGELU ({reason}), but {source.model_name} uses GELU, "
+            "and nothing in the tensors tells the two apart. For QuickGELU give "
+            f"model_name={source.model_name + QUICK_GELU_SUFFIX!r}; "
+            f'for GELU give config with the architecture of {source.model_name} and "quick_gelu": false.'
         )
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ConversionError(
-            f"{folder} holds several weights files, none with one of open_clip's "
-            f"names:{listing(p.name for p in found)}\nGive one of them as the source, with "
-            f"config={folder / CONFIG_FILE}."
-        )
-    raise ConversionError(
-        f"{folder} holds no weights: expected {', '.join(WEIGHTS_FILES[:3])} or another {WEIGHTS_SUFFIXES}."
-    )
-
-
-def _download(repo_id: str, revision: str | None, needs_config: bool) -> Path:
-    """Local folder with the configuration, if there is one, and the weights of a Hub repository."""
-    offline = False
-    try:
-        download_file(repo_id, CONFIG_FILE, revision)
-    except ConversionError as error:
-        if needs_config:
-            raise
-        offline = isinstance(error.__cause__, UNREACHABLE)
-    weights = _download_first(repo_id, WEIGHTS_FILES + INDEX_FILES, revision, offline)
-    if weights.name.endswith(INDEX_SUFFIX):
-        weight_map = read_json(weights).get("weight_map")
-        # What is wrong with an index, reading its files will say.
-        for name in sorted(set(weight_map.values())) if isinstance(weight_map, dict) else ():
-            download_file(repo_id, name, revision)
-    return weights.parent
-
-
-def _download_pretrained(tag: PretrainedTag, revision: str | None) -> Path:
-    """Local file with the weights of a tag. Like open_clip, prefers a safetensors file to another."""
-    names: tuple[str, ...] = WEIGHTS_FILES
-    if tag.filename is not None:
-        names = (f"{Path(tag.filename).stem}.safetensors", tag.filename)
-    try:
-        return _download_first(tag.hub_id, names, revision)
-    except ConversionError as error:
-        if not isinstance(error.__cause__, UNREACHABLE):
-            raise
-        raise ConversionError(_without_network(tag, revision)) from error.__cause__
-
-
-def _without_network(tag: PretrainedTag, revision: str | None) -> str:
-    at = "" if revision is None else f" --revision {revision}"
-    downloads = [f"hf download {tag.hub_id}{at} --local-dir FOLDER"]
-    tokenizer = get_architecture(tag.model)["text_cfg"].get("hf_tokenizer_name")
-    if tokenizer not in (None, tag.hub_id):
-        downloads.append(save_tokenizer_command(tokenizer))
-    conversion = f"open-clip-transformers convert FOLDER OUTPUT --model {tag.model} --pretrained {tag.tag}"
-    return (
-        f"The weights of {tag.model} {tag.tag}, {tag.hub_id}, are not in the local cache and the Hugging Face Hub "
-        f"cannot be reached. Where there is a network run{listing(downloads)}\nand with that folder"
-        f"{listing([conversion])}\n"
-        f"or in Python give the folder as the source, with model_name={tag.model!r} and pretrained={tag.tag!r}."
-    )
-
-
-def save_tokenizer_command(hf_name: str) -> str:
-    """What writes a tokenizer's files to FOLDER in one form, whichever they have on the Hub."""
-    call = f"AutoTokenizer.from_pretrained('{hf_name}').save_pretrained('FOLDER')"
-    return f'python -c "from transformers import AutoTokenizer; {call}"'
-
-
-def _download_first(repo_id: str, names: Sequence[str], revision: str | None, offline: bool = False) -> Path:
-    """The first of several files that a Hub repository has."""
-    failures = []
-    for name in names:
-        try:
-            return download_file(repo_id, name, revision, local_files_only=offline)
-        except ConversionError as error:
-            failures.append(error)
-            # Waiting for the network once is enough: what follows can only be found in the cache.
-            offline = offline or isinstance(error.__cause__, UNREACHABLE)
-    raise failures[0]
-
-
-def download_file(repo_id: str, filename: str, revision: str | None = None, *, local_files_only: bool = False) -> Path:
-    """A file of a Hub repository, from the local cache or the network.
-
-    Raises:
-        ConversionError: neither has it.
-    """
-    try:
-        return Path(
-            huggingface_hub.hf_hub_download(repo_id, filename, revision=revision, local_files_only=local_files_only)
-        )
-    except UNREACHABLE as error:
-        at = "" if revision is None else f" --revision {revision}"
-        raise ConversionError(
-            f"{filename} of {repo_id} is not in the local cache and the Hugging Face Hub cannot be reached. Where "
-            f"there is a network run `hf download {repo_id}{at} --local-dir FOLDER`, and convert that folder."
-        ) from error
-    except (EntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
-        raise ConversionError(f"{filename} of {repo_id} cannot be downloaded: {error}") from error

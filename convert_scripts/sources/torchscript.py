@@ -1,4 +1,4 @@
-"""State dicts of TorchScript archives, such as OpenAI published, without executing or compiling what they hold.
+"""State dicts of TorchScript archives, such as OpenAI published, without executing or compiling their code.
 
 An archive is a zip file of `data.pkl`, a pickle of the module's attributes; of `data/`, the bytes of its tensors; and
 of `code/`, the source of its classes, of which only the lists of parameters and buffers are read here.
@@ -44,7 +44,7 @@ def is_torchscript(path: Path) -> bool:
 
 
 def read_torchscript(path: Path) -> dict[str, torch.Tensor]:
-    """Parameters and buffers of a TorchScript archive by their paths, as `state_dict()` of the loaded module has them.
+    """Read parameters and buffers of a TorchScript archive by their paths, as in `state_dict()` of the loaded module.
 
     The tensors are views of the mapped file.
 
@@ -93,7 +93,7 @@ def _rebuild_tensor(storage: torch.Tensor, offset: int, size: tuple, stride: tup
     return storage.as_strided(size, stride, offset)
 
 
-# What a pickle may name beside storages and classes of the archive -> what it is given.
+# Names allowed in a pickle beside storages and classes of the archive -> their stand-ins.
 _ALLOWED = {
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("collections", "OrderedDict"): OrderedDict,

@@ -1,4 +1,5 @@
-"""Reading open_clip weights files (open_clip: `load_state_dict` in `factory.py`), without running code from them."""
+"""Weights files, found and read without running code from them (open_clip: `_find_checkpoint_in_dir` and
+`load_state_dict` in `factory.py`)."""
 
 import hashlib
 import json
@@ -18,20 +19,33 @@ from .torchscript import is_torchscript, read_torchscript
 
 WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz")
 INDEX_SUFFIX = ".index.json"
+CONFIG_FILE = "open_clip_config.json"
+# open_clip's order of preference.
+WEIGHTS_FILES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+)
+INDEX_FILES = tuple(name + INDEX_SUFFIX for name in WEIGHTS_FILES)
 
 # Where checkpoints keep weights: `state_dict` in open_clip's and timm's, `model` where a distributed checkpoint of
 # open_clip was made one file; and the averaged weights of open_clip (`task/checkpoint.py` of 4.x) and timm.
 ENTRIES = ("state_dict", "model")
 EMA_ENTRIES = ("state_dict_ema", "model_ema")
 
-# What DistributedDataParallel puts before every key, and torch.compile, FSDP and its activation checkpointing
+# DistributedDataParallel puts this before every key, and torch.compile, FSDP and its activation checkpointing
 # wherever they wrap a module.
 _WRAPPER_PREFIX = "module."
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Weights:
     """Contents of a weights file.
 
     Args:
@@ -45,8 +59,8 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
 
 
-def read_checkpoint(path: Path, *, ema: bool = False) -> Checkpoint:
-    """Reads the weights of a file.
+def read_weights(path: Path, *, ema: bool = False) -> Weights:
+    """Read the weights of a file.
 
     Args:
         path: a `.safetensors` file; a file of `torch.save`, a state dict or a training checkpoint around one; a
@@ -84,7 +98,35 @@ def read_checkpoint(path: Path, *, ema: bool = False) -> Checkpoint:
             f'{path} is not a state dict, nor a checkpoint with one under "state_dict": these entries are not '
             f"tensors:{listing(others)}"
         )
-    return Checkpoint(_unwrapped(path, content), run_name, notes)
+    return Weights(_unwrapped(path, content), run_name, notes)
+
+
+def find_weights(folder: Path) -> Path:
+    """Find the weights file of a folder, in open_clip's order of preference.
+
+    Raises:
+        ConversionError: there is none, or several and none of open_clip's usual names.
+    """
+    found = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS_SUFFIXES and path.is_file())
+    preferred = [folder / name for name in WEIGHTS_FILES + INDEX_FILES if (folder / name).is_file()]
+    if preferred:
+        return preferred[0]
+    if list(folder.glob("*.distcp")):
+        raise ConversionError(
+            f"{folder} is a distributed checkpoint, whose index is a pickle. Where you trust it, make it one file "
+            f"with `python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} FILE`, and convert that."
+        )
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ConversionError(
+            f"{folder} holds several weights files, none with one of open_clip's "
+            f"names:{listing(p.name for p in found)}\nGive one of them as the source, with "
+            f"config={folder / CONFIG_FILE}."
+        )
+    raise ConversionError(
+        f"{folder} holds no weights: expected {', '.join(WEIGHTS_FILES[:3])} or another {WEIGHTS_SUFFIXES}."
+    )
 
 
 def file_sha256(path: Path) -> str:
@@ -160,7 +202,7 @@ def _torch_load(path: Path):
 
 
 def _numpy_scalars() -> list:
-    """What pickled numpy numbers are made of, under the names that numpy 1 and numpy 2 write."""
+    """Classes and functions in pickled numpy numbers, under the names that numpy 1 and numpy 2 write."""
     scalar = np.float64(0).__reduce__()[0]
     kinds = (np.bool_, np.int8, np.int16, np.int32, np.int64, np.uint8, np.float16, np.float32, np.float64)
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")

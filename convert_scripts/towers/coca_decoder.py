@@ -1,11 +1,9 @@
 """CoCa's multimodal decoder: fields and tensor names (open_clip: `MultimodalCfg`, `MultimodalTransformer`)."""
 
 from ...configuration.configuration_coca import CoCaDecoderConfig
-from ..conversion_stack import ENCODER_LAYER, layer_intermediates
 from ..mapping.config_table import ConfigTable
 from ..mapping.state_dict import Rename, SplitQKV, Table, Transpose, under
-from ..open_clip_cfg import MULTIMODAL_DEFAULTS, TEXT_DEFAULTS
-from .base import Intermediate
+from .base import ENCODER_LAYER, MULTIMODAL_DEFAULTS, TEXT_DEFAULTS, Intermediate, layer_intermediates
 
 
 # open_clip builds the decoder from these fields alone; its MLP ratio and epsilon are always the defaults.

@@ -1,20 +1,72 @@
-"""Hugging Face text towers: fields and tensor names (open_clip: `CLIPTextCfg`, `HFTextEncoder` in `hf_model.py`)."""
+"""Hugging Face text towers: fields and tensor names (open_clip: `CLIPTextCfg`, `HFTextEncoder` in `hf_model.py`).
+
+The configurations of the encoders that open_clip's own architectures name ship as data, so that a conversion needs no
+network. The data holds the differences from the defaults of transformers' configuration classes.
+"""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.auto import AutoConfig
 
-from ...configuration.configuration_hf_text import POOL_TYPES, HfTextConfig
-from ..common import ConversionError
-from ..hf_encoders import find_encoder_config
+from ...configuration.configuration_hf_text import ENCODER_MODEL_TYPES, POOL_TYPES, HfTextConfig, encoder_config
+from ..common import ConversionError, data_table
 from ..mapping.config_table import Cfg, ConfigTable
 from ..mapping.state_dict import Rename, Table
-from ..open_clip_cfg import EOS_ID, TEXT_DEFAULTS, TOKENIZER_FIELDS, TOKENS_RETURNED
-from .base import Intermediate, TowerConversion
+from ..sources.hub import download_file
+from .base import EOS_ID, TEXT_DEFAULTS, TOKENIZER_FIELDS, TOKENS_RETURNED, Intermediate, TowerConversion
 
 
+CONFIG_FILE = "config.json"
 # open_clip's `arch_dict` in `hf_configs.py`. It decides whether BERT has its pooling layer before it looks here, and
-# leaves it out: what its `cls_pooler` then does has another name.
+# leaves it out: its `cls_pooler` then is ours of another name.
 _DEFAULT_POOLERS = {"bert": "cls_last_hidden_state_pooler", "m2m_100": "cls_pooler"}
 _PROJ_TYPES = {"linear": "linear", "mlp": "mlp", None: "none"}
+
+
+def find_encoder_config(name: str) -> PreTrainedConfig:
+    """Find transformers' configuration of an encoder.
+
+    Args:
+        name: open_clip's `hf_model_name`: one of those that ship, a local folder with a `config.json`, or a Hub id.
+
+    Raises:
+        ConversionError: there is no configuration, or it is not one of an encoder that open_clip can use.
+    """
+    known = data_table("hf_text_configs")
+    if name in known:
+        return encoder_config(known[name])
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        try:
+            folder = download_file(name, CONFIG_FILE).parent
+        except ConversionError as error:
+            raise ConversionError(
+                f"text_cfg: the configuration of hf_model_name {name!r} is needed. {error}\nOr give, as "
+                f"hf_model_name, a folder that holds its {CONFIG_FILE}; known without one are {', '.join(known)}."
+            ) from error
+    try:
+        given = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"text_cfg: {CONFIG_FILE} of hf_model_name {name!r} cannot be read: {error}") from error
+    model_type = given.get("model_type", "") if isinstance(given, dict) else ""
+    if model_type not in ENCODER_MODEL_TYPES:
+        raise ConversionError(
+            f"text_cfg: hf_model_name {name!r} is a {model_type!r}; open_clip has text towers of "
+            f"{', '.join(ENCODER_MODEL_TYPES)}."
+        )
+    return encoder_config({"model_type": model_type, **_known_fields(model_type, given)})
+
+
+def _known_fields(model_type: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a configuration that describe the model, without those about files, code and tasks."""
+    config_class = type(AutoConfig.for_model(model_type))
+    upstream = {field.name for field in fields(PreTrainedConfig)}
+    names = {field.name for field in fields(config_class)} - upstream | config_class.attribute_map.keys()
+    return {key: value for key, value in given.items() if key in names}
 
 
 def _pool_type(cfg: Cfg) -> str:

@@ -6,8 +6,7 @@ from ...configuration.configuration_modified_resnet import ModifiedResNetConfig
 from ..common import ConversionError
 from ..mapping.config_table import Cfg, ConfigTable
 from ..mapping.state_dict import Rename, Table, under
-from ..open_clip_cfg import TIMM_DEFAULTS, TOKENS_RETURNED, VISION_DEFAULTS
-from .base import Changes, Intermediate, Tensors, TowerConversion
+from .base import TIMM_DEFAULTS, TOKENS_RETURNED, VISION_DEFAULTS, Changes, Intermediate, Tensors, TowerConversion
 
 
 def _image_size(cfg: Cfg) -> int:

@@ -13,8 +13,7 @@ from ...modeling.modeling_siglip_vit import resize_position_embedding
 from ..common import ConversionError
 from ..mapping.config_table import Cfg, ConfigTable
 from ..mapping.state_dict import Rename, SplitKV, SplitQKV, Table, under
-from ..open_clip_cfg import TIMM_DEFAULTS, TOKENS_RETURNED, VISION_DEFAULTS
-from .base import Changes, Intermediate, Tensors, TowerConversion
+from .base import TIMM_DEFAULTS, TOKENS_RETURNED, VISION_DEFAULTS, Changes, Intermediate, Tensors, TowerConversion
 
 
 _SIZES = {
@@ -33,7 +32,7 @@ _VARIANTS = (
     ("so400m", 16, "gelu_pytorch_tanh", (256, 384, 512), ()),
     ("giantopt", 16, "gelu_pytorch_tanh", (256, 384), ()),
 )
-# timm's name -> the fields that it stands for; `pool_type` is what the model pools by if nothing else is asked for.
+# timm's name -> the fields that it stands for; `pool_type` is the model's default.
 TIMM_MODELS: dict[str, dict[str, Any]] = {
     f"vit_{size}_patch{patch_size}_siglip_{gap}{image_size}": {
         **_SIZES[size],

@@ -1,6 +1,6 @@
 """The towers that can be converted, one row each: mirrors `configuration_towers.py` and `modeling_towers.py`.
 
-Of each table, the first tower whose `selects` is true is what an open_clip configuration describes.
+Of each table, an open_clip configuration describes the first tower whose `selects` is true.
 """
 
 from .hf_text import HF_TEXT

@@ -4,11 +4,23 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from ...configuration.configuration_text import OpenClipTextConfig
 from ...modeling.modeling_text import resize_text_position_embedding
-from ..conversion_stack import ENCODER_INTERMEDIATES, ENCODER_LAYER, STACK_FIELDS, STACK_INVERSE
 from ..mapping.config_table import ConfigTable
 from ..mapping.state_dict import Rename, Table, Transpose, under
-from ..open_clip_cfg import EOS_ID, HF_DEFAULTS, TEXT_DEFAULTS, TOKENIZER_FIELDS, TOKENS_RETURNED
-from .base import Changes, Intermediate, Tensors, TowerConversion
+from .base import (
+    ENCODER_INTERMEDIATES,
+    ENCODER_LAYER,
+    EOS_ID,
+    HF_DEFAULTS,
+    STACK_FIELDS,
+    STACK_INVERSE,
+    TEXT_DEFAULTS,
+    TOKENIZER_FIELDS,
+    TOKENS_RETURNED,
+    Changes,
+    Intermediate,
+    Tensors,
+    TowerConversion,
+)
 
 
 _CONFIG = ConfigTable(

@@ -10,8 +10,7 @@ from ...modeling.modeling_timm_factory import TimmArchitecture, describe_archite
 from ..common import ConversionError
 from ..mapping.config_table import Cfg, ConfigTable
 from ..mapping.state_dict import Rename, Table
-from ..open_clip_cfg import TOKENS_RETURNED, VISION_DEFAULTS
-from .base import Changes, Intermediate, Tensors, TowerConversion
+from .base import TOKENS_RETURNED, VISION_DEFAULTS, Changes, Intermediate, Tensors, TowerConversion
 
 
 _READ = {"image_size", "patch_dropout", *(name for name in VISION_DEFAULTS if name.startswith("timm_"))}
@@ -33,7 +32,7 @@ def _model_args(cfg: Cfg) -> dict:
 
 
 def _input_size(cfg: Cfg) -> int | list[int] | None:
-    """`image_size` where it is not what timm's model is made for, and the model has to be told.
+    """`image_size` where timm's model is made for another size and has to be told.
 
     open_clip does so for `force_image_size` alone, and otherwise has a model that fails on its own images.
     """
@@ -80,7 +79,7 @@ def is_fused(keys: Collection[str]) -> bool:
 
 
 def set_reparameterized(config: PreTrainedConfig):
-    """Asks for the fused form of the image tower of a dual model. Raises `ConversionError` where it is not timm's."""
+    """Ask for the fused form of the image tower of a dual model. Raise `ConversionError` where it is not timm's."""
     if config.vision_config.model_type != TimmVisionConfig.model_type:
         raise ConversionError(
             "reparameterize fuses the branches of image towers of timm, such as MobileCLIP's; this image tower is a "
@@ -110,7 +109,7 @@ def _fit(tensors: Tensors, changes: Changes, prefix: str, config: PreTrainedConf
         changes[f"{trunk}*"] = f"{len(own)} tensors fused to {len(fused)} for inference"
 
 
-# What timm calls the parts of its models, in the order in which they are computed.
+# timm's names of the parts of its models, in the order in which they are computed.
 _PARTS = ("stem", "patch_embed", "norm_pre", "blocks.{n}", "layers.{n}", "stages.{n}", "norm", "attn_pool", "fc_norm")
 _INTERMEDIATES = (
     *(Intermediate(part.replace(".", " "), f"timm_model.{part}", f"trunk.{part}") for part in _PARTS),

@@ -7,11 +7,21 @@ from transformers.configuration_utils import PreTrainedConfig
 from ...configuration.configuration_vit import OpenClipVitConfig
 from ...modeling.modeling_vit import resize_position_embedding
 from ..common import ConversionError
-from ..conversion_stack import ENCODER_INTERMEDIATES, ENCODER_LAYER, STACK_FIELDS, STACK_INVERSE
 from ..mapping.config_table import ConfigTable
 from ..mapping.state_dict import Rename, SplitQKV, Table, Transpose, under
-from ..open_clip_cfg import TIMM_DEFAULTS, TOKENS_RETURNED, VISION_DEFAULTS
-from .base import Changes, Intermediate, Tensors, TowerConversion
+from .base import (
+    ENCODER_INTERMEDIATES,
+    ENCODER_LAYER,
+    STACK_FIELDS,
+    STACK_INVERSE,
+    TIMM_DEFAULTS,
+    TOKENS_RETURNED,
+    VISION_DEFAULTS,
+    Changes,
+    Intermediate,
+    Tensors,
+    TowerConversion,
+)
 
 
 _CONFIG = ConfigTable(

@@ -1,11 +1,11 @@
-"""Everything that a model computes on fixed inputs, of either library, and how far apart the two are.
+"""Differences between the values of a model in both libraries.
 
 In fp32 a difference is relative to the largest value. In half precision both libraries are off: each is measured
 against open_clip in fp32, and ours may be at most twice as far off as open_clip is itself.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -14,13 +14,25 @@ from typing import Literal
 import torch
 from transformers.configuration_utils import PreTrainedConfig
 
-from ..compare_gradients import open_clip_gradients, open_clip_losses, our_gradients, our_losses
-from ..compare_intermediates import recorded
+from ..common import ConversionError, dtype_name, listing
 from ..towers.base import Intermediate
 from .report import Check
-from .values import BOUND, Inputs, is_comparable, open_clip_outputs, our_outputs, relative_difference
+from .values import (
+    Inputs,
+    Outputs,
+    is_comparable,
+    open_clip_gradients,
+    open_clip_losses,
+    open_clip_outputs,
+    our_gradients,
+    our_losses,
+    our_outputs,
+    recorded,
+)
 
 
+# Largest accepted difference in fp32, relative to the largest value of the reference.
+BOUND = 2e-5
 # Largest accepted difference of gradients in fp32, which add up the rounding of both passes. It is relative to the
 # largest value of the parameter, and at least a hundredth of that of all parameters: some gradients are nothing but
 # rounding, such as those of keys' biases, as a shift of all keys changes no softmax.
@@ -48,9 +60,23 @@ LOGITS = ("logits", "caption logits")
 PARTS = {"vision_model": "vision", "text_model": "text", "multimodal_decoder": "decoder", "lm_head": "decoder"}
 
 
+def relative_difference(ours: torch.Tensor, reference: torch.Tensor, smallest: float = 0.0) -> float:
+    """max|ours - reference| / max|reference|; infinite where the shapes differ, or values are not finite.
+
+    `smallest` is taken where all of the reference is smaller.
+    """
+    if ours.shape != reference.shape:
+        return float("inf")
+    if ours.numel() == 0:
+        return 0.0
+    difference, largest = (ours.float() - reference.float()).abs().max(), reference.float().abs().max()
+    relative = (difference / largest.clamp(min=smallest)).item() if difference else 0.0
+    return float("inf") if math.isnan(relative) else relative
+
+
 @dataclass(frozen=True)
 class Library:
-    """How the models of one library are run.
+    """Functions that run the models of one library.
 
     Args:
         side: whose paths of a table of intermediates they have.
@@ -86,15 +112,15 @@ def run_model(
     groups: Collection[str],
     record: Callable[[Key, torch.Tensor], None],
 ):
-    """Hands what a model computes on `inputs` to `record(key, value)`, in the order of the forward pass.
+    """Run a model on `inputs` and hand its values to `record(key, value)`, in the order of the forward pass.
 
     Args:
-        library: whose model it is.
+        library: the model's.
         model: a model in eval mode, in any dtype.
         inputs: images and their texts.
         table: the intermediates to record.
         groups: which groups of values are wanted; outputs come always.
-        record: keeps a copy of a value, if anything.
+        record: must copy a value to keep it.
     """
     watching: AbstractContextManager[None] = nullcontext()
     if "intermediates" in groups:
@@ -122,7 +148,7 @@ INFINITE = float("inf")
 
 
 def fp32_checks(exact: Values, run: Run) -> Iterator[Check]:
-    """Compares our values in fp32 with open_clip's.
+    """Compare our values in fp32 with open_clip's.
 
     Args:
         exact: open_clip's values in fp32.
@@ -140,11 +166,37 @@ def fp32_checks(exact: Values, run: Run) -> Iterator[Check]:
     run(compare)
     for key in _all_keys(exact, differences):
         bound = GRADIENT_BOUND if key[0] == "gradients" else BOUND
-        yield Check(*key, differences.get(key, INFINITE), bound, "float32", _whose(key, exact, differences))
+        yield Check(*key, differences.get(key, INFINITE), bound, "float32", _missing_side(key, exact, differences))
+
+
+def output_checks(exact: Outputs, ours: Outputs) -> list[Check]:
+    """Compare outputs in fp32 by name, as `fp32_checks` does."""
+
+    def run(record: Callable[[Key, torch.Tensor], None]):
+        for name, value in ours.items():
+            record((OUTPUT_GROUPS[name], name), value)
+
+    return list(fp32_checks({(OUTPUT_GROUPS[name], name): value for name, value in exact.items()}, run))
+
+
+def captions_check(theirs: torch.Tensor, ours: torch.Tensor) -> Check:
+    """Compare captions of the same images."""
+    wrong = (theirs != ours).any(dim=1).nonzero().flatten().tolist()
+    detail = "; ".join(f"image {i}: {theirs[i].tolist()} became {ours[i].tolist()}" for i in wrong[:1])
+    return Check("captions", f"{len(theirs)} captions", len(wrong), 0, "float32", detail)
+
+
+def check_finite(values: Mapping[str, torch.Tensor], reference: str):
+    """Raise `ConversionError` where values of the reference are not finite: nothing can be compared with them."""
+    infinite = [name for name, value in values.items() if not value.isfinite().all()]
+    if infinite:
+        raise ConversionError(
+            f"The checkpoint is damaged: with it, the outputs of {reference} itself are not finite:{listing(infinite)}"
+        )
 
 
 def _smallest_gradients(exact: Values) -> dict[Key, float]:
-    """What the differences of gradients are relative to where these are smaller, so that rounding is all there is."""
+    """Sizes that differences of smaller gradients are relative to: below them rounding is all there is."""
     largest = {key: value.abs().max().item() for key, value in exact.items() if key[0] in ("gradients", "logits")}
     gradients = {key: value for key, value in largest.items() if key[0] == "gradients"}
     smallest = dict.fromkeys(gradients, SMALLEST_GRADIENT * max(gradients.values(), default=0.0))
@@ -156,13 +208,13 @@ def _smallest_gradients(exact: Values) -> dict[Key, float]:
 
 @dataclass(frozen=True)
 class Error:
-    """How far a value is from the exact one.
+    """Distance of a value from the exact one.
 
     Args:
         norm: of the difference.
         size: norm of the exact value.
         largest: largest difference of a number.
-        spread: norm of what is not common to all rows of the exact value.
+        spread: norm of the exact value without the mean of its rows.
     """
 
     norm: float
@@ -190,7 +242,7 @@ _NOT_THERE = Error(INFINITE, 1.0, INFINITE, 1.0)
 
 
 def measure_errors(exact: Values, run: Run) -> Errors:
-    """How far the values of a model in half precision are from open_clip's in fp32; gradients by part.
+    """Measure the errors of a model in half precision against open_clip in fp32; gradients by part.
 
     Args:
         exact: open_clip's values in fp32.
@@ -220,8 +272,8 @@ def measure_errors(exact: Values, run: Run) -> Errors:
 
 
 def half_precision_checks(theirs: Errors, ours: Errors, dtype: torch.dtype) -> Iterator[Check]:
-    """Compares our errors in a dtype of half precision with open_clip's own."""
-    name = str(dtype).removeprefix("torch.")
+    """Compare our errors in a dtype of half precision with open_clip's own."""
+    name = dtype_name(dtype)
     for key in _all_keys(theirs, ours):
         error, reference = ours.get(key, _NOT_THERE), theirs.get(key, _NOT_THERE)
         if key in theirs and not math.isfinite(reference.relative):
@@ -229,7 +281,7 @@ def half_precision_checks(theirs: Errors, ours: Errors, dtype: torch.dtype) -> I
             continue
         allowed = max(reference.relative, _inherited(key, theirs))
         bound = RATIO * allowed + FLOOR * torch.finfo(dtype).eps
-        detail = _whose(key, theirs, ours) or f"open_clip's own error {reference.relative:.1e}"
+        detail = _missing_side(key, theirs, ours) or f"open_clip's own error {reference.relative:.1e}"
         yield Check(*key, error.relative, bound, name, detail)
 
 
@@ -258,7 +310,7 @@ def _all_keys(theirs: Collection[Key], ours: Collection[Key]) -> list[Key]:
     return [*theirs, *(key for key in ours if key not in theirs)]
 
 
-def _whose(key: Key, theirs: Collection[Key], ours: Collection[Key]) -> str:
+def _missing_side(key: Key, theirs: Collection[Key], ours: Collection[Key]) -> str:
     if key not in theirs:
         return "our model alone has it"
     return "" if key in ours else "open_clip's model alone has it"

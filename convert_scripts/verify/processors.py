@@ -1,6 +1,6 @@
 """Image processor and tokenizer of a converted folder against open_clip's, on inputs that are hard to get right.
 
-Mirrors what open_clip's `create_model_from_pretrained` and `get_tokenizer` (`factory.py`) give.
+Mirrors open_clip's `create_model_from_pretrained` and `get_tokenizer` (`factory.py`).
 """
 
 from collections.abc import Callable, Iterator
@@ -14,13 +14,13 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from ...configuration.configuration_common import height_and_width
 from ..common import ConversionError
+from ..processors.image import IMAGE_PROCESSOR_FILES
 from ..processors.tokenizers import load_tokenizer, tokenizer_folder
 from ..sources.source import Source
+from .compare import BOUND, relative_difference
 from .report import Check
-from .values import BOUND, relative_difference
 
 
-IMAGE_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 TOKENIZER_FILES = ("tokenizer_config.json",)
 BACKENDS = ("pil", "torchvision")
 MODES = ("RGB", "RGBA", "L", "LA", "P", "CMYK", "1", "I;16", "RGB", "RGB")
@@ -95,12 +95,12 @@ def open_clip_tokenizer(source: Source) -> Callable[[list[str]], torch.Tensor]:
 
 
 def pixel_checks(folder: Path, source: Source, config: PreTrainedConfig) -> Iterator[Check]:
-    """Compares the folder's image processor, with each of its back ends, with open_clip's transform.
+    """Compare the folder's image processor, with each of its back ends, with open_clip's transform.
 
     Args:
         folder: the converted folder.
-        source: what it was converted from.
-        config: our configuration of what open_clip builds.
+        source: the checkpoint that it was converted from.
+        config: our configuration of the model that open_clip builds.
     """
     if not any((folder / name).is_file() for name in IMAGE_PROCESSOR_FILES):
         yield Check("pixels", "images", detail="the folder has no image processor")
@@ -120,7 +120,7 @@ def pixel_checks(folder: Path, source: Source, config: PreTrainedConfig) -> Iter
 
 
 def token_checks(folder: Path, source: Source) -> Iterator[Check]:
-    """Compares the folder's tokenizer with open_clip's: the number of ids that differ, and the text."""
+    """Compare the folder's tokenizer with open_clip's: the number of ids that differ, and the text."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         yield Check("tokens", "texts", detail="the folder has no tokenizer")
         return
@@ -144,7 +144,7 @@ def _worst(group: str, name: str, differences: Callable[[], Iterator[tuple[str, 
     """The largest of named differences; its name and how many are too large, where any is."""
     try:
         found = dict(differences())
-    except Exception as error:  # what a folder holds may fail in any way
+    except Exception as error:  # a folder's files may fail in any way
         return Check(group, name, float("inf"), bound, detail=f"{type(error).__name__}: {error}")
     worst = max(found, key=lambda item: found[item])
     wrong = [item for item, difference in found.items() if not difference <= bound]

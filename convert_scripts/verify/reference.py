@@ -26,7 +26,7 @@ OPEN_CLIP_VERSION = "3.3.0"
 
 
 def require_open_clip() -> str:
-    """`"open_clip 3.3.0"`, the reference by name and version. Raises `ConversionError` where it is not installed."""
+    """`"open_clip 3.3.0"`, the reference by name and version. Raise `ConversionError` where it is not installed."""
     if find_spec("open_clip") is None:
         raise ConversionError(
             "Outputs are compared with open_clip's, which is not installed: "
@@ -36,7 +36,7 @@ def require_open_clip() -> str:
 
 
 def build_open_clip_model(model_cfg: Mapping[str, Any], config: PreTrainedConfig | None = None) -> torch.nn.Module:
-    """open_clip's model of a configuration, in eval mode, whose parameters are not initialised.
+    """Build open_clip's model of a configuration, in eval mode, whose parameters are not initialised.
 
     Buffers hold their values. Nothing is downloaded: timm and Hugging Face towers are built without weights.
 
@@ -69,7 +69,7 @@ def build_open_clip_model(model_cfg: Mapping[str, Any], config: PreTrainedConfig
 
 
 def text_prefix(model: torch.nn.Module) -> str:
-    """Where open_clip's model keeps its text tower: at top level in its `CLIP`, else under `text`."""
+    """Prefix of the text tower in open_clip's model: none in its `CLIP`, else `text.`"""
     return "text." if hasattr(model, "text") else ""
 
 
@@ -90,13 +90,13 @@ def _hf_config_folder(config: PreTrainedConfig | None) -> Iterator[str | None]:
 def load_open_clip_model(
     model_cfg: Mapping[str, Any], plan: ConversionPlan, dtype: torch.dtype = torch.float32
 ) -> torch.nn.Module:
-    """open_clip's model with the tensors of a checkpoint, in fp32 and eval mode.
+    """Build open_clip's model with the tensors of a checkpoint, in fp32 and eval mode.
 
     Args:
         model_cfg: open_clip's configuration of it.
         plan: the checkpoint. Its tensors are brought to the model's form by open_clip's own functions, as its
             `load_checkpoint` does, and not by ours.
-        dtype: what the tensors are rounded to before.
+        dtype: the tensors are rounded to it before.
 
     Raises:
         Exception: open_clip is not installed, or cannot build or load the model.
@@ -111,7 +111,7 @@ def load_open_clip_model(
     _load_state_dict(model, state_dict)
     _set_image_size(model, config)
     if getattr(config, "reparameterized", False) and dtype != torch.float32:
-        # What is rounded are the fused weights.
+        # The fused weights are rounded.
         reparameterize(model.visual.trunk)
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
@@ -120,7 +120,7 @@ def load_open_clip_model(
 
 
 def _set_image_size(model: torch.nn.Module, config: PreTrainedConfig):
-    """What open_clip's `create_model` does with `force_image_size`: timm's models are made for a size of their own."""
+    """Set the image size of timm's models, as open_clip's `create_model` does for `force_image_size`."""
     patch_embed = getattr(getattr(model.visual, "trunk", None), "patch_embed", None)
     image_size = height_and_width(config.image_size)
     if getattr(patch_embed, "img_size", None) not in (None, image_size):
@@ -128,7 +128,7 @@ def _set_image_size(model: torch.nn.Module, config: PreTrainedConfig):
 
 
 def _load_state_dict(model: torch.nn.Module, state_dict: dict[str, torch.Tensor]):
-    """What open_clip's `load_checkpoint` does behind reading the file."""
+    """Load tensors as open_clip's `load_checkpoint` does once the file is read."""
     from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
 
     if "positional_embedding" in state_dict and not hasattr(model, "positional_embedding"):

@@ -1,18 +1,19 @@
-"""What a verification found, for people (Markdown) and for programs (JSON)."""
+"""Reports of verifications, for people (Markdown) and for programs (JSON)."""
 
 import json
 import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..common import write_files
+
 
 MARKDOWN_FILE = "verification.md"
 JSON_FILE = "verification.json"
-# What is compared, in the order of the report: tensors with what the conversion makes of the checkpoint's, processors,
-# what layers return in the order of the forward pass, embeddings, similarities and CoCa's predictions of words, greedy
+# Groups of comparisons in the order of the report: tensors with those that the conversion makes, processors, values
+# that layers return in the order of the forward pass, embeddings, similarities and CoCa's predictions of words, greedy
 # captions, losses, and the gradients of the one to train on.
 GROUPS = (
     "weights",
@@ -41,12 +42,12 @@ class Check:
     """One comparison.
 
     Args:
-        group: what kind it is of, a key of `GROUPS`.
-        name: what was compared.
+        group: its kind, one of `GROUPS`.
+        name: the value or file that was compared.
         difference: how far the two are apart; `None` where they were not compared.
         bound: largest accepted difference.
         dtype: dtype of the computation, `None` where there is only one.
-        detail: what else there is to say; the reason where nothing was compared.
+        detail: a note; the reason where nothing was compared.
     """
 
     group: str
@@ -65,7 +66,7 @@ class Check:
 
     @property
     def severity(self) -> float:
-        """How near the difference is to its bound: above 1 where it failed, -1 where nothing was compared."""
+        """The difference relative to its bound: above 1 where it failed, -1 where nothing was compared."""
         if self.difference is None or self.bound is None:
             return -1.0
         return self.difference / self.bound if self.bound else 2.0 * (not self.passed)
@@ -75,7 +76,7 @@ class Check:
         """Difference and bound as text; none where nothing was compared."""
         if self.difference is None or self.bound is None:
             return []
-        # What is counted has a bound of 0.
+        # Counts have a bound of 0.
         return [f"{value:.1e}" if self.bound else f"{value:g}" for value in (self.difference, self.bound)]
 
     def __str__(self) -> str:
@@ -95,7 +96,7 @@ class VerificationReport:
         weights_file: name of its weights file.
         sha256: SHA-256 of that file, in hexadecimal.
         dtype: of the tensors in the folder.
-        settings: what was asked for.
+        settings: of the verification.
         versions: library -> version.
         date: of the verification, in UTC.
         checks: everything that was compared, in the order of `GROUPS` for each dtype.
@@ -128,7 +129,7 @@ class VerificationReport:
         return min(self.failures, key=lambda check: check.group == "weights", default=None)
 
     def summary(self) -> list[tuple[str, list[Check], Check]]:
-        """For each group and dtype its title, what was compared, and of all the check nearest to its bound."""
+        """For each group and dtype its title, the checks with a result, and of all the one nearest to its bound."""
         rows: dict[str, list[Check]] = {}
         for check in self.checks:
             rows.setdefault(" ".join(filter(None, (check.group, check.dtype))), []).append(check)
@@ -199,22 +200,16 @@ class VerificationReport:
         }
 
     def write(self, folder: str | os.PathLike) -> tuple[Path, Path]:
-        """Writes `verification.md` and `verification.json` to a folder, made if need be; returns their paths."""
+        """Write `verification.md` and `verification.json` to a folder, made if need be; returns their paths."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         contents = {MARKDOWN_FILE: self.to_markdown(), JSON_FILE: json.dumps(self.to_dict(), indent=2) + "\n"}
-        for name, content in contents.items():
-            temporary = folder / f".{name}.{uuid.uuid4().hex[:8]}"
-            try:
-                temporary.write_text(content, encoding="utf-8")
-                temporary.replace(folder / name)
-            finally:
-                temporary.unlink(missing_ok=True)
+        write_files(folder, contents)
         return folder / MARKDOWN_FILE, folder / JSON_FILE
 
 
 def _cells(check: Check) -> list[str]:
-    """Difference, bound and what was compared."""
+    """Difference, bound and name of a check."""
     return [*check.measured, check.name] if check.measured else ["", "", f"not compared: {check.detail}"]
 
 

@@ -1,27 +1,45 @@
-"""Outputs of a converted model and of open_clip's, on the same fixed inputs."""
+"""Values of a model of either library on fixed inputs: outputs, losses, gradients, intermediates, captions.
 
-import math
-from pathlib import Path
+Both libraries' values have the same names. Losses follow open_clip's `loss.py`; models are in eval mode, also for
+gradients: nothing is dropped out, and batch norms use their running statistics. Intermediates come in the order in
+which they are computed: a wrong layer is the first name at which two models differ.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch.nn import functional as F
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from ...configuration.configuration_common import height_and_width
-from ..common import ConversionError
+from ..mapping.plan import rename_table
+from ..mapping.state_dict import compile_pattern, fill_pattern, resolve
+from ..towers.base import Intermediate
+from ..towers.coca_decoder import DECODER_INTERMEDIATES
+from ..towers.tables import TEXT_CONVERSIONS, VISION_CONVERSIONS
+from .reference import text_prefix
 
-
-# Largest accepted difference in fp32, relative to the largest value of the reference.
-BOUND = 2e-5
 
 Outputs = dict[str, torch.Tensor]
+Losses = dict[str, torch.Tensor]
 # `pixel_values` and `input_ids` of the same number of images and texts.
 Inputs = tuple[torch.Tensor, torch.Tensor]
+Record = Callable[[str, torch.Tensor], None]
+
+IGNORED = -100
+# Longest caption that is compared, in tokens: each costs open_clip a pass over all tokens before it.
+MAX_LENGTH = 20
+# In place of an id, behind the end of a text.
+NOTHING = -1
 
 
 def verification_inputs(config: PreTrainedConfig, pairs: int = 2) -> Inputs:
-    """Fixed inputs for a model: `pixel_values` (pairs, 3, height, width) and `input_ids` (pairs, text length).
+    """Make fixed inputs for a model: `pixel_values` (pairs, 3, height, width) and `input_ids` (pairs, text length).
 
     Images are noise, from the coarsest to the finest: noise of one kind is all alike to a model. The first text is as
     long as the model takes, the last half as long and the others in between, so that padding is in the picture.
@@ -75,15 +93,6 @@ def open_clip_outputs(model: torch.nn.Module, inputs: Inputs) -> Outputs:
     return outputs
 
 
-def load_converted(folder: Path, model_class: type[PreTrainedModel], dtype: torch.dtype) -> PreTrainedModel:
-    """The model of a converted folder, in eval mode. Raises `ConversionError` where it does not load as a whole."""
-    model, info = model_class.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-    problems = {what: keys for what, keys in info.items() if keys}
-    if problems:
-        raise ConversionError(f"The converted model does not load as a whole: {problems}")
-    return model
-
-
 def our_outputs(model: PreTrainedModel, inputs: Inputs) -> Outputs:
     """Outputs of a converted model, in its dtype."""
     pixel_values, input_ids = inputs
@@ -100,20 +109,213 @@ def our_outputs(model: PreTrainedModel, inputs: Inputs) -> Outputs:
     return outputs
 
 
+def native_outputs(model: PreTrainedModel, inputs: Inputs) -> Outputs:
+    """Outputs of a dual model of transformers, or of a single tower, under the names of `our_outputs`."""
+    pixel_values, input_ids = inputs
+    if hasattr(model, "get_image_features"):
+        return {
+            "image features": model.get_image_features(pixel_values).pooler_output,
+            "text features": model.get_text_features(input_ids).pooler_output,
+            "logits": model(pixel_values=pixel_values, input_ids=input_ids).logits_per_image,
+        }
+    if model.main_input_name == "pixel_values":
+        outputs = model(pixel_values=pixel_values)
+        return {"image features": _embedding(outputs, "image_embeds")}
+    outputs = model(input_ids=input_ids)
+    return {"text features": _embedding(outputs, "text_embeds")}
+
+
+def _embedding(outputs: ModelOutput, name: str) -> torch.Tensor:
+    """The projected vectors: classes "with projection" have a field of their own for them."""
+    return outputs[name] if name in outputs else outputs.pooler_output  # noqa: SIM401  not every output has both
+
+
 def is_comparable(outputs: Outputs) -> bool:
     """Whether images and texts have one vector each; with `pool_type="none"` they have one for each token."""
     return outputs["image features"].ndim == outputs["text features"].ndim == 2
 
 
-def relative_difference(ours: torch.Tensor, reference: torch.Tensor, smallest: float = 0.0) -> float:
-    """max|ours - reference| / max|reference|; infinite where the shapes differ, or values are not finite.
+def open_clip_losses(model: torch.nn.Module, inputs: Inputs, config: PreTrainedConfig) -> Losses:
+    """Losses of open_clip's model, the last of which is the one to train on.
 
-    `smallest` is taken where all of the reference is smaller.
+    Args:
+        model: open_clip's model.
+        inputs: images and their texts.
+        config: our configuration of the model, which knows CoCa's weights of the losses and its padding.
     """
-    if ours.shape != reference.shape:
-        return float("inf")
-    if ours.numel() == 0:
-        return 0.0
-    difference, largest = (ours.float() - reference.float()).abs().max(), reference.float().abs().max()
-    relative = (difference / largest.clamp(min=smallest)).item() if difference else 0.0
-    return float("inf") if math.isnan(relative) else relative
+    from open_clip.loss import ClipLoss, CoCaLoss, SigLipLoss
+
+    pixel_values, input_ids = inputs
+    pixel_values = pixel_values.to(model.logit_scale.dtype)
+    is_coca = hasattr(model, "text_decoder")
+    if is_coca:
+        outputs = model(pixel_values, input_ids)
+        image, text = outputs["image_features"], outputs["text_features"]
+    else:
+        image, text = model.encode_image(pixel_values, normalize=True), model.encode_text(input_ids, normalize=True)
+    if getattr(model.visual, "attn_pool_contrastive", None) is not None:
+        image = image.squeeze(1)  # open_clip keeps the axis of the one contrastive query
+    contrastive_loss = ClipLoss() if is_coca or model.logit_bias is None else SigLipLoss()
+    losses = {"contrastive loss": contrastive_loss(image, text, model.logit_scale.exp(), model.logit_bias)}
+    if is_coca:
+        # Its contrastive part, switched off here, takes no bias.
+        caption_loss = CoCaLoss(caption_loss_weight=1.0, clip_loss_weight=0.0, pad_id=config.pad_token_id)
+        losses["caption loss"] = caption_loss(image, text, outputs["logits"], outputs["labels"], None)[1]
+        weights = (config.contrastive_loss_weight, config.caption_loss_weight)
+        losses["loss"] = sum(weight * loss for weight, loss in zip(weights, losses.values()))
+    return losses
+
+
+def our_losses(model: PreTrainedModel, inputs: Inputs) -> Losses:
+    """Losses of a converted model, under the same names."""
+    pixel_values, input_ids = inputs
+    if not hasattr(model, "lm_head"):
+        return {"contrastive loss": model(input_ids, pixel_values, return_loss=True).loss}
+    labels = input_ids.masked_fill(input_ids == model.config.pad_token_id, IGNORED)
+    outputs = model(input_ids, pixel_values, labels=labels, return_loss=True)
+    return {
+        "contrastive loss": model.contrastive_loss(outputs.logits_per_image),
+        "caption loss": F.cross_entropy(outputs.logits[:, :-1].mT, labels[:, 1:], ignore_index=IGNORED),
+        "loss": outputs.loss,
+    }
+
+
+def open_clip_gradients(model: torch.nn.Module, config: PreTrainedConfig) -> Iterator[tuple[str, torch.Tensor]]:
+    """Gradients of open_clip's model under our names, or under open_clip's own where we have none."""
+    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    steps, unmatched = resolve(gradients, rename_table(config, text_prefix(model)), "sources")
+    for step in steps:
+        if all(name in gradients for name in step.sources):
+            yield from step.apply(gradients)
+    for name in unmatched:
+        yield name, gradients[name]
+
+
+def our_gradients(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Gradients of a converted model."""
+    for name, weight in model.named_parameters():
+        if weight.grad is not None:
+            yield name, weight.grad
+
+
+def intermediates_table(config: PreTrainedConfig, text_prefix: str) -> tuple[Intermediate, ...]:
+    """List the values inside a whole model that both libraries compute.
+
+    Args:
+        config: configuration of a dual model or of CoCa.
+        text_prefix: where open_clip's model keeps its text tower, as for `rename_table`.
+    """
+    vision, text = config.vision_config, config.text_config
+    parts = [
+        ("vision", VISION_CONVERSIONS[vision.model_type].intermediates, "vision_model.", "visual."),
+        ("text", TEXT_CONVERSIONS[text.model_type].intermediates, "text_model.", text_prefix),
+    ]
+    if "multimodal_config" in config.sub_configs:
+        parts.append(("decoder", DECODER_INTERMEDIATES, "multimodal_decoder.", "text_decoder."))
+    return tuple(row.under(part, ours, theirs) for part, table, ours, theirs in parts for row in table)
+
+
+@contextmanager
+def recorded(
+    model: torch.nn.Module, table: tuple[Intermediate, ...], side: Literal["ours", "theirs"], record: Record
+) -> Iterator[None]:
+    """Hand the intermediates of every forward pass of `model` to `record(name, value)`, once each and in order.
+
+    The model may overwrite the value: `record` must copy it to keep it.
+    """
+    seen = set()
+
+    def record_once(name: str, value: Any):
+        tensor = _first_tensor(value)
+        if tensor is not None and name not in seen:
+            seen.add(name)
+            record(name, tensor.detach())
+
+    with ExitStack() as hooks:
+        for row in table:
+            pattern = compile_pattern(getattr(row, side))
+            for path, module in model.named_modules():
+                if match := pattern.fullmatch(path):
+                    name = fill_pattern(row.name, match.groupdict())
+                    hooks.callback(_add_hook(module, row.is_input, name, record_once).remove)
+        yield
+
+
+def _add_hook(module: torch.nn.Module, is_input: bool, name: str, record: Callable[[str, Any], None]):
+    if is_input:
+        return module.register_forward_pre_hook(lambda module, args: record(name, args))
+    return module.register_forward_hook(lambda module, args, output: record(name, output))
+
+
+def _first_tensor(value: Any) -> torch.Tensor | None:
+    """The value itself, or the first tensor of a tuple or of an output object."""
+    if isinstance(value, ModelOutput):
+        value = value.to_tuple()
+    if isinstance(value, tuple | list):
+        return next((tensor for part in value if (tensor := _first_tensor(part)) is not None), None)
+    return value if isinstance(value, torch.Tensor) else None
+
+
+@dataclass(frozen=True)
+class CaptionIds:
+    """Special tokens and length of captions.
+
+    Args:
+        start: id of the first token.
+        end: id of the last, `None` where it is not known.
+        max_length: longest caption that the model takes, in tokens.
+    """
+
+    start: int
+    end: int | None
+    max_length: int
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig, default: PreTrainedConfig | None = None) -> "CaptionIds":
+        """Take the ids of our configuration, or of another one where it does not know them."""
+        start, end = (
+            getattr(default, name, None) if getattr(config, name) is None else getattr(config, name)
+            for name in ("bos_token_id", "eos_token_id")
+        )
+        # Any first token will do, as long as it is the same.
+        return cls(1 if start is None else start, end, min(MAX_LENGTH, config.max_position_embeddings))
+
+    def first(self, images: int) -> torch.Tensor:
+        return torch.full((images, 1), self.start)
+
+    def is_end(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return input_ids == (NOTHING if self.end is None else self.end)
+
+    def finished(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(images, length) -> (images, max_length), with `NOTHING` behind the end of each text."""
+        is_end = self.is_end(input_ids)
+        input_ids = input_ids.masked_fill(is_end.cumsum(1) > is_end.int(), NOTHING)
+        return F.pad(input_ids, (0, self.max_length - input_ids.shape[1]), value=NOTHING)
+
+
+@torch.no_grad()
+def open_clip_captions(model: torch.nn.Module, pixel_values: torch.Tensor, ids: CaptionIds) -> torch.Tensor:
+    """Greedy captions of open_clip's model, (images, max_length), `NOTHING` behind their end.
+
+    Its own `generate` needs transformers older than 5. The loop here takes the most probable word of its forward pass
+    until the text ends: greedy decoding.
+    """
+    image_latent, image_tokens = model._encode_image(pixel_values)
+    input_ids = ids.first(len(pixel_values))
+    while input_ids.shape[1] < ids.max_length and not ids.is_end(input_ids).any(dim=1).all():
+        logits = model(pixel_values, input_ids, image_latent, image_tokens, output_labels=False)["logits"]
+        input_ids = torch.cat([input_ids, logits[:, -1:].argmax(dim=-1)], dim=1)
+    return ids.finished(input_ids)
+
+
+def our_captions(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Greedy captions of a converted model, in the same form."""
+    ids = CaptionIds.of(model.config)
+    input_ids = model.generate(
+        pixel_values=pixel_values,
+        input_ids=ids.first(len(pixel_values)),
+        max_length=ids.max_length,
+        num_beams=1,
+        do_sample=False,
+    )
+    return ids.finished(input_ids)

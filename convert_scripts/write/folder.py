@@ -1,20 +1,22 @@
-"""Writing a converted model, piece by piece, into a temporary folder that takes its name when everything is right."""
+"""Folders of our models: written piece by piece, and read with their tensors checked against their
+configuration."""
 
 import json
-import shutil
-import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
-from ..common import ConversionError
-from ..derived_plan import DerivedPlan
-from ..mapping.plan import ConversionPlan
+from ...configuration.configuration_towers import TEXT_CONFIGS, VISION_CONFIGS
+from ..common import ConversionError, listing, read_json
+from ..mapping.plan import MODEL_CLASSES, ConversionPlan, DerivedPlan
+from ..sources.weights import read_weights
 from .safetensors import write_safetensors
 
 
@@ -28,38 +30,8 @@ DTYPES = {
 }
 
 
-def check_output(output: Path):
-    """Raises `ConversionError` where `output` is a file, or a folder that holds something."""
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise ConversionError(f"{output} exists and is not an empty folder: give another output, or move it away.")
-
-
-@contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
-    """A temporary folder beside `output` that becomes `output` at the end, or vanishes where anything fails.
-
-    Raises:
-        ConversionError: `output` is a file, or a folder that holds something.
-    """
-    check_output(output)
-    folder = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}")
-    new_parents = [parent for parent in folder.parents if not parent.exists()]
-    try:
-        folder.mkdir(parents=True)
-        yield folder
-        if output.exists():
-            output.rmdir()
-        folder.rename(output)
-    except BaseException:  # an interrupt leaves nothing behind either
-        shutil.rmtree(folder, ignore_errors=True)
-        for parent in new_parents:
-            with suppress(OSError):  # somebody else may have put something there
-                parent.rmdir()
-        raise
-
-
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """A dtype by name or itself; `None` stays. Raises `ConversionError` for another name, or one of no floats."""
+    """A dtype by name or itself; `None` stays. Raise `ConversionError` for another name, or one of no floats."""
     if isinstance(dtype, str):
         if dtype not in DTYPES:
             raise ConversionError(f"dtype must be one of {', '.join(DTYPES)}, or a torch.dtype, got {dtype!r}.")
@@ -79,13 +51,13 @@ def output_dtype(plan: ConversionPlan, dtype: str | torch.dtype | None) -> torch
 
 
 def write_model(folder: Path, plan: ConversionPlan | DerivedPlan, dtype: torch.dtype, max_shard_size: int | str):
-    """Writes `config.json`, `generation_config.json` and the weights, as `save_pretrained` would.
+    """Write `config.json`, `generation_config.json` and the weights, as `save_pretrained` would.
 
     The source's tensors are views of a mapped file, and are cast and transposed in blocks: memory stays small.
 
     Args:
         folder: an existing folder.
-        plan: what to write.
+        plan: the model and its tensors.
         dtype: of the tensors written.
         max_shard_size: largest weights file, in bytes or as in `"5GB"`.
     """
@@ -125,3 +97,80 @@ def _announced(items: Iterable, announce: Callable[[], object]) -> Iterator:
     for item in items:
         yield item
         announce()
+
+
+@dataclass(frozen=True)
+class ConvertedFolder:
+    """A folder that a conversion, or `save_pretrained` of one of our models, has written.
+
+    Args:
+        path: the folder.
+        model: our model on the meta device.
+        tensors: its tensors, views of the memory-mapped files.
+    """
+
+    path: Path
+    model: PreTrainedModel
+    tensors: Mapping[str, torch.Tensor]
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        return self.model.config
+
+
+def read_converted_folder(path: Path) -> ConvertedFolder:
+    """Read a folder of a dual model or of CoCa, weights in shards included.
+
+    Raises:
+        ConversionError: it is not such a folder, or its tensors are not those of its configuration.
+    """
+    config_file = path / CONFIG_NAME
+    if not config_file.is_file():
+        raise ConversionError(
+            f"{path} is not a folder of a converted model: it has no {CONFIG_NAME}. Of a repository on the Hub give a "
+            "local copy (`hf download ORG/NAME --local-dir FOLDER`)."
+        )
+    model_type = read_json(config_file).get("model_type")
+    if model_type in {**VISION_CONFIGS, **TEXT_CONFIGS}:
+        raise ConversionError(f"{path} holds a single tower ({model_type}); expected a whole model, with both towers.")
+    if model_type not in MODEL_CLASSES:
+        raise ConversionError(
+            f"{path} holds a model of type {model_type!r}; expected one of ours: {', '.join(MODEL_CLASSES)}."
+        )
+    try:
+        config = MODEL_CLASSES[model_type].config_class.from_pretrained(path)
+        with torch.device("meta"):
+            model = MODEL_CLASSES[model_type](config)
+    except Exception as error:  # a configuration is wrong in many ways
+        raise ConversionError(f"{config_file} does not describe a model that can be built: {error}") from error
+    if getattr(config, "quantization_config", None) is not None:
+        raise ConversionError(f"{path} holds quantised weights, which cannot be converted: give the original ones.")
+    tensors = _read_tensors(path)
+    _check_tensors(path, model, tensors)
+    return ConvertedFolder(path, model, tensors)
+
+
+def _read_tensors(path: Path) -> Mapping[str, torch.Tensor]:
+    index = path / SAFE_WEIGHTS_INDEX_NAME
+    weights = index if index.is_file() else path / SAFE_WEIGHTS_NAME
+    if not weights.is_file():
+        raise ConversionError(f"{path} holds no weights: expected {weights.name}, or shards and {index.name}.")
+    return read_weights(weights).tensors
+
+
+def _check_tensors(path: Path, model: PreTrainedModel, tensors: Mapping[str, torch.Tensor]):
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    problems = {
+        "Tensors without a place": [name for name in tensors if name not in shapes],
+        "Tensors that are missing": [name for name in shapes if name not in tensors],
+        "Tensors of another shape": [
+            f"{name}: got {tuple(tensors[name].shape)}, expected {tuple(shape)}"
+            for name, shape in shapes.items()
+            if name in tensors and tensors[name].shape != shape
+        ],
+    }
+    if any(problems.values()):
+        raise ConversionError(
+            f"The weights in {path} are not those of a {type(model).__name__} with this {CONFIG_NAME}. "
+            + "\n".join(f"{problem}:{listing(names)}" for problem, names in problems.items() if names)
+        )

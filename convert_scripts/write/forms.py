@@ -1,4 +1,4 @@
-"""In which form a converted model is written: whole or a tower of it, as a class of ours or as transformers' own."""
+"""Forms of a converted model: whole or one of its towers, as a class of ours or as transformers' own."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,15 +12,11 @@ from ...modeling.modeling_towers import TEXT_MODELS, VISION_MODELS
 from ...processing.image_settings_open_clip import OpenClipImageSettings
 from ...processing.tokenization_open_clip import OpenClipTokenizer
 from ..common import ConversionError
-from ..derived_plan import DerivedPlan, derive_plan
-from ..derived_verification import verify_derived
-from ..mapping.plan import ConversionPlan
+from ..mapping.plan import ConversionPlan, DerivedPlan, derive_plan
 from ..mapping.state_dict import Rename
 from ..native.tables import NativeTarget
-from ..native.targets import find_target, plan_native
-from ..native_processors import PROCESSOR_NOTES, save_image_processor, save_tokenizer
+from ..native.targets import PROCESSOR_NOTES, find_target, plan_native, save_image_processor, save_tokenizer
 from ..processors.image import processor_class
-from ..verify.conversion import Reference, Verification, verify_against
 
 
 TARGETS = ("ours", "native")
@@ -29,13 +25,13 @@ TOWERS = ("vision", "text")
 
 @dataclass(frozen=True)
 class OutputForm:
-    """What is written, and how.
+    """The form in which a model is written.
 
     Args:
         plan: the model.
         save_processor: writes the files of our image processor and tokenizer, in this form, into a folder.
-        notes: what the form lacks.
-        processor_notes: in what its processor differs from open_clip's.
+        notes: settings that the form lacks.
+        processor_notes: differences of its processor from open_clip's.
     """
 
     plan: ConversionPlan | DerivedPlan
@@ -43,15 +39,9 @@ class OutputForm:
     notes: tuple[str, ...] = ()
     processor_notes: tuple[str, ...] = ()
 
-    def verify(self, folder: Path, reference: Reference, mode: str) -> Verification:
-        """Verifies a folder that was written in this form; see `verify_conversion` for `mode`."""
-        if isinstance(self.plan, DerivedPlan):
-            return verify_derived(folder, self.plan, reference, mode)
-        return verify_against(folder, self.plan, reference, mode)
-
 
 def check_form(target: str, tower: str | None, bundle: bool = False):
-    """Raises `ConversionError` for forms that there are not."""
+    """Raise `ConversionError` for forms that there are not."""
     if target not in TARGETS:
         raise ConversionError(f"target must be one of {', '.join(TARGETS)}, got {target!r}.")
     if tower is not None and tower not in TOWERS:
@@ -61,13 +51,13 @@ def check_form(target: str, tower: str | None, bundle: bool = False):
 
 
 def processor_parts(tower: str | None) -> tuple[str, ...]:
-    """What the processor of a model, or of one of its towers, is made of."""
+    """Parts of the processor of a model, or of one of its towers."""
     parts = {"vision": ("image_processor",), "text": ("tokenizer",)}
     return parts[tower] if tower else ("image_processor", "tokenizer")
 
 
 def output_form(plan: ConversionPlan, target: str = "ours", tower: str | None = None) -> OutputForm:
-    """The form of a converted model that was asked for.
+    """Find the form of a converted model that was asked for.
 
     Args:
         plan: the plan of our whole model.

@@ -43,7 +43,7 @@ BLOCK_SIZE = 4 * 2**20
 
 
 def write_safetensors(path: Path, layout: Mapping[str, torch.Tensor], tensors: Iterable[tuple[str, torch.Tensor]]):
-    """Writes a safetensors file, its tensors at the start of a cache line as far as their sizes let them.
+    """Write a safetensors file, its tensors at the start of a cache line as far as their sizes let them.
 
     `BLOCK_SIZE` bytes at a time are in memory beside the tensors given.
 
@@ -84,7 +84,7 @@ def write_safetensors(path: Path, layout: Mapping[str, torch.Tensor], tensors: I
 
 
 def _place(item: tuple[str, torch.Tensor]) -> tuple[bool, int, str]:
-    """The order of tensors: what fills whole lines of the cache, then wide numbers first, so that all are aligned."""
+    """Sort key of tensors: whole lines of the cache first, then wide numbers first, so that all are aligned."""
     name, tensor = item
     return tensor.nbytes % CACHE_LINE != 0, _ORDER.index(tensor.dtype), name
 
@@ -104,7 +104,7 @@ def byte_blocks(tensor: torch.Tensor, dtype: torch.dtype) -> Iterator[np.ndarray
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Within it torch casts and copies in one thread, which memory and disks keep waiting as it is.
+    """Let torch cast and copy in one thread, which waits for memory and disks as it is.
 
     More of them would wait for each other wherever something else, such as the hash of the source, has a core.
     """

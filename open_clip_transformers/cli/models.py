@@ -11,7 +11,7 @@ from .output import print_line, print_record
 
 
 if TYPE_CHECKING:
-    from ..convert_scripts.model_list import ListedModel
+    from ..convert_scripts.sources.architectures import ListedModel
 
 HEADER = ("MODEL", "TAG", "VISION", "TEXT", "PARAMETERS", "IMAGE", "CONTEXT", "NEEDS")
 NUMBERS = {"PARAMETERS", "IMAGE", "CONTEXT"}
@@ -36,7 +36,7 @@ def models(
     tokenizers that are not CLIP's. The columns are aligned, and - stands for nothing; --json tells more.
     """
     with errors_as_messages(traceback):
-        from ..convert_scripts.model_list import list_models
+        from ..convert_scripts.sources.architectures import list_models
 
         listed = list(list_models(pattern, tags))
         if not listed:

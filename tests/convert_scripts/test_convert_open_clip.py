@@ -146,7 +146,7 @@ def test_convert_gives_the_same_weights_from_every_kind_of_source(tmp_path, coca
 
 def test_convert_takes_a_built_in_architecture_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "open_clip_transformers.convert_scripts.sources.get_architecture",
+        "open_clip_transformers.convert_scripts.sources.source.get_architecture",
         lambda name: {"tiny": tiny_clip_cfg()}[name],
     )
     torch.save(open_clip_model(tiny_clip_cfg()).state_dict(), tmp_path / "weights.pt")
@@ -249,7 +249,7 @@ def test_convert_leaves_nothing_behind_when_it_is_interrupted(tmp_path, monkeypa
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("open_clip_transformers.convert_scripts.write.forms.verify_against", interrupt)
+    monkeypatch.setattr("open_clip_transformers.convert_scripts.convert_open_clip.verify_conversion", interrupt)
     with pytest.raises(KeyboardInterrupt):
         convert(coca, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["coca"]

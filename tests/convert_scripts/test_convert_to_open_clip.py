@@ -12,13 +12,13 @@ from PIL import Image
 from reduced_models import reduced_cfg, reduced_timm
 from safetensors.torch import load_file
 from tiny_configs import save_open_clip_folder, tiny_clip_cfg, tiny_coca_cfg, tiny_siglip_cfg
+from tiny_tokenizers import write_word_tokenizer
 from transformers import AutoModel
 
 from open_clip_transformers.convert_scripts.common import ConversionError
-from open_clip_transformers.convert_scripts.config_mapping_back import build_model_cfg
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
 from open_clip_transformers.convert_scripts.convert_to_open_clip import convert_to_open_clip
-from open_clip_transformers.convert_scripts.mapping.config import build_config
+from open_clip_transformers.convert_scripts.mapping.config import build_config, build_model_cfg
 from open_clip_transformers.convert_scripts.sources.architectures import get_architecture, list_architectures
 
 
@@ -180,18 +180,9 @@ def test_open_clip_loads_the_folder(tmp_path, model_cfg):
 
 def write_words(folder: Path):
     """Files of a tokenizer of 60 words that pads with an id of its own and ends texts with [SEP]."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    words = {word: i for i, word in enumerate([*names, *(f"w{i}" for i in range(60))])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
     special = {f"{name.strip('[]').lower()}_token": name for name in names}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    write_word_tokenizer(folder, [*names, *(f"w{i}" for i in range(60))], "[CLS] $A [SEP]", **special)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,8 @@ import pytest
 from tiny_configs import save_open_clip_folder
 
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
-from open_clip_transformers.convert_scripts.hf_encoders import find_encoder_config
-from open_clip_transformers.convert_scripts.model_list import list_models
-from open_clip_transformers.convert_scripts.sources.architectures import get_architecture
+from open_clip_transformers.convert_scripts.sources.architectures import get_architecture, list_models
+from open_clip_transformers.convert_scripts.towers.hf_text import find_encoder_config
 
 
 # open_clip's model, ours and the checkpoint are in memory at once, in fp32: 12 bytes for each parameter.

@@ -6,7 +6,7 @@ from model_pairs import BOUND, assert_same_gradients, converted, model_pair, ran
 from tiny_configs import open_clip_model
 from tiny_timm import FAMILIES, timm_vision_cfgs, tiny_cfg_of, tiny_timm_cfg
 
-from open_clip_transformers.convert_scripts.compare_intermediates import intermediates_table, recorded
+from open_clip_transformers.convert_scripts.verify.values import intermediates_table, recorded
 
 
 every_family = pytest.mark.parametrize("model_cfg", FAMILIES.values(), ids=FAMILIES)

@@ -1,0 +1,252 @@
+"""transformers' own models as sources: ours compute the same, and their processors prepare the same."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from model_pairs import BOUND, relative_difference
+from safetensors.torch import load_file, save_file
+from tiny_models import randomized
+from tiny_tokenizers import write_word_tokenizer
+from transformers import (
+    AutoModel,
+    AutoProcessor,
+    CLIPConfig,
+    CLIPModel,
+    MetaClip2Config,
+    MetaClip2Model,
+    SiglipConfig,
+    SiglipModel,
+)
+
+from open_clip_transformers.convert_scripts.common import ConversionError
+from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
+
+
+STACK = {"hidden_size": 40, "intermediate_size": 72, "num_hidden_layers": 3, "num_attention_heads": 4}
+VISION = {**STACK, "image_size": 24, "patch_size": 8}
+TEXT = {
+    **STACK,
+    "hidden_size": 36,
+    "num_attention_heads": 3,
+    "num_hidden_layers": 2,
+    "vocab_size": 97,
+    "max_position_embeddings": 11,
+    "bos_token_id": 95,
+    "eos_token_id": 96,
+    "pad_token_id": 0,
+}
+
+
+def clip(**text) -> CLIPModel:
+    return CLIPModel(CLIPConfig(vision_config=VISION, text_config={**TEXT, **text}, projection_dim=28))
+
+
+def metaclip_2() -> MetaClip2Model:
+    text = {**TEXT, "eos_token_id": 2, "hidden_act": "gelu"}
+    return MetaClip2Model(MetaClip2Config(vision_config=VISION, text_config=text, projection_dim=28))
+
+
+def siglip(**text) -> SiglipModel:
+    text = {**TEXT, "hidden_size": 40, "num_attention_heads": 5, **text}
+    return SiglipModel(SiglipConfig(vision_config=VISION, text_config=text))
+
+
+MODELS = {
+    "clip": clip,
+    "clip-argmax": lambda: clip(eos_token_id=2),
+    "clip-eos": lambda: clip(eos_token_id=7),
+    "clip-two-activations": lambda: clip(hidden_act="gelu"),
+    "metaclip-2": metaclip_2,
+    "siglip": siglip,
+    "siglip-other-width": lambda: siglip(hidden_size=36, num_attention_heads=3, projection_size=40),
+}
+
+
+def save(folder: Path, model) -> Path:
+    """A folder of transformers' own model, no parameter of which has its default value."""
+    model = randomized(model.eval())
+    for name in ("logit_scale", "logit_bias"):
+        if hasattr(model, name):
+            getattr(model, name).data.fill_({"logit_scale": 1.7, "logit_bias": -1.3}[name])
+    model.save_pretrained(folder)
+    return folder
+
+
+def convert(tmp_path: Path, **kwargs):
+    return convert_open_clip_checkpoint(
+        tmp_path / "source", tmp_path / "out", **{"with_processor": False, "verify": "full", **kwargs}
+    )
+
+
+@pytest.mark.floor
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
+def test_ours_equals_transformers(tmp_path, make):
+    source = make()
+    save(tmp_path / "source", source)
+    report = convert(tmp_path)
+    assert report.verification.detail == f"transformers' {type(source).__name__}"
+    assert report.verification.differences.keys() == {"image features", "text features", "logits"}
+    model = AutoModel.from_pretrained(tmp_path / "out").eval()
+    source = type(source).from_pretrained(tmp_path / "source").eval()
+    images = torch.randn(3, 3, 24, 24)
+    texts = torch.randint(3, 95, (3, 11))
+    texts[[0, 1, 2], [10, 6, 3]] = model.config.text_config.eos_token_id or 96
+    with torch.inference_mode():
+        expected = source(pixel_values=images, input_ids=texts)
+        outputs = model(pixel_values=images, input_ids=texts)
+    assert relative_difference(outputs.logits_per_image, expected.logits_per_image) <= BOUND
+    assert relative_difference(outputs.text_embeds, expected.text_embeds) <= BOUND
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
+def test_way_there_and_back_gives_the_same_tensors(tmp_path, make):
+    save(tmp_path / "source", make())
+    report = convert(tmp_path, target="native")
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("source", "out"))
+    assert before.keys() == after.keys()
+    assert [key for key in before if not torch.equal(before[key], after[key])] == []
+    config, expected = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("out", "source"))
+    assert report.architecture == expected["architectures"][0] == config["architectures"][0]
+    same = ("hidden_size", "intermediate_size", "num_hidden_layers", "hidden_act", "layer_norm_eps")
+    for part in ("vision_config", "text_config"):
+        assert {key: config[part][key] for key in same} == {key: expected[part][key] for key in same}
+
+
+def test_buffers_of_old_checkpoints_are_dropped(tmp_path):
+    save(tmp_path / "source", clip())
+    weights = tmp_path / "source" / "model.safetensors"
+    tensors = load_file(weights)
+    buffers = {f"{part}_model.embeddings.position_ids": torch.arange(4)[None] for part in ("vision", "text")}
+    save_file({**tensors, **buffers}, weights)
+    assert convert(tmp_path).dropped.keys() == buffers.keys()
+
+
+@pytest.mark.parametrize(
+    "option", [{"ema": True}, {"reparameterize": True}, {"revision": "v1"}], ids=lambda o: next(iter(o))
+)
+def test_options_for_open_clip_are_refused(tmp_path, option):
+    save(tmp_path / "source", clip())
+    with pytest.raises(ConversionError, match=f"holds transformers' CLIPModel.*leave out {next(iter(option))}"):
+        convert(tmp_path, **option)
+    assert not (tmp_path / "out").exists()
+
+
+def test_shards_are_read(tmp_path):
+    randomized(clip()).save_pretrained(tmp_path / "source", max_shard_size="60KB")
+    assert convert(tmp_path).weights_file.name == "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize("tower", ["vision", "text"])
+def test_tower_of_a_native_model(tmp_path, tower):
+    save(tmp_path / "source", clip())
+    assert (
+        convert(tmp_path, tower=tower).architecture
+        == {"vision": "OpenClipVitModel", "text": "OpenClipTextModel"}[tower]
+    )
+
+
+def other_kind(source: Path):
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "model_type": "clip_vision_model"}))
+
+
+def other_sizes(source: Path):
+    config = json.loads((source / "config.json").read_text())
+    config["vision_config"]["hidden_size"] = 44
+    (source / "config.json").write_text(json.dumps(config))
+
+
+def missing_tensor(source: Path):
+    tensors = load_file(source / "model.safetensors")
+    del tensors["vision_model.pre_layrnorm.weight"]
+    save_file(tensors, source / "model.safetensors")
+
+
+SPOILT = {
+    other_kind: "open_clip_config.json",
+    other_sizes: r"vision_model\.pre_layrnorm\.weight: got \(40,\), expected \(44,\)",
+    missing_tensor: r"lacks:\n  vision_model\.pre_layrnorm\.weight \(40,\)",
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), SPOILT.items(), ids=[spoil.__name__ for spoil in SPOILT])
+def test_what_is_no_such_model_is_refused(tmp_path, spoil, message):
+    save(tmp_path / "source", clip())
+    spoil(tmp_path / "source")
+    with pytest.raises(ConversionError, match=message):
+        convert(tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+CLIP_SETTINGS = {
+    "image_processor_type": "CLIPImageProcessor",
+    "do_center_crop": True,
+    "do_normalize": True,
+    "do_resize": True,
+    "image_mean": [0.5, 0.4, 0.3],
+    "image_std": [0.2, 0.3, 0.25],
+    "resample": 3,
+}
+SETTINGS = {
+    "crop": {**CLIP_SETTINGS, "size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}},
+    "old-spelling": {**CLIP_SETTINGS, "size": 24, "crop_size": 24},
+    "squash": {**CLIP_SETTINGS, "size": {"height": 24, "width": 24}, "do_center_crop": False, "resample": 2},
+}
+
+
+def write_clip_tokenizer(folder: Path, length: int = 11):
+    from open_clip_transformers.convert_scripts.native.tables import CLIP
+    from open_clip_transformers.convert_scripts.native.targets import save_tokenizer
+    from open_clip_transformers.processing.tokenization_open_clip import OpenClipTokenizer
+
+    save_tokenizer(OpenClipTokenizer(model_max_length=length), CLIP, folder)
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+def test_processor_prepares_what_transformers_does(tmp_path, image, settings):
+    source = save(tmp_path / "source", clip(vocab_size=49408, bos_token_id=49406, eos_token_id=49407))
+    (source / "preprocessor_config.json").write_text(json.dumps(settings))
+    write_clip_tokenizer(source)
+    convert(tmp_path, with_processor=True, verify="none")
+    ours, theirs = (AutoProcessor.from_pretrained(tmp_path / name, backend="pil") for name in ("out", "source"))
+    texts = ["a photo of a cat", "two Dogs"]
+    inputs = ours(images=image, text=texts, return_tensors="pt")
+    expected = theirs(images=image, text=texts, padding="max_length", max_length=11, return_tensors="pt")
+    assert (inputs["pixel_values"] - expected["pixel_values"]).abs().max() < 0.05
+    assert torch.equal(inputs["attention_mask"], expected["attention_mask"])
+    visible = inputs["attention_mask"].bool()
+    assert torch.equal(inputs["input_ids"][visible], expected["input_ids"][visible])
+
+
+UNKNOWN_SETTINGS = {
+    "crop-of-larger": {**CLIP_SETTINGS, "size": {"shortest_edge": 32}, "crop_size": {"height": 24, "width": 24}},
+    "other-size": {**CLIP_SETTINGS, "size": {"height": 32, "width": 32}, "do_center_crop": False},
+}
+
+
+@pytest.mark.parametrize("settings", UNKNOWN_SETTINGS.values(), ids=UNKNOWN_SETTINGS.keys())
+def test_image_settings_that_ours_lacks_are_refused(tmp_path, settings):
+    source = save(tmp_path / "source", clip(vocab_size=49408))
+    write_clip_tokenizer(source)
+    (source / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConversionError, match="not one of ours for a model of 24 x 24 pixels"):
+        convert(tmp_path, with_processor=True)
+
+
+def test_processor_of_siglip_cleans_texts_as_its_own(tmp_path):
+    source = save(tmp_path / "source", siglip(vocab_size=9, bos_token_id=None, eos_token_id=1, pad_token_id=1))
+    words = ["<unk>", "</s>", "two", "cats", "and", "a", "dog"]
+    write_word_tokenizer(source, words, "$A </s>", unk_token="<unk>", eos_token="</s>", pad_token="</s>")
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    # The class of SigLIP's tokenizers reads sentencepiece models alone.
+    (source / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "SiglipTokenizer"}))
+    (source / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "SiglipImageProcessor", "size": {"height": 24, "width": 24}})
+    )
+    convert(tmp_path, with_processor=True)
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    ids = processor(text=["Two cats, and a dog!"], return_tensors="pt")["input_ids"]
+    assert ids.tolist() == [[2, 3, 4, 5, 6, *[1] * 6]]
+    assert processor.image_processor.resize_mode == "squash"
