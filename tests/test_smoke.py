@@ -33,6 +33,10 @@ STRATEGIES = {
 }
 
 
+# What the image-text-to-text pipeline of some versions (5.16) says of its own call of `generate`.
+OF_TRANSFORMERS_ALONE = "Passing `generation_config` together with generation-related arguments"
+
+
 @pytest.fixture(autouse=True)
 def nothing_deprecated():
     """Fails a test in which transformers, or a line of ours, warns of something that will go."""
@@ -48,7 +52,8 @@ def nothing_deprecated():
                 warnings.filterwarnings("error", category=category, module=rf"{module}(\.|$)")
         yield
     log.removeHandler(handler)
-    assert [record.getMessage() for record in records if "deprecated" in record.getMessage()] == []
+    messages = [record.getMessage() for record in records]
+    assert [text for text in messages if "deprecated" in text and not text.startswith(OF_TRANSFORMERS_ALONE)] == []
 
 
 @pytest.fixture(scope="module")
