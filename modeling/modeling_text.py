@@ -12,10 +12,8 @@ from transformers.utils.generic import is_flash_attention_requested, merge_with_
 from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_text import OpenClipTextConfig
-from .input_checks import check_input_ids
 from .modeling_layers import Encoder, norm_layer
-from .modeling_linear import Linear
-from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
+from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel, check_input_ids
 from .transformers_compat import named_cache
 
 
@@ -78,7 +76,7 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
         if config.proj_type == "none":
             self.projection = nn.Identity()
         else:
-            self.projection = Linear(config.hidden_size, config.projection_dim, bias=config.proj_bias)
+            self.projection = nn.Linear(config.hidden_size, config.projection_dim, bias=config.proj_bias)
         self.post_init()
 
     def _without_flash(self, attn_implementation: str | None) -> str | None:

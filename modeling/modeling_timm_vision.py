@@ -8,15 +8,14 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from ..configuration.configuration_timm_vision import TimmVisionConfig
-from .input_checks import check_pixel_values
-from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
+from .modeling_pretrained import OpenClipVisionTower, check_pixel_values
 from .modeling_timm_factory import build_modules, reparameterize
 
 
 logger = logging.get_logger(__name__)
 
 
-class TimmVisionModel(OpenClipPreTrainedModel):
+class TimmVisionModel(OpenClipVisionTower):
     """An image model of timm (https://github.com/huggingface/pytorch-image-models) as a tower.
 
     Needs `pip install timm`. Keys of open_clip's `visual.`, with `timm_model.` for `trunk.`. timm computes attention
@@ -25,11 +24,7 @@ class TimmVisionModel(OpenClipPreTrainedModel):
     """
 
     config: TimmVisionConfig
-    base_model_prefix = "vision_model"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
     _can_record_outputs = {}
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", *COMPOSITE_KEYS]
 
     def __init__(self, config: TimmVisionConfig):
         super().__init__(config)

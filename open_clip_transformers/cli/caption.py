@@ -87,9 +87,6 @@ def caption(
         if seed is not None:
             set_seed(seed)
         with torch.inference_mode():
-            if len(names) > batch_size > 1:
-                # Takes about as long as it saves in one batch, and saves nothing in captions of single images.
-                model.fuse()
             for batch, pixel_values in read_batches(names, processor, batch_size, workers, failures):
                 captions = _generate(model, processor, pixel_values, prompt_ids, settings)
                 for image, text in zip(batch, captions):
