@@ -122,7 +122,7 @@ class HfTextModel(OpenClipPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """Encodes texts.
+        """Encode texts.
 
         Args:
             input_ids: (batch, length), length at most `max_position_embeddings`, padded with `pad_token_id`.

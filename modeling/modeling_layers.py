@@ -65,7 +65,7 @@ class DropPath(nn.Module):
 
 
 class PatchDropout(nn.Module):
-    """Keeps the first tokens and a random share of the others in training (https://arxiv.org/abs/2212.00794)."""
+    """Keep the first tokens and a random share of the others in training (https://arxiv.org/abs/2212.00794)."""
 
     def __init__(self, prob: float, num_prefix_tokens: int = 1):
         super().__init__()
@@ -136,7 +136,7 @@ def attend(
     deterministic: bool = False,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Runs the attention function chosen in `module.config`.
+    """Run the attention function chosen in `module.config`.
 
     Args:
         query, key, value: (batch, heads, length, head_dim).
@@ -297,7 +297,7 @@ class CrossAttention(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attends to `key` and `value`, (images, heads, tokens, head_dim), without a mask.
+        """Attend to `key` and `value`, (images, heads, tokens, head_dim), without a mask.
 
         Args:
             hidden_states: (rows, length, hidden_size). The rows of one image stand side by side; a single row is
@@ -328,7 +328,7 @@ class CrossAttention(nn.Module):
 
 
 class AttentionalPooler(nn.Module):
-    """Pools tokens by learned queries (https://arxiv.org/abs/2205.01917; open_clip: the same name)."""
+    """Pool tokens by learned queries (https://arxiv.org/abs/2205.01917; open_clip: the same name)."""
 
     def __init__(self, config: PreTrainedConfig, num_queries: int):
         super().__init__()

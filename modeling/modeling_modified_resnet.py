@@ -165,7 +165,7 @@ class ModifiedResNetEncoder(nn.Module):
 
 
 class FeatureMapPooler(nn.Module):
-    """Pools and projects a feature map; its mean is the query, and a key too (open_clip: `AttentionPool2d`)."""
+    """Pool and project a feature map; its mean is the query, and a key too (open_clip: `AttentionPool2d`)."""
 
     def __init__(self, config: ModifiedResNetConfig):
         super().__init__()

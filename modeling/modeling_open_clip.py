@@ -163,7 +163,7 @@ class OpenClipDualModel(OpenClipPreTrainedModel):
     def get_patch_features(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, last_attention: bool = True
     ) -> torch.Tensor:
-        """Embeds each patch of images in the space that images and texts share, for heat maps of a text.
+        """Embed each patch of images in the space that images and texts share, for heat maps of a text.
 
         An embedding is what the tower's pooling, last layer norm and projection make of the patch as if it were alone.
         With a class token or a mean that is the norm and the projection of the patch, what users of open_clip's
@@ -226,7 +226,7 @@ class OpenClipModel(OpenClipDualModel):
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> OpenClipOutput:
-        """Compares images with texts.
+        """Compare images with texts.
 
         Args:
             input_ids: (texts, length).
@@ -364,7 +364,7 @@ class OpenClipForImageClassification(OpenClipPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
-        """Classifies images.
+        """Classify images.
 
         Args:
             pixel_values: (images, channels, height, width), normalised as the image processor does.

@@ -30,7 +30,7 @@ from .modeling_pretrained import OpenClipVisionTower, check_pixel_values
 
 
 def trunc_normal_(tensor: torch.Tensor, std: float):
-    """Fills `tensor` from a normal distribution of mean 0 cut off at -2 and 2 (timm: the same name).
+    """Fill `tensor` from a normal distribution of mean 0 cut off at -2 and 2 (timm: the same name).
 
     Drawn in fp32 whatever the dtype: in half precision the distribution would have gaps, and its tails infinities.
     """
@@ -43,7 +43,7 @@ def trunc_normal_(tensor: torch.Tensor, std: float):
 def resize_position_embedding(
     position_embedding: torch.Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], num_prefix_tokens: int
 ) -> torch.Tensor:
-    """Resizes a table to another grid, its first rows apart (timm: `resample_abs_pos_embed`: bicubic, antialias).
+    """Resize a table to another grid, its first rows apart (timm: `resample_abs_pos_embed`: bicubic, antialias).
 
     Args:
         position_embedding: (1, num_prefix_tokens + rows * columns of `old_grid`, hidden_size).
@@ -214,7 +214,7 @@ class SiglipVitEncoder(nn.Module):
 
 
 class LatentPooler(nn.Module):
-    """Pools tokens by one learned query and an MLP (https://arxiv.org/abs/2106.04560; timm: `AttentionPoolLatent`)."""
+    """Pool tokens by one learned query and an MLP (https://arxiv.org/abs/2106.04560; timm: `AttentionPoolLatent`)."""
 
     def __init__(self, config: SiglipVitConfig):
         super().__init__()

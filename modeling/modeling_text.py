@@ -18,7 +18,7 @@ from .transformers_compat import named_cache
 
 
 def resize_text_position_embedding(position_embedding: torch.Tensor, num_positions: int) -> torch.Tensor:
-    """Resizes a table (positions, hidden_size) linearly to `num_positions` (open_clip: `resize_text_pos_embed`)."""
+    """Resize a table (positions, hidden_size) linearly to `num_positions` (open_clip: `resize_text_pos_embed`)."""
     resized = nn.functional.interpolate(
         position_embedding.float().T.unsqueeze(0), size=num_positions, mode="linear", align_corners=False
     )
@@ -175,7 +175,7 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
         past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """Encodes texts.
+        """Encode texts.
 
         Args:
             input_ids: (batch, length), length at most `max_position_embeddings`.

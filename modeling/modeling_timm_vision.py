@@ -52,7 +52,7 @@ class TimmVisionModel(OpenClipVisionTower):
 
     @torch.no_grad()
     def _fill_from_timm(self):
-        """Gives every tensor of timm's modules that has no value yet the one that timm gives to a new model."""
+        """Fill the tensors of timm's modules that have no value yet, as timm does for a new model."""
         tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         missing = {
             name: tensor
@@ -92,7 +92,7 @@ class TimmVisionModel(OpenClipVisionTower):
         setattr(self.timm_model, self._input_embed_layer, value)
 
     def reparameterize(self):
-        """Fuses the branches that some architectures, such as MobileCLIP's, have in training.
+        """Fuse the branches that some architectures, such as MobileCLIP's, have in training.
 
         The outputs stay the same up to rounding. The model is for inference from here on, and is saved in this form.
         """
@@ -117,7 +117,7 @@ class TimmVisionModel(OpenClipVisionTower):
         output_hidden_states: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """Encodes images.
+        """Encode images.
 
         Args:
             pixel_values: (batch, channels, height, width), normalised as the image processor does; any floating dtype.

@@ -37,7 +37,7 @@ def sin_cos_position_embedding(hidden_size: int, grid_size: int) -> torch.Tensor
 def resize_position_embedding(
     position_embedding: torch.Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]
 ) -> torch.Tensor:
-    """Resizes a table to another grid, the class token apart (open_clip: `resize_pos_embed`: bicubic, antialias).
+    """Resize a table to another grid, the class token apart (open_clip: `resize_pos_embed`: bicubic, antialias).
 
     Args:
         position_embedding: (1 + rows * columns of `old_grid`, hidden_size).
