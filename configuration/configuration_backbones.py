@@ -1,4 +1,4 @@
-"""What a vision tower's configuration says about its feature maps (transformers: `BackboneConfigMixin`)."""
+"""Fields of a vision tower's configuration for its feature maps (transformers: `BackboneConfigMixin`)."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What every configuration here shares: checked field names, and the options of a transformer stack.
+"""Base classes of the configurations: checked field names, and the options of a transformer stack.
 
 Mirrors the part of open_clip's `CLIPVisionCfg` / `CLIPTextCfg` (`model.py`) that describes `transformer.Transformer`.
 """
@@ -144,7 +144,7 @@ class OpenClipTransformerConfig(OpenClipPreTrainedConfig):
     initializer_range: float = 0.02
 
     def validate_architecture(self):
-        """Raises `ValueError` where the fields describe a stack that cannot be built."""
+        """Raise `ValueError` where the fields describe a stack that cannot be built."""
         check_choice(self, "norm_layer", NORM_LAYERS)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
@@ -186,7 +186,7 @@ class OpenClipTowerConfig(OpenClipTransformerConfig):
 
 
 def check_choice(config: PreTrainedConfig, name: str, choices: tuple):
-    """Raises `ValueError` unless field `name` of `config` holds one of `choices`."""
+    """Raise `ValueError` unless field `name` of `config` holds one of `choices`."""
     value = getattr(config, name)
     # True == 1 in Python: compare types too, so that 1 is not taken for True.
     if not any(value == choice and type(value) is type(choice) for choice in choices):

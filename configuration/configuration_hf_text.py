@@ -126,7 +126,7 @@ class HfTextConfig(OpenClipPreTrainedConfig):
         self.hf_config.vocab_size = vocab_size
 
     def validate_architecture(self):
-        """Raises `ValueError` where the fields describe a tower that cannot be built."""
+        """Raise `ValueError` where the fields describe a tower that cannot be built."""
         check_choice(self, "pool_type", POOL_TYPES)
         check_choice(self, "proj_type", PROJ_TYPES)
         if self.pad_token_id is None or self.pad_token_id != self.hf_config.pad_token_id:

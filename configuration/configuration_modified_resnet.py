@@ -64,7 +64,7 @@ class ModifiedResNetConfig(BackboneTowerConfig):
         return (height + 1) // 32, (width + 1) // 32
 
     def validate_architecture(self):
-        """Raises `ValueError` where the fields describe a tower that cannot be built."""
+        """Raise `ValueError` where the fields describe a tower that cannot be built."""
         if len(self.depths) != 4 or min(self.depths) < 1:
             raise ValueError(
                 f"ModifiedResNetConfig: depths must be four numbers of bottlenecks, 1 or more, got {self.depths}."

@@ -97,7 +97,7 @@ class TimmVisionConfig(OpenClipPreTrainedConfig):
         return self.hidden_size
 
     def validate_architecture(self):
-        """Raises `ValueError` where the fields describe a tower that cannot be built, or that is not one of timm's."""
+        """Raise `ValueError` where the fields describe a tower that cannot be built, or that is not one of timm's."""
         check_choice(self, "proj_type", ("linear", "mlp", "none", None))
         if not re.fullmatch(r"\w+(\.\w+)?", self.architecture, re.ASCII):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Where in an image a model looks: for each word of a CoCa's caption, and for texts of any dual model.
+"""Attention maps of CoCa's captions over the image, and similarity maps of texts for any dual model.
 
 open_clip has nothing like it; what is averaged and multiplied here are the weights of its `MultimodalTransformer` and
 `AttentionalPooler` (`transformer.py`).
@@ -45,7 +45,7 @@ def caption_attention(
     input_ids: torch.Tensor,
     interpolate_pos_encoding: bool = False,
 ) -> torch.Tensor:
-    """Where a CoCa looks as it predicts each token of captions.
+    """Compute the attention over the image with which a CoCa predicts each token of captions.
 
     The weights of the decoder's cross-attention at the token before, averaged over layers and heads, are multiplied
     with those of the attentional pooler, averaged over heads, which lead from its queries back to the patches. A tower
@@ -83,7 +83,7 @@ def caption_attention(
 
 
 def group_words(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> list[tuple[str, list[int]]]:
-    """The words of a text and the indices of the tokens each is made of, special tokens left out.
+    """Split a text into words, each with the indices of its tokens; special tokens are left out.
 
     Args:
         tokenizer: decides what a token adds to the text, and thereby where words end.
@@ -110,7 +110,7 @@ def word_attention(
     input_ids: torch.Tensor,
     interpolate_pos_encoding: bool = False,
 ) -> list[list[tuple[str, torch.Tensor]]]:
-    """Where a CoCa looks as it writes each word of captions: the mean of [`caption_attention`] over a word's tokens.
+    """Average [`caption_attention`] over the tokens of each word of captions.
 
     Takes the arguments of [`caption_attention`] and the tokenizer.
 
@@ -137,7 +137,7 @@ def patch_similarity(
     interpolate_pos_encoding: bool = False,
     last_attention: bool | None = None,
 ) -> torch.Tensor:
-    """How similar each patch of images is to texts, by [`OpenClipModel.get_patch_features`].
+    """Compute the similarity of each patch of images to texts, by [`OpenClipModel.get_patch_features`].
 
     Args:
         model: a dual model or a [`CoCaModel`].

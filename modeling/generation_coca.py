@@ -4,14 +4,12 @@ from copy import copy
 
 import torch
 from torch.nn import functional as F
-from transformers import Cache, DynamicCache, GenerationConfig, StaticCache
+from transformers import Cache, GenerationConfig
 from transformers.generation import GenerationMixin
 from transformers.generation.utils import GenerateOutput
-from transformers.masking_utils import create_causal_mask
 
-from .cache_coca import CoCaCache
 from .generation_group_beam_search import group_beam_search
-from .transformers_compat import CACHE_NAME, named_cache
+from .transformers_compat import CACHE_NAME
 
 
 # open_clip's `seq_len`. As `max_length`, and not `max_new_tokens`, it also holds in transformers' pipelines.
@@ -19,7 +17,10 @@ DEFAULT_MAX_LENGTH = 30
 
 
 class CoCaGenerationMixin(GenerationMixin):
-    """Encodes each image once, keeps its rows apart from the beams', and knows the end of the position table."""
+    """`generate` of [`CoCaModel`]: encodes each image once, whatever the number of beams, and checks lengths.
+
+    Of the model it calls `get_image_features`, `cache_argument`, `wrap_cache` and `text_attention_mask`.
+    """
 
     def default_generation_config(self) -> GenerationConfig:
         """Greedy decoding of captions as long as open_clip's; the ids come from the model's configuration."""
@@ -44,7 +45,7 @@ class CoCaGenerationMixin(GenerationMixin):
         past_key_values: Cache | None = None,
         **kwargs,
     ) -> GenerateOutput | torch.Tensor:
-        """Captions images.
+        """Caption images.
 
         Takes every argument of [`~transformers.GenerationMixin.generate`], group beam search (`num_beam_groups`,
         `diversity_penalty`) included, and these.
@@ -102,12 +103,12 @@ class CoCaGenerationMixin(GenerationMixin):
         return outputs
 
     def _setting(self, name: str, generation_config: GenerationConfig | None, kwargs: dict, default):
-        """A setting of `generate`: from the call, its configuration or the model's own, or `default`."""
+        """Read a setting of `generate`: from the call, its configuration or the model's own, or `default`."""
         sources = [kwargs, *(vars(config) for config in (generation_config, self.generation_config) if config)]
         return next((source[name] for source in sources if source.get(name) is not None), default)
 
     def _beam_search_arguments(self, generation_config: GenerationConfig | None, open_clip_scores, kwargs) -> dict:
-        """The arguments that hand the search over to [`group_beam_search`], where it is asked for."""
+        """Return the arguments that hand the search over to [`group_beam_search`], where it is asked for."""
 
         def setting(name: str, default):
             return self._setting(name, generation_config, kwargs, default)
@@ -127,15 +128,6 @@ class CoCaGenerationMixin(GenerationMixin):
         if generation_config is None and equal_groups and asks_for_one and beams % groups == 0 and beams > groups:
             arguments.update(num_beams=beams // groups, num_beam_groups=1)
         return arguments
-
-    def wrap_cache(self, cache: Cache, image_hidden_states: torch.Tensor | None) -> CoCaCache:
-        """A cache around one for the causal stack, dynamic, static or offloaded; for images static if it is."""
-        if isinstance(cache, CoCaCache):
-            return cache
-        if image_hidden_states is None or not cache.is_compileable:
-            return CoCaCache(cache, DynamicCache())
-        tokens = image_hidden_states.shape[1]
-        return CoCaCache(cache, StaticCache(config=self.config.multimodal_config, max_cache_len=tokens))
 
     def _prefill(self, *args, **kwargs):
         # Of a model that was compiled, only the steps are, which are all alike. The first pass is not: it has the
@@ -175,29 +167,13 @@ class CoCaGenerationMixin(GenerationMixin):
             cache = kwargs[CACHE_NAME] = self.wrap_cache(cache, kwargs.get("image_hidden_states"))
         model_inputs = super().prepare_inputs_for_generation(input_ids, attention_mask=attention_mask, **kwargs)
         if cache is not None:
-            model_inputs["text_attention_mask"] = self._text_attention_mask(
+            model_inputs["text_attention_mask"] = self.text_attention_mask(
                 input_ids, attention_mask, cache, model_inputs["input_ids"].shape[1]
             )
         return model_inputs
 
-    def _text_attention_mask(self, input_ids, attention_mask, cache, query_length) -> torch.Tensor | None:
-        # open_clip's text tower hides the token behind each padding id, also behind one that was generated: a step
-        # that only sees the newest token cannot know. Steps that are compiled always have this mask, which then is
-        # the same graph for all, and nothing to wait for.
-        if not self.config.text_config.embed_cls:
-            return None
-        if not cache.is_compileable and not (input_ids == self.config.text_config.pad_token_id).any():
-            return None
-        visible = self.text_model.key_mask(input_ids, attention_mask)[:, : input_ids.shape[1]]
-        return create_causal_mask(
-            config=self.config,
-            inputs_embeds=torch.empty((len(input_ids), query_length, 0), dtype=self.dtype, device=input_ids.device),
-            attention_mask=visible,
-            **named_cache(cache.self_attention_cache),
-        )
-
 
 def _padded_left(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts with their padding on the left; batches that transformers' pipelines make have it on the right."""
+    """Move the padding of prompts to the left; batches that transformers' pipelines make have it on the right."""
     order = attention_mask.argsort(dim=1, stable=True)
     return input_ids.gather(1, order), attention_mask.gather(1, order)

@@ -1,6 +1,7 @@
-"""Towers as backbones: their feature maps (open_clip: `forward_intermediates`; transformers: `AutoBackbone`)."""
+"""Feature maps and patch features of vision towers (open_clip: `forward_intermediates`)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +13,8 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from ..configuration.configuration_common import height_and_width
+
 
 @dataclass
 class TowerBackboneOutput(BackboneOutput):
@@ -21,7 +24,7 @@ class TowerBackboneOutput(BackboneOutput):
         feature_maps: for each of `out_features`, (batch, channels, rows, columns).
         prefix_tokens: for each of `out_features`, (batch, tokens before the patches, channels); `None` in a tower
             without such tokens.
-        hidden_states: what goes into the first stage and comes out of each up to the last one wanted, on request.
+        hidden_states: input of the first stage and output of each up to the last one wanted, on request.
         attentions: per layer up to there (batch, heads, tokens, tokens), on request.
     """
 
@@ -57,7 +60,7 @@ class TowerBackbone(BackboneMixin):
     def split(
         self, hidden_states: torch.Tensor, pixel_values: torch.Tensor
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """What comes out of a stage -> the tokens before the patches, if there are any, and the feature map."""
+        """Split the output of a stage -> the tokens before the patches, if there are any, and the feature map."""
         raise NotImplementedError
 
     @merge_with_config_defaults
@@ -68,22 +71,11 @@ class TowerBackbone(BackboneMixin):
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> TowerBackboneOutput:
-        """Gives the feature maps of images.
-
-        Args:
-            pixel_values: (batch, channels, height, width), normalised as the image processor does; any floating dtype.
-            interpolate_pos_encoding: accept other image sizes than the model's, resizing the position embeddings.
-
-        Returns:
-            [`TowerBackboneOutput`].
-
-        Raises:
-            ValueError: the shape is not one that the model takes.
-        """
+        """Compute the feature maps of images, which are given and refused as by the tower itself."""
         return self.feature_maps(pixel_values, self.embed(pixel_values, interpolate_pos_encoding), **kwargs)
 
     def feature_maps(self, pixel_values: torch.Tensor, hidden_states: torch.Tensor, **kwargs) -> TowerBackboneOutput:
-        """`hidden_states`, what goes into the first stage, -> the feature maps wanted."""
+        """Run the stages on `hidden_states`, the input of the first -> the feature maps wanted."""
         wanted = [self.stage_names.index(name) for name in self.out_features]
         outputs = []
         for stage in range(wanted[-1] + 1):
@@ -129,4 +121,60 @@ class TransformerBackbone(TowerBackbone):
         return super().feature_maps(pixel_values, hidden_states, **self.layer_kwargs(), **kwargs)
 
 
-__all__ = ["TowerBackbone", "TowerBackboneOutput", "TransformerBackbone"]
+class PatchTowerMixin:
+    """Patch features of a vision transformer, whose patches are a grid behind `num_prefix_tokens` other tokens.
+
+    open_clip leaves them to the users of `VisionTransformer.forward_intermediates` (`transformer.py`).
+    """
+
+    # Of the class that the mixin stands before.
+    config: Any
+    embeddings: Any
+    pre_layernorm: Any
+    encoder: Any
+    projection: Any
+
+    num_prefix_tokens = 1
+
+    def patch_grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
+        """Rows and columns of the patches of `pixel_values`, (batch, channels, height, width)."""
+        height, width = height_and_width(self.config.patch_size)
+        return pixel_values.shape[-2] // height, pixel_values.shape[-1] // width
+
+    def embed(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        """Input of the first layer, (batch, tokens, hidden_size); no patch is dropped in training."""
+        return self.pre_layernorm(self.embeddings(pixel_values, interpolate_pos_encoding))
+
+    def layer_kwargs(self) -> dict:
+        """Keyword arguments of the layers."""
+        return {}
+
+    def pool_patches(self, patches: torch.Tensor) -> torch.Tensor:
+        """Apply pooling and the last layer norm to each patch alone.
+
+        Args:
+            patches: (batch, patches, hidden_size), from the last layer.
+
+        Returns:
+            (batch, patches, size of the projection's input).
+        """
+        raise NotImplementedError
+
+    def get_patch_features(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, last_attention: bool = True
+    ) -> torch.Tensor:
+        """Embed each patch of images in the space that images and texts share; see [`OpenClipModel`]'s method."""
+        hidden_states, kwargs = self.embed(pixel_values, interpolate_pos_encoding), self.layer_kwargs()
+        *layers, last_layer = self.encoder.layers
+        for layer in layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        if last_attention:
+            patches = last_layer(hidden_states, **kwargs)[:, self.num_prefix_tokens :]
+        else:
+            patches = hidden_states[:, self.num_prefix_tokens :]
+            # A token that is alone in its row can attend to nothing but itself.
+            patches = last_layer(patches.flatten(0, 1).unsqueeze(1), **kwargs).view(patches.shape)
+        return self.projection(self.pool_patches(patches)).unflatten(1, self.patch_grid(pixel_values))
+
+
+__all__ = ["PatchTowerMixin", "TowerBackbone", "TowerBackboneOutput", "TransformerBackbone"]

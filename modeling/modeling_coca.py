@@ -1,26 +1,135 @@
-"""CoCa, a dual model that also captions (open_clip: `CoCa` in `coca_model.py`)."""
+"""CoCa, a dual model that also captions: its cache, its decoder and the whole.
+
+open_clip: `CoCa` in `coca_model.py`, `MultimodalTransformer` in `transformer.py`.
+"""
 
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache, StaticCache
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithCrossAttentions
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPastAndCrossAttentions,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithCrossAttentions,
+)
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from ..configuration.configuration_coca import CoCaConfig
-from .cache_coca import CoCaCache
+from ..configuration.configuration_coca import CoCaConfig, CoCaDecoderConfig
 from .generation_coca import CoCaGenerationMixin
-from .modeling_coca_decoder import CoCaDecoderModel
-from .modeling_linear import Linear
+from .modeling_layers import (
+    Attention,
+    CrossAttention,
+    ResidualAttentionBlock,
+    ResidualCrossAttentionBlock,
+    norm_layer,
+)
 from .modeling_open_clip import OpenClipDualModel, OpenClipForImageClassification, OpenClipModel
+from .modeling_pretrained import OpenClipPreTrainedModel
 from .transformers_compat import named_cache
 
 
 logger = logging.get_logger(__name__)
+
+
+class CoCaCache(EncoderDecoderCache):
+    """Keys and values of the causal stack, a row per sequence, and of cross-attention, a row per *image*.
+
+    Beams and samples share the rows of their image, so that these are never copied or reordered.
+    """
+
+    def reorder_cache(self, beam_idx: torch.Tensor):
+        """Reorder the sequences by `beam_idx` (rows,); beams never leave their image."""
+        if not self.is_compileable:
+            self.self_attention_cache.reorder_cache(beam_idx)
+            return
+        # transformers puts new tensors in place of these, which CUDA graphs know by their addresses.
+        for layer in self.self_attention_cache.layers:
+            layer.keys.copy_(layer.keys.index_select(0, beam_idx.to(layer.keys.device)))
+            layer.values.copy_(layer.values.index_select(0, beam_idx.to(layer.values.device)))
+
+    def batch_repeat_interleave(self, repeats: int):
+        """Repeat each sequence `repeats` times."""
+        self.self_attention_cache.batch_repeat_interleave(repeats)
+
+
+class CoCaDecoderModel(OpenClipPreTrainedModel):
+    """CoCa's multimodal decoder: continues the text tower's tokens, attending to the image.
+
+    Layers of causal self-attention alternate with layers of cross-attention, each with an MLP of its own. In the cache
+    its layers follow those of the text tower: `cache_offset` is the number of these.
+    """
+
+    config: CoCaDecoderConfig
+    base_model_prefix = "multimodal_decoder"
+    input_modalities = ("text", "image")
+    _can_record_outputs = {
+        "attentions": OutputRecorder(Attention, index=1),
+        "cross_attentions": OutputRecorder(CrossAttention, index=1),
+    }
+
+    def __init__(self, config: CoCaDecoderConfig, cache_offset: int = 0):
+        super().__init__(config)
+        indices = range(config.num_hidden_layers)
+        self.layers = nn.ModuleList(
+            [ResidualAttentionBlock(config, i, is_causal=True, cache_offset=cache_offset) for i in indices]
+        )
+        self.cross_attention_layers = nn.ModuleList([ResidualCrossAttentionBlock(config, i) for i in indices])
+        self.final_layer_norm = norm_layer(config, config.hidden_size)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        image_hidden_states: torch.Tensor | None,
+        attention_mask: torch.Tensor | None = None,
+        cache: CoCaCache | None = None,
+        past_key_values: CoCaCache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """Decode the text tower's tokens.
+
+        Args:
+            inputs_embeds: (rows, length, hidden_size), the text tower's `last_hidden_state`.
+            image_hidden_states: (images, tokens, hidden_size); rows is a multiple of images, those of an image side by
+                side. `None` once `cache` holds their keys and values.
+            attention_mask: what `create_causal_mask` made for these tokens before the text tower saw them; without a
+                cache also (rows, length), 0 on padding.
+            cache: of the tokens before, to which these are added.
+            past_key_values: the name of `cache` before transformers 5.24.
+
+        Returns:
+            `last_hidden_state` (rows, length, hidden_size), normalised; on request `hidden_states`, `attentions` and
+            `cross_attentions`.
+        """
+        cache = self.cache_argument(cache, past_key_values)
+        self_attention_cache = None
+        if cache is None:
+            attention_mask = create_causal_mask(
+                config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask, **named_cache(None)
+            )
+        else:
+            self_attention_cache = cache.self_attention_cache
+        # Not recorded by transformers, which would begin with the input of the first cross-attention.
+        hidden_states, layer_inputs = inputs_embeds, []
+        for layer, cross_attention_layer in zip(self.layers, self.cross_attention_layers, strict=True):
+            layer_inputs.append(hidden_states)
+            hidden_states = layer(hidden_states, attention_mask, cache=self_attention_cache, **kwargs)
+            hidden_states = cross_attention_layer(hidden_states, image_hidden_states, cache=cache, **kwargs)
+        hidden_states = self.final_layer_norm(hidden_states)
+        output_hidden_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=hidden_states,
+            **named_cache(cache),
+            hidden_states=(*layer_inputs, hidden_states) if output_hidden_states else None,
+        )
 
 
 @dataclass
@@ -71,7 +180,7 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         self.multimodal_decoder = CoCaDecoderModel._from_config(
             config.multimodal_config, cache_offset=config.text_config.num_hidden_layers
         )
-        self.lm_head = Linear(config.multimodal_config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.multimodal_config.hidden_size, config.vocab_size, bias=False)
         # The loss of `labels`, which transformers would otherwise guess from the name of the class.
         self.loss_type = "ForConditionalGeneration"
         self.post_init()
@@ -101,7 +210,7 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CoCaOutput:
-        """Embeds images and texts and predicts each text's next tokens.
+        """Embed images and texts and predict each text's next tokens.
 
         Args:
             input_ids: (rows, length), by default the start of text for each image. Rows is a multiple of the number of
@@ -144,7 +253,7 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         cache = self._prepare_cache(cache, use_cache, image_hidden_states)
         input_ids = self._check_inputs(input_ids, image_hidden_states, cache)
         if is_new_cache and cache is not None:
-            text_attention_mask = self._text_attention_mask(input_ids, attention_mask, cache, input_ids.shape[1])
+            text_attention_mask = self.text_attention_mask(input_ids, attention_mask, cache, input_ids.shape[1])
         inputs = (input_ids, image_hidden_states, position_ids, attention_mask)
         if cache is None:
             text_outputs, decoder_outputs = self._decode_all(*inputs, **kwargs)
@@ -174,6 +283,47 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             cross_attentions=decoder_outputs.cross_attentions,
             text_model_output=text_outputs,
             vision_model_output=vision_outputs,
+        )
+
+    def wrap_cache(self, cache: Cache, image_hidden_states: torch.Tensor | None) -> CoCaCache:
+        """Put a cache for the causal stack, dynamic, static or offloaded, together with one for the images.
+
+        The images' is static where the other one is.
+        """
+        if isinstance(cache, CoCaCache):
+            return cache
+        if image_hidden_states is None or not cache.is_compileable:
+            return CoCaCache(cache, DynamicCache())
+        tokens = image_hidden_states.shape[1]
+        return CoCaCache(cache, StaticCache(config=self.config.multimodal_config, max_cache_len=tokens))
+
+    def text_attention_mask(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache: CoCaCache, query_length: int
+    ) -> torch.Tensor | None:
+        """Make the mask of the text tower's layers for a step with a cache.
+
+        Args:
+            input_ids: (rows, past + length), all tokens so far.
+            attention_mask: (rows, past + length), 0 on left padding.
+            cache: of the past tokens.
+            query_length: number of new tokens.
+
+        Returns:
+            A mask as transformers' mask functions make it; `None` where the decoder's serves the text tower too.
+        """
+        # open_clip's text tower hides the token behind each padding id, also behind one that was generated: a step
+        # that only sees the newest token cannot know. Steps that are compiled always have this mask, which then is
+        # the same graph for all, and nothing to wait for.
+        if not self.config.text_config.embed_cls:
+            return None
+        if not cache.is_compileable and not (input_ids == self.config.text_config.pad_token_id).any():
+            return None
+        visible = self.text_model.key_mask(input_ids, attention_mask)[:, : input_ids.shape[1]]
+        return create_causal_mask(
+            config=self.config,
+            inputs_embeds=torch.empty((len(input_ids), query_length, 0), dtype=self.dtype, device=input_ids.device),
+            attention_mask=visible,
+            **named_cache(cache.self_attention_cache),
         )
 
     def _prepare_cache(

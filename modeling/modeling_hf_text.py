@@ -10,8 +10,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..configuration.configuration_hf_text import POOLING_LAYER_MODEL_TYPES, HfTextConfig
-from .input_checks import check_input_ids
-from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
+from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel, check_input_ids
 
 
 # model_type -> its folder in transformers, and the class that is the encoder alone. Only classes of transformers are
@@ -123,7 +122,7 @@ class HfTextModel(OpenClipPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """Encodes texts.
+        """Encode texts.
 
         Args:
             input_ids: (batch, length), length at most `max_position_embeddings`, padded with `pad_token_id`.

@@ -1,7 +1,7 @@
 """Layers that the towers and CoCa's decoder are made of (open_clip: `transformer.py`)."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -15,16 +15,6 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .modeling_linear import FusibleLinearMixin, Linear, activated
-from .module_hooks import is_watched
-
-
-class LayerNorm(nn.LayerNorm):
-    """Layer norm that returns the input's dtype, under autocast too."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return super().forward(hidden_states).to(hidden_states.dtype)
-
 
 class LayerNormFp32(nn.LayerNorm):
     """Layer norm that computes in fp32 and returns the input's dtype."""
@@ -36,7 +26,7 @@ class LayerNormFp32(nn.LayerNorm):
         return normalized.to(hidden_states.dtype)
 
 
-NORM_LAYERS = {"layer_norm": LayerNorm, "layer_norm_fp32": LayerNormFp32}
+NORM_LAYERS = {"layer_norm": nn.LayerNorm, "layer_norm_fp32": LayerNormFp32}
 
 
 def norm_layer(config: PreTrainedConfig, hidden_size: int) -> nn.LayerNorm:
@@ -75,7 +65,7 @@ class DropPath(nn.Module):
 
 
 class PatchDropout(nn.Module):
-    """Keeps the first tokens and a random share of the others in training (https://arxiv.org/abs/2212.00794)."""
+    """Keep the first tokens and a random share of the others in training (https://arxiv.org/abs/2212.00794)."""
 
     def __init__(self, prob: float, num_prefix_tokens: int = 1):
         super().__init__()
@@ -98,16 +88,12 @@ class MLP(nn.Module):
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
-        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.activation_fn = ACT2FN[config.hidden_act]
-        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
-
-    def activate(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(..., hidden_size) -> (..., intermediate_size), between the two layers."""
-        return activated(self.fc1, self.activation_fn, hidden_states)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activate(hidden_states))
+        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
 
 
 class NormedMLP(MLP):
@@ -118,7 +104,7 @@ class NormedMLP(MLP):
         self.norm = norm_layer(config, config.intermediate_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.norm(self.activate(hidden_states)))
+        return self.fc2(self.norm(self.activation_fn(self.fc1(hidden_states))))
 
 
 def eager_attention_forward(
@@ -150,7 +136,7 @@ def attend(
     deterministic: bool = False,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Runs the attention function chosen in `module.config`.
+    """Run the attention function chosen in `module.config`.
 
     Args:
         query, key, value: (batch, heads, length, head_dim).
@@ -181,7 +167,7 @@ def attend(
         return attention_interface(module, query, key, value, attention_mask, deterministic=True, **kwargs)
 
 
-class Attention(FusibleLinearMixin, nn.Module):
+class Attention(nn.Module):
     """Multi-head self-attention (open_clip: `nn.MultiheadAttention`, whose `in_proj` is split in three here)."""
 
     def __init__(self, config: PreTrainedConfig, layer_idx: int, is_causal: bool):
@@ -191,23 +177,17 @@ class Attention(FusibleLinearMixin, nn.Module):
         self.is_causal = is_causal
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
-        self.q_proj = Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = Linear(config.hidden_size, config.hidden_size)
-        self.v_proj = Linear(config.hidden_size, config.hidden_size)
-        self.out_proj = Linear(config.hidden_size, config.hidden_size)
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def layers_to_fuse(self) -> tuple[nn.Module, ...]:
-        return self.q_proj, self.k_proj, self.v_proj
-
-    def project(self, hidden_states: torch.Tensor) -> Iterable[torch.Tensor]:
+    def project_query_key_value(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(batch, length, hidden_size) -> queries, keys and values, of the same shape."""
-        layers = self.layers_to_fuse()
-        if self.fused is not None and self.fused.fits(hidden_states, *layers) and not any(map(is_watched, layers)):
-            return self.fused(hidden_states).chunk(3, dim=-1)
-        return (layer(hidden_states) for layer in layers)
+        return self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
 
     def normalize_query_key(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hook on queries and keys, both (batch, heads, length, head_dim)."""
+        """Normalize queries and keys, both (batch, heads, length, head_dim), where a subclass does."""
         return query, key
 
     def project_context(self, context: torch.Tensor) -> torch.Tensor:
@@ -223,7 +203,9 @@ class Attention(FusibleLinearMixin, nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(batch, length, hidden_size) -> the same, and the attention weights where the function gives them."""
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query, key, value = (states.view(heads).transpose(1, 2) for states in self.project(hidden_states))
+        query, key, value = (
+            states.view(heads).transpose(1, 2) for states in self.project_query_key_value(hidden_states)
+        )
         query, key = self.normalize_query_key(query, key)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
@@ -300,10 +282,10 @@ class CrossAttention(nn.Module):
         self.is_causal = False
         self.head_dim = hidden_size // num_attention_heads
         self.scaling = self.head_dim**-0.5
-        self.q_proj = Linear(hidden_size, hidden_size)
-        self.k_proj = Linear(key_value_size, hidden_size)
-        self.v_proj = Linear(key_value_size, hidden_size)
-        self.out_proj = Linear(hidden_size, output_size or hidden_size)
+        self.q_proj = nn.Linear(hidden_size, hidden_size)
+        self.k_proj = nn.Linear(key_value_size, hidden_size)
+        self.v_proj = nn.Linear(key_value_size, hidden_size)
+        self.out_proj = nn.Linear(hidden_size, output_size or hidden_size)
 
     def project_key_value(self, image_hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(images, tokens, key_value_size) -> keys and values, both (images, heads, tokens, head_dim)."""
@@ -315,7 +297,7 @@ class CrossAttention(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attends to `key` and `value`, (images, heads, tokens, head_dim), without a mask.
+        """Attend to `key` and `value`, (images, heads, tokens, head_dim), without a mask.
 
         Args:
             hidden_states: (rows, length, hidden_size). The rows of one image stand side by side; a single row is
@@ -337,8 +319,8 @@ class CrossAttention(nn.Module):
             attn_weights = attn_weights.unflatten(2, (rows // images, length)).transpose(1, 2).flatten(0, 1)
         return self.out_proj(context.reshape(rows, length, -1)), attn_weights
 
-    def attend_to_each(self, image_hidden_states: torch.Tensor) -> torch.Tensor:
-        """(images, tokens, key_value_size) -> (images, tokens, output_size): what any query gets of each token alone.
+    def project_value(self, image_hidden_states: torch.Tensor) -> torch.Tensor:
+        """(images, tokens, key_value_size) -> (images, tokens, output_size), the output for each token as sole key.
 
         A single key has all the attention, whatever the query (https://arxiv.org/abs/2112.01071).
         """
@@ -346,14 +328,14 @@ class CrossAttention(nn.Module):
 
 
 class AttentionalPooler(nn.Module):
-    """Pools tokens by learned queries (https://arxiv.org/abs/2205.01917; open_clip: the same name)."""
+    """Pool tokens by learned queries (https://arxiv.org/abs/2205.01917; open_clip: the same name)."""
 
     def __init__(self, config: PreTrainedConfig, num_queries: int):
         super().__init__()
         self.query = nn.Parameter(torch.empty(num_queries, config.projection_dim))
         # open_clip builds the pooler with its default norm, whatever `norm_kwargs` says: eps is always 1e-5.
-        self.layer_norm_q = LayerNorm(config.projection_dim)
-        self.layer_norm_k = LayerNorm(config.hidden_size)
+        self.layer_norm_q = nn.LayerNorm(config.projection_dim)
+        self.layer_norm_k = nn.LayerNorm(config.hidden_size)
         self.attention = CrossAttention(config, config.projection_dim, config.hidden_size, config.attn_pooler_heads)
 
     def initialize(self, std: float):
@@ -365,9 +347,9 @@ class AttentionalPooler(nn.Module):
         query = self.layer_norm_q(self.query).unsqueeze(0)
         return self.attention(query, key, value)[0]
 
-    def pool_each(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(batch, tokens, hidden_size) -> (batch, tokens, projection_dim): what is made of each token alone."""
-        return self.attention.attend_to_each(self.layer_norm_k(tokens))
+    def pool_patches(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Pool each token alone: (batch, tokens, hidden_size) -> (batch, tokens, projection_dim)."""
+        return self.attention.project_value(self.layer_norm_k(tokens))
 
 
 def residual_branch(config: PreTrainedConfig, layer_idx: int) -> tuple[nn.Module, nn.Module]:

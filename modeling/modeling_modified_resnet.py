@@ -1,5 +1,9 @@
 """CLIP's ResNet tower with attention pooling (open_clip: `modified_resnet.py`)."""
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -12,32 +16,25 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_modified_resnet import ModifiedResNetConfig
-from .image_chunks import images_of, in_chunks
-from .input_checks import check_pixel_values
 from .modeling_backbones import TowerBackbone, TowerBackboneOutput
-from .modeling_convolution import BatchNorm2d, Convolution, FusibleConvolutionMixin
 from .modeling_layers import CrossAttention
-from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
+from .modeling_pretrained import OpenClipVisionTower, check_pixel_values
 from .modeling_vit import resize_position_embedding
 
 
-class ResidualBatchNorm2d(BatchNorm2d):
-    """Batch norm whose scale starts at zero, so that a new bottleneck hands on its input."""
-
-    def initialize(self, std: float):
-        init.zeros_(self.weight)
-
-
-class ModifiedResNetConvLayer(FusibleConvolutionMixin, nn.Module):
+class ModifiedResNetConvLayer(nn.Module):
     """Convolution, batch norm, ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
         super().__init__()
-        self.convolution = Convolution(in_channels, out_channels, kernel_size, stride)
-        self.normalization = BatchNorm2d(out_channels)
+        self.convolution = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False
+        )
+        self.normalization = nn.BatchNorm2d(out_channels)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.convolve(hidden_states, "relu")
+        """(batch, in_channels, height, width) -> (batch, out_channels, height / stride, width / stride)."""
+        return F.relu(self.normalization(self.convolution(hidden_states)), inplace=True)
 
 
 class ModifiedResNetEmbeddings(nn.Module):
@@ -60,30 +57,25 @@ class ModifiedResNetEmbeddings(nn.Module):
         check_pixel_values(
             pixel_values, self.config.num_channels, self.config.image_size, any_size=interpolate_pos_encoding
         )
-        weight = self.conv1.convolution.weight
-        # In bf16 oneDNN takes 0.8 to 0.95 of the time with the channels last, in fp32 up to 1.1.
-        is_faster = weight.is_cpu and weight.dtype is torch.bfloat16
-        memory_format = torch.channels_last if is_faster else torch.preserve_format
-        hidden_states = self.conv1(pixel_values.to(weight.dtype, memory_format=memory_format))
-        return F.avg_pool2d(self.conv3(self.conv2(hidden_states)), 2)
+        return F.avg_pool2d(self.conv3(self.conv2(self.conv1(pixel_values))), 2)
 
 
-class ModifiedResNetShortcut(FusibleConvolutionMixin, nn.Module):
-    """Brings the input of a stage to the shape of its output."""
+class ModifiedResNetShortcut(nn.Module):
+    """Bring the input of a stage to the shape of its output."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
         self.stride = stride
-        self.convolution = Convolution(in_channels, out_channels, kernel_size=1)
-        self.normalization = BatchNorm2d(out_channels)
+        self.convolution = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
+        self.normalization = nn.BatchNorm2d(out_channels)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if self.stride > 1:
             hidden_states = F.avg_pool2d(hidden_states, self.stride)
-        return self.convolve(hidden_states)
+        return self.normalization(self.convolution(hidden_states))
 
 
-class ModifiedResNetBottleneck(FusibleConvolutionMixin, GradientCheckpointingLayer):
+class ModifiedResNetBottleneck(GradientCheckpointingLayer):
     """Residual layer; where it makes the image smaller, it averages instead of skipping (open_clip: `Bottleneck`)."""
 
     is_recomputed = False
@@ -94,35 +86,48 @@ class ModifiedResNetBottleneck(FusibleConvolutionMixin, GradientCheckpointingLay
         channels = out_channels // 4
         self.conv1 = ModifiedResNetConvLayer(in_channels, channels, kernel_size=1)
         self.conv2 = ModifiedResNetConvLayer(channels, channels, kernel_size=3)
-        self.conv3 = Convolution(channels, out_channels, kernel_size=1)
-        self.normalization = ResidualBatchNorm2d(out_channels)
+        self.conv3 = nn.Conv2d(channels, out_channels, kernel_size=1, bias=False)
+        self.normalization = nn.BatchNorm2d(out_channels)
+        # A new bottleneck hands on its input.
+        self.normalization.initial_weight = 0.0
         same_shape = stride == 1 and in_channels == out_channels
         self.shortcut = nn.Identity() if same_shape else ModifiedResNetShortcut(in_channels, out_channels, stride)
-
-    def layers_to_fuse(self) -> tuple[nn.Module, nn.Module]:
-        return self.conv3, self.normalization
-
-    def _mark(self, is_recomputed: bool):
-        for module in self.modules():
-            if isinstance(module, ModifiedResNetBottleneck | BatchNorm2d):
-                module.is_recomputed = is_recomputed
 
     def __call__(self, *args, **kwargs):
         if not (self.gradient_checkpointing or self.is_recomputed):
             return super().__call__(*args, **kwargs)
-        # The backward pass computes the layer anew, and not through this method.
-        self._mark(is_recomputed=False)
+        # The backward pass computes a checkpointed layer anew, and not through this method.
+        self.is_recomputed = False
         try:
             return super().__call__(*args, **kwargs)
         finally:
-            self._mark(is_recomputed=self.gradient_checkpointing)
+            self.is_recomputed = self.gradient_checkpointing
+
+    @contextmanager
+    def _keep_running_statistics(self) -> Iterator[None]:
+        """Let the batch norms compute without moving their statistics: each batch counts once."""
+        norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = 0.0
+            norm.num_batches_tracked.sub_(1)
+        try:
+            yield
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(batch, in_channels, height, width) -> (batch, out_channels, height / stride, width / stride)."""
+        with self._keep_running_statistics() if self.training and self.is_recomputed else nullcontext():
+            return self._add_residual(hidden_states)
+
+    def _add_residual(self, hidden_states: torch.Tensor) -> torch.Tensor:
         residual = self.conv2(self.conv1(hidden_states))
         if self.stride > 1:
             residual = F.avg_pool2d(residual, self.stride)
-        return F.relu(self.convolve(residual).add_(self.shortcut(hidden_states)), inplace=True)
+        residual = self.normalization(self.conv3(residual))
+        return F.relu(residual.add_(self.shortcut(hidden_states)), inplace=True)
 
 
 class ModifiedResNetStage(nn.Module):
@@ -160,7 +165,7 @@ class ModifiedResNetEncoder(nn.Module):
 
 
 class FeatureMapPooler(nn.Module):
-    """Pools and projects a feature map; its mean is the query, and a key too (open_clip: `AttentionPool2d`)."""
+    """Pool and project a feature map; its mean is the query, and a key too (open_clip: `AttentionPool2d`)."""
 
     def __init__(self, config: ModifiedResNetConfig):
         super().__init__()
@@ -182,10 +187,9 @@ class FeatureMapPooler(nn.Module):
             return self.position_embedding
         return resize_position_embedding(self.position_embedding, self.config.grid_size, grid_size)
 
-    def pool_each(self, hidden_states: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
-        """Tokens as in `forward` -> (batch, height * width, projection_dim): what is made of each that gets all
-        attention (https://arxiv.org/abs/2112.01071)."""
-        return self.attention.attend_to_each(hidden_states + self._positions(grid_size)[1:])
+    def pool_patches(self, hidden_states: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+        """Pool each token alone: tokens as in `forward` -> (batch, height * width, projection_dim)."""
+        return self.attention.project_value(hidden_states + self._positions(grid_size)[1:])
 
     def forward(self, hidden_states: torch.Tensor, grid_size: tuple[int, int], **kwargs) -> torch.Tensor:
         """(batch, height * width, token_dim), a map of `grid_size` row by row -> (batch, projection_dim)."""
@@ -195,7 +199,7 @@ class FeatureMapPooler(nn.Module):
         return self.attention(hidden_states[:, :1], key, value, **kwargs)[0].squeeze(1)
 
 
-class ModifiedResNetModel(OpenClipPreTrainedModel):
+class ModifiedResNetModel(OpenClipVisionTower):
     """The ResNet of CLIP (https://arxiv.org/abs/2103.00020).
 
     Reads as three steps: embed, encode, and one attention that pools and projects. Batch norms behave as in
@@ -203,12 +207,8 @@ class ModifiedResNetModel(OpenClipPreTrainedModel):
     """
 
     config: ModifiedResNetConfig
-    base_model_prefix = "vision_model"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
     _input_embed_layer = "conv1"
     _no_split_modules = [ModifiedResNetBottleneck.__name__, FeatureMapPooler.__name__]
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", *COMPOSITE_KEYS]
     _can_record_outputs = {"hidden_states": ModifiedResNetStage, "attentions": CrossAttention}
 
     def __init__(self, config: ModifiedResNetConfig):
@@ -218,25 +218,26 @@ class ModifiedResNetModel(OpenClipPreTrainedModel):
         self.attn_pool = FeatureMapPooler(config)
         self.post_init()
 
-    def images_per_chunk(self, pixel_values: torch.Tensor) -> int:
-        """How many images have a stem that is small enough."""
-        height, width = pixel_values.shape[-2:]
-        return images_of(self.config.embedding_size * (height // 2) * (width // 2) * self.dtype.itemsize)
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        if isinstance(module, nn.Conv2d):  # torch's own initial values, as in open_clip
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+        else:
+            super()._init_weights(module)
 
     def embed(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
-        """Pixels -> what goes into the first stage."""
-        return self.embeddings(pixel_values, interpolate_pos_encoding)
+        """Input of the first stage."""
+        return self.embeddings(pixel_values.to(self.dtype), interpolate_pos_encoding)
 
     def get_patch_features(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, last_attention: bool = True
     ) -> torch.Tensor:
-        """Embeds each place of the last feature map; see [`OpenClipModel`]'s method. There is no other attention than
+        """Embed each place of the last feature map; see [`OpenClipModel`]'s method. There is no other attention than
         the pooling's, and `last_attention` has no effect."""
         feature_map = self.encoder(self.embed(pixel_values, interpolate_pos_encoding))
         grid_size = tuple(feature_map.shape[-2:])
-        return self.attn_pool.pool_each(feature_map.flatten(2).transpose(1, 2), grid_size).unflatten(1, grid_size)
+        return self.attn_pool.pool_patches(feature_map.flatten(2).transpose(1, 2), grid_size).unflatten(1, grid_size)
 
-    @in_chunks
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -245,24 +246,15 @@ class ModifiedResNetModel(OpenClipPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """Encodes images.
+        """Encode images, see [`OpenClipVisionTower`].
 
-        Args:
-            pixel_values: (batch, channels, height, width), normalised as the image processor does; any floating dtype.
-            interpolate_pos_encoding: accept other image sizes than the model's, resizing the position embeddings.
-
-        Returns:
-            `last_hidden_state` (batch, height * width, token_dim), the last feature map row by row, 32 times smaller
-            than the image; `pooler_output` (batch, projection_dim), not normalised. On request `hidden_states`, the
-            feature maps (batch, channels, height, width) behind the stem and behind each of the four stages, with
-            embedding_size, 4, 8, 16 and 32 times embedding_size channels, 4, 4, 8, 16 and 32 times smaller than the
-            image; and `attentions`, of the pooling alone, one tensor (batch, heads, 1, 1 + height * width) whose first
-            key is the mean.
-
-        Raises:
-            ValueError: the shape is not the model's; other sizes are taken with `interpolate_pos_encoding`.
+        The tokens are the last feature map row by row, (batch, height * width, token_dim), 32 times smaller than the
+        image. `hidden_states` are the feature maps (batch, channels, height, width) behind the stem and behind each of
+        the four stages, with embedding_size, 4, 8, 16 and 32 times embedding_size channels, 4, 4, 8, 16 and 32 times
+        smaller than the image. `attentions` are those of the pooling alone, one tensor
+        (batch, heads, 1, 1 + height * width) whose first key is the mean.
         """
-        feature_map = self.encoder(self.embeddings(pixel_values, interpolate_pos_encoding))
+        feature_map = self.encoder(self.embed(pixel_values, interpolate_pos_encoding))
         tokens = feature_map.flatten(2).transpose(1, 2)
         pooled = self.attn_pool(tokens, tuple(feature_map.shape[-2:]), **kwargs)
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=pooled)

@@ -1,4 +1,7 @@
-"""Dual models and their single-tower heads (open_clip: `CLIP` and `CustomTextCLIP` in `model.py`)."""
+"""Dual models, their losses and their single-tower heads.
+
+open_clip: `CLIP` and `CustomTextCLIP` in `model.py`, `ClipLoss` and `SigLipLoss` in `loss.py`.
+"""
 
 from dataclasses import dataclass
 
@@ -12,10 +15,28 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
-from .modeling_linear import Linear
-from .modeling_losses import sigmoid_contrastive_loss, softmax_contrastive_loss
 from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
 from .modeling_towers import TEXT_MODELS, VISION_MODELS, build_tower
+
+
+def softmax_contrastive_loss(logits_per_image: torch.Tensor) -> torch.Tensor:
+    """CLIP's loss (https://arxiv.org/abs/2103.00020): matching pairs on the diagonal, mean of both directions.
+
+    Args:
+        logits_per_image: (batch, batch), scaled similarities.
+    """
+    labels = torch.arange(logits_per_image.shape[0], device=logits_per_image.device)
+    return (F.cross_entropy(logits_per_image, labels) + F.cross_entropy(logits_per_image.T, labels)) / 2
+
+
+def sigmoid_contrastive_loss(logits_per_image: torch.Tensor) -> torch.Tensor:
+    """SigLIP's loss (https://arxiv.org/abs/2303.15343): each pair matches or not, sum over pairs per image.
+
+    Args:
+        logits_per_image: (batch, batch), scaled and biased similarities.
+    """
+    signs = 2 * torch.eye(logits_per_image.shape[0], device=logits_per_image.device) - 1
+    return -F.logsigmoid(signs * logits_per_image).sum() / logits_per_image.shape[0]
 
 
 @dataclass
@@ -142,7 +163,7 @@ class OpenClipDualModel(OpenClipPreTrainedModel):
     def get_patch_features(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, last_attention: bool = True
     ) -> torch.Tensor:
-        """Embeds each patch of images in the space that images and texts share, for heat maps of a text.
+        """Embed each patch of images in the space that images and texts share, for heat maps of a text.
 
         An embedding is what the tower's pooling, last layer norm and projection make of the patch as if it were alone.
         With a class token or a mean that is the norm and the projection of the patch, what users of open_clip's
@@ -205,7 +226,7 @@ class OpenClipModel(OpenClipDualModel):
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> OpenClipOutput:
-        """Compares images with texts.
+        """Compare images with texts.
 
         Args:
             input_ids: (texts, length).
@@ -329,7 +350,7 @@ class OpenClipForImageClassification(OpenClipPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.vision_model = build_tower(config.vision_config, VISION_MODELS)
-        self.classifier = Linear(config.projection_dim, config.num_labels)
+        self.classifier = nn.Linear(config.projection_dim, config.num_labels)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -343,7 +364,7 @@ class OpenClipForImageClassification(OpenClipPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
-        """Classifies images.
+        """Classify images.
 
         Args:
             pixel_values: (images, channels, height, width), normalised as the image processor does.

@@ -1,16 +1,15 @@
-"""What every model here shares: which back ends it supports and how new weights are initialised."""
+"""Base classes of the models and vision towers, and the checks of their inputs."""
 
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 
-from ..configuration.configuration_common import AutoClassMixin
-from .freed_memory import keep_freed_memory
-from .fusible import FusibleMixin
+from ..configuration.configuration_common import AutoClassMixin, height_and_width
 from .modeling_layers import (
     Attention,
     CustomResidualAttentionBlock,
@@ -37,55 +36,6 @@ class OpenClipPreTrainedModel(AutoClassMixin, PreTrainedModel):
         ResidualCrossAttentionBlock.__name__,
     ]
     _can_record_outputs: dict[str, Any] = {"hidden_states": ResidualAttentionBlock, "attentions": Attention}
-
-    def __init__(self, config: PreTrainedConfig, *inputs, **kwargs):
-        super().__init__(config, *inputs, **kwargs)
-        keep_freed_memory()
-
-    @torch.no_grad()
-    def fuse(self):
-        """Makes inference faster, with a second copy of the weights of linear layers and of a ResNet's convolutions.
-
-        Weights as loaded lie in their file, and on Linux the memory of those that were copied goes back to the system:
-        what needs them reads them from there again. Other weights stay in memory beside the copy, and so do all where
-        a repository brought its code along. Fuse for batches: for one or two rows, those of a single caption, the copy
-        is slower.
-
-        The projections of queries, keys and values become one product, and on x86 processors all weights are laid out
-        as the kernel wants them; those of convolutions are scaled as the batch norm behind them does, and copied once
-        for single images and once for several. The layers themselves stay where they are, for PEFT and quantisers, and
-        hooks see their calls. One that was replaced, moved, cast, loaded or trained since computes with its own
-        weights, and so do passes with gradients, with autocast, and within `torch.compile` on a GPU, convolutions
-        within every `torch.compile`. What is changed in place through `weight.data` cannot be seen: call `unfuse`
-        before that.
-
-        Returns:
-            The model.
-        """
-        fusible = [module for module in self.modules() if isinstance(module, FusibleMixin)]
-        # Those of several layers come first: a layer in one needs no copy of its own.
-        fused: set[nn.Module] = set()
-        for module in sorted(fusible, key=lambda module: -len(module.layers_to_fuse())):
-            layers = module.layers_to_fuse()
-            if fused.intersection(layers):
-                module.unfuse()
-            elif module.fused is None or not module.fused.is_current(*layers):
-                module.unfuse()
-                module.fuse()
-            if module.fused is not None:
-                fused.update(layers)
-        return self
-
-    def unfuse(self):
-        """Drops what `fuse` made.
-
-        Returns:
-            The model.
-        """
-        for module in self.modules():
-            if isinstance(module, FusibleMixin):
-                module.unfuse()
-        return self
 
     @property
     def is_checkpointing(self) -> bool:
@@ -120,3 +70,69 @@ class OpenClipPreTrainedModel(AutoClassMixin, PreTrainedModel):
         super()._init_weights(module)
         if hasattr(module, "initialize"):
             module.initialize(self.config.initializer_range)
+        if getattr(module, "initial_weight", None) is not None:
+            init.constant_(module.weight, module.initial_weight)
+
+
+class OpenClipVisionTower(OpenClipPreTrainedModel):
+    """Base of the vision towers: images -> tokens and an embedding each."""
+
+    base_model_prefix = "vision_model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", *COMPOSITE_KEYS]
+
+    def forward(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """Encode images.
+
+        Args:
+            pixel_values: (batch, channels, height, width), normalised as the image processor does; any floating dtype.
+            interpolate_pos_encoding: accept other image sizes than the model's, resizing the position embeddings.
+
+        Returns:
+            `last_hidden_state` (batch, tokens, token_dim); `pooler_output` (batch, projection_dim), not normalised; on
+            request `hidden_states` and `attentions`.
+
+        Raises:
+            ValueError: the shape is not one that the model takes.
+        """
+        raise NotImplementedError
+
+
+def check_pixel_values(
+    pixel_values: torch.Tensor, num_channels: int, image_size: int | list[int] | tuple[int, int], any_size: bool
+):
+    """Raise `ValueError` unless `pixel_values` are (batch, num_channels, height, width) of `image_size`.
+
+    Args:
+        pixel_values: the images given.
+        num_channels: number of channels that the model takes.
+        image_size: height and width in pixels, one number for a square.
+        any_size: accept any height and width.
+    """
+    shape, image_size = tuple(pixel_values.shape), height_and_width(image_size)
+    if len(shape) != 4 or shape[1] != num_channels:
+        raise ValueError(f"pixel_values have shape {shape}, the model expects (batch, {num_channels}, height, width).")
+    if shape[0] == 0:
+        raise ValueError(f"pixel_values have shape {shape}, the model expects one image at least.")
+    if shape[2:] != image_size and not any_size:
+        raise ValueError(
+            f"pixel_values have height and width {shape[2:]}, the model expects {image_size}: use the image processor "
+            "saved with the model, or pass interpolate_pos_encoding=True."
+        )
+
+
+def check_input_ids(input_ids: torch.Tensor, max_position_embeddings: int):
+    """Raise `ValueError` unless `input_ids` are (batch, length), of at most `max_position_embeddings` tokens."""
+    shape = tuple(input_ids.shape)
+    if len(shape) != 2:
+        raise ValueError(f"input_ids have shape {shape}, the model expects (batch, length).")
+    if 0 in shape:
+        raise ValueError(f"input_ids have shape {shape}, the model expects one text at least, of one token at least.")
+    if shape[1] > max_position_embeddings:
+        raise ValueError(
+            f"input_ids have length {shape[1]}, the model takes at most {max_position_embeddings} tokens: truncate "
+            "the text."
+        )

@@ -17,9 +17,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_common import height_and_width
 from ..configuration.configuration_siglip_vit import SiglipVitConfig
-from .image_chunks import in_chunks
-from .input_checks import check_pixel_values
-from .modeling_backbones import TransformerBackbone
+from .modeling_backbones import PatchTowerMixin, TransformerBackbone
 from .modeling_layers import (
     MLP,
     CrossAttention,
@@ -28,14 +26,11 @@ from .modeling_layers import (
     SiglipVitAttention,
     norm_layer,
 )
-from .modeling_linear import Linear
-from .modeling_patch_embedding import PatchConv2d
-from .modeling_patches import PatchTowerMixin
-from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
+from .modeling_pretrained import OpenClipVisionTower, check_pixel_values
 
 
 def trunc_normal_(tensor: torch.Tensor, std: float):
-    """Fills `tensor` from a normal distribution of mean 0 cut off at -2 and 2 (timm: the same name).
+    """Fill `tensor` from a normal distribution of mean 0 cut off at -2 and 2 (timm: the same name).
 
     Drawn in fp32 whatever the dtype: in half precision the distribution would have gaps, and its tails infinities.
     """
@@ -48,7 +43,7 @@ def trunc_normal_(tensor: torch.Tensor, std: float):
 def resize_position_embedding(
     position_embedding: torch.Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], num_prefix_tokens: int
 ) -> torch.Tensor:
-    """Resizes a table to another grid, its first rows apart (timm: `resample_abs_pos_embed`: bicubic, antialias).
+    """Resize a table to another grid, its first rows apart (timm: `resample_abs_pos_embed`: bicubic, antialias).
 
     Args:
         position_embedding: (1, num_prefix_tokens + rows * columns of `old_grid`, hidden_size).
@@ -72,8 +67,12 @@ class SiglipVitEmbeddings(nn.Module):
         self.config = config
         self.num_embedded_prefix_tokens = 0 if config.no_embed_class else config.num_prefix_tokens
         patch_size = height_and_width(config.patch_size)
-        self.patch_embedding = PatchConv2d(
-            config.num_channels, config.hidden_size, patch_size, bias=not config.use_pre_layer_norm
+        self.patch_embedding = nn.Conv2d(
+            config.num_channels,
+            config.hidden_size,
+            kernel_size=patch_size,
+            stride=patch_size,
+            bias=not config.use_pre_layer_norm,
         )
         self.class_embedding = self.register_embedding = None
         if config.use_class_token:
@@ -136,7 +135,7 @@ class SiglipVitMLP(MLP):
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.dropout(self.activate(hidden_states))
+        hidden_states = self.dropout(self.activation_fn(self.fc1(hidden_states)))
         return self.dropout(self.fc2(hidden_states))
 
 
@@ -215,7 +214,7 @@ class SiglipVitEncoder(nn.Module):
 
 
 class LatentPooler(nn.Module):
-    """Pools tokens by one learned query and an MLP (https://arxiv.org/abs/2106.04560; timm: `AttentionPoolLatent`)."""
+    """Pool tokens by one learned query and an MLP (https://arxiv.org/abs/2106.04560; timm: `AttentionPoolLatent`)."""
 
     def __init__(self, config: SiglipVitConfig):
         super().__init__()
@@ -237,9 +236,9 @@ class LatentPooler(nn.Module):
         pooled = pooled[:, 0]
         return pooled + self.mlp(self.layer_norm(pooled))
 
-    def pool_each(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(batch, tokens, hidden_size) -> the same: what is made of each token alone, which gets all attention."""
-        pooled = self.attention.attend_to_each(tokens)
+    def pool_patches(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Pool each token alone: (batch, tokens, hidden_size) -> the same."""
+        pooled = self.attention.project_value(tokens)
         return pooled + self.mlp(self.layer_norm(pooled))
 
 
@@ -249,15 +248,15 @@ class ProjectionMLP(nn.Module):
     def __init__(self, config: SiglipVitConfig):
         super().__init__()
         projection_dim = cast(int, config.projection_dim)
-        self.fc1 = Linear(config.hidden_size, 2 * projection_dim)
+        self.fc1 = nn.Linear(config.hidden_size, 2 * projection_dim)
         self.dropout = nn.Dropout(config.projection_dropout)
-        self.fc2 = Linear(2 * projection_dim, projection_dim, bias=config.proj_bias)
+        self.fc2 = nn.Linear(2 * projection_dim, projection_dim, bias=config.proj_bias)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.dropout(F.gelu(self.fc1(pooled))))
 
 
-class SiglipVitModel(PatchTowerMixin, OpenClipPreTrainedModel):
+class SiglipVitModel(PatchTowerMixin, OpenClipVisionTower):
     """The vision transformer of SigLIP and DeepSeek-VL2 (https://arxiv.org/abs/2303.15343).
 
     Reads as four steps: embed, encode, pool, project. Keys of timm's `VisionTransformer`, with separate attention
@@ -265,17 +264,13 @@ class SiglipVitModel(PatchTowerMixin, OpenClipPreTrainedModel):
     """
 
     config: SiglipVitConfig
-    base_model_prefix = "vision_model"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
     _input_embed_layer = "patch_embedding"
     _no_split_modules = [
-        *OpenClipPreTrainedModel._no_split_modules,
+        *OpenClipVisionTower._no_split_modules,
         *(block.__name__ for block in BLOCKS.values()),
         SiglipVitEmbeddings.__name__,
         LatentPooler.__name__,
     ]
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", *COMPOSITE_KEYS]
 
     def __init__(self, config: SiglipVitConfig):
         super().__init__(config)
@@ -291,7 +286,7 @@ class SiglipVitModel(PatchTowerMixin, OpenClipPreTrainedModel):
         self.dropout = nn.Dropout(config.projection_dropout)
         self.projection = nn.Identity()
         if config.proj_type == "linear":
-            self.projection = Linear(config.hidden_size, config.projection_dim, bias=config.proj_bias)
+            self.projection = nn.Linear(config.hidden_size, config.projection_dim, bias=config.proj_bias)
         elif config.proj_type == "mlp":
             self.dropout, self.projection = nn.Identity(), ProjectionMLP(config)
         # A checkpoint may have the layers behind the selected one.
@@ -309,8 +304,6 @@ class SiglipVitModel(PatchTowerMixin, OpenClipPreTrainedModel):
                 init.zeros_(module.bias)
             return
         super()._init_weights(module)
-        if getattr(module, "initial_weight", None) is not None:
-            init.constant_(module.weight, module.initial_weight)
 
     def pool(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(batch, tokens, hidden_size) -> (batch, hidden_size), or all tokens with `pool_type="none"`."""
@@ -335,15 +328,14 @@ class SiglipVitModel(PatchTowerMixin, OpenClipPreTrainedModel):
     def layer_kwargs(self) -> dict:
         return {"deterministic": True} if self.config.deterministic else {}
 
-    def pool_each(self, patches: torch.Tensor) -> torch.Tensor:
+    def pool_patches(self, patches: torch.Tensor) -> torch.Tensor:
         if self.config.ignore_head:
             raise ValueError(
                 "This SigLIP tower has ignore_head=True: it has no pooling and no projection to embed with."
             )
         patches = self.post_layernorm(patches)
-        return self.dropout(self.fc_norm(patches if self.pooler is None else self.pooler.pool_each(patches)))
+        return self.dropout(self.fc_norm(patches if self.pooler is None else self.pooler.pool_patches(patches)))
 
-    @in_chunks
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -352,19 +344,10 @@ class SiglipVitModel(PatchTowerMixin, OpenClipPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """Encodes images.
+        """Encode images, see [`OpenClipVisionTower`].
 
-        Args:
-            pixel_values: (batch, channels, height, width), normalised as the image processor does; any floating dtype.
-            interpolate_pos_encoding: accept other image sizes than the model's, resizing the position embeddings.
-
-        Returns:
-            `last_hidden_state` (batch, tokens, hidden_size): class and register tokens and patches behind the last
-            layer norm, or before it with `use_fc_norm`; `pooler_output` (batch, projection_dim), not normalised, or
-            `None` with `ignore_head`; on request `hidden_states` and `attentions`.
-
-        Raises:
-            ValueError: the shape is not one that the model takes.
+        The tokens are class and register tokens and patches behind the last layer norm, or before it with
+        `use_fc_norm`. With `ignore_head` there is no `pooler_output`.
         """
         kwargs |= self.layer_kwargs()
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)

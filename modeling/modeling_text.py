@@ -12,15 +12,13 @@ from transformers.utils.generic import is_flash_attention_requested, merge_with_
 from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_text import OpenClipTextConfig
-from .input_checks import check_input_ids
 from .modeling_layers import Encoder, norm_layer
-from .modeling_linear import Linear
-from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
+from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel, check_input_ids
 from .transformers_compat import named_cache
 
 
 def resize_text_position_embedding(position_embedding: torch.Tensor, num_positions: int) -> torch.Tensor:
-    """Resizes a table (positions, hidden_size) linearly to `num_positions` (open_clip: `resize_text_pos_embed`)."""
+    """Resize a table (positions, hidden_size) linearly to `num_positions` (open_clip: `resize_text_pos_embed`)."""
     resized = nn.functional.interpolate(
         position_embedding.float().T.unsqueeze(0), size=num_positions, mode="linear", align_corners=False
     )
@@ -78,7 +76,7 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
         if config.proj_type == "none":
             self.projection = nn.Identity()
         else:
-            self.projection = Linear(config.hidden_size, config.projection_dim, bias=config.proj_bias)
+            self.projection = nn.Linear(config.hidden_size, config.projection_dim, bias=config.proj_bias)
         self.post_init()
 
     def _without_flash(self, attn_implementation: str | None) -> str | None:
@@ -177,7 +175,7 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
         past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """Encodes texts.
+        """Encode texts.
 
         Args:
             input_ids: (batch, length), length at most `max_position_embeddings`.

@@ -36,7 +36,7 @@ def import_timm() -> ModuleType:
 
 @dataclass(frozen=True)
 class TimmArchitecture:
-    """What timm knows about one of its models.
+    """A model of timm, as far as its configuration must agree with it.
 
     Args:
         hidden_size: channels of its features.
@@ -51,9 +51,9 @@ class TimmArchitecture:
 
 @cache
 def describe_architecture(architecture: str) -> TimmArchitecture:
-    """Looks a model of timm up, without weights. Raises `ImportError` without timm, `ValueError` for unknown names."""
+    """Look a model of timm up, without weights. Raises `ImportError` without timm, `ValueError` for unknown names."""
     config = TimmVisionConfig(architecture=architecture, proj_type="none")
-    with ghost_parameters(), _errors_of_timm(config):
+    with storage_free_parameters(), _errors_of_timm(config):
         model = _create_model(config, num_classes=0)
     patch_embed = getattr(model, "patch_embed", None)
     return TimmArchitecture(
@@ -65,7 +65,7 @@ def describe_architecture(architecture: str) -> TimmArchitecture:
 
 @contextmanager
 def _errors_of_timm(config: TimmVisionConfig) -> Iterator[None]:
-    """Says what could not be built: timm raises errors of many kinds, without naming the model."""
+    """Turn timm's errors of many kinds, which do not name the model, into `ValueError`s that do."""
     timm = import_timm()
     try:
         yield
@@ -90,7 +90,7 @@ def build_modules(config: TimmVisionConfig) -> nn.ModuleDict:
     """
     dtype = torch.get_default_dtype()
     on_meta = torch.get_default_device().type == "meta"
-    with local_torch_dtype(torch.float32), ghost_parameters() if on_meta else nullcontext():
+    with local_torch_dtype(torch.float32), storage_free_parameters() if on_meta else nullcontext():
         with _errors_of_timm(config):
             modules = _build_modules(config)
         if on_meta:
@@ -159,7 +159,7 @@ def _head_layers(config: TimmVisionConfig, timm_model: nn.Module) -> OrderedDict
 
 
 def resize_to_input(config: TimmVisionConfig, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of timm's model, for its own input size, that change when it is set to `config.input_size`.
+    """Resize the tensors of timm's model that change when it is set to `config.input_size`.
 
     Args:
         config: configuration of the tower; nothing changes without an `input_size`.
@@ -169,7 +169,7 @@ def resize_to_input(config: TimmVisionConfig, tensors: dict[str, torch.Tensor]) 
         return {}
     as_built = copy(config)
     as_built.input_size = None
-    with ghost_parameters():
+    with storage_free_parameters():
         expected = _build_modules(config)["timm_model"].state_dict()
         timm_model = _build_modules(as_built)["timm_model"]
     shapes = {name: tensor.shape for name, tensor in timm_model.state_dict().items()}
@@ -180,7 +180,7 @@ def resize_to_input(config: TimmVisionConfig, tensors: dict[str, torch.Tensor]) 
     ]
     if resized:
         timm_model.load_state_dict({name: tensors[name] for name in resized}, strict=False, assign=True)
-        with _Ghosts():
+        with StorageFreeParameters():
             timm_model.set_input_size(height_and_width(config.input_size))
     return {name: timm_model.state_dict()[name].detach() for name in resized}
 
@@ -210,7 +210,7 @@ def fuse_tensors(config: TimmVisionConfig, tensors: dict[str, torch.Tensor]) -> 
 
 @torch.no_grad()
 def reparameterize(timm_model: nn.Module):
-    """Fuses the branches of a model in place, such as those of MobileCLIP's image encoders, for inference alone.
+    """Fuse the branches of a model in place, such as those of MobileCLIP's image encoders, for inference alone.
 
     Computed in fp32 and cast back: in half precision the sums of branches would lose much.
     """
@@ -230,48 +230,49 @@ def _writes(func) -> bool:
     return in_place or name in _OPERATORS_IN_PLACE
 
 
-def _is_ghost(value) -> bool:
+def _is_storage_free(value) -> bool:
     return isinstance(value, torch.Tensor) and 0 in value.stride()
 
 
-class _Ghosts(TorchFunctionMode):
-    """Tensors whose elements all lie in one place of memory, which torch refuses to write to, are left as they are."""
+class StorageFreeParameters(TorchFunctionMode):
+    """Leave storage-free tensors, all elements of which lie in one place of memory, as they are: torch refuses to
+    write to them."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         operands = (*args, *(kwargs or {}).values())
         # torch's convolutions initialise an empty copy of such a weight.
-        if (_writes(func) or func is torch.empty_like) and _is_ghost(operands[0]):
+        if (_writes(func) or func is torch.empty_like) and _is_storage_free(operands[0]):
             return operands[0]
-        if func is torch.conv2d and _is_ghost(operands[1]):  # for the shape of what comes out
+        if func is torch.conv2d and _is_storage_free(operands[1]):  # for the shape of what comes out
             args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
             return torch.zeros(()).expand(func(*args, **(kwargs or {})).shape)
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
-def ghost_parameters() -> Iterator[None]:
-    """Modules made here, by this thread, have parameters without memory, and real buffers and tables.
+def storage_free_parameters() -> Iterator[None]:
+    """Give modules that are built here, by this thread, parameters without memory, and real buffers and tables.
 
     Not on the meta device, because modules of timm compute tables on the device of their parameters, and some run
     their layers once to know the shape of what comes out.
     """
     owner = threading.get_ident()
 
-    def to_ghost(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    def to_storage_free(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
         if parameter is None or threading.get_ident() != owner:
             return None
         return nn.Parameter(parameter.new_zeros(()).expand(parameter.shape), requires_grad=parameter.requires_grad)
 
-    handle = register_module_parameter_registration_hook(to_ghost)
+    handle = register_module_parameter_registration_hook(to_storage_free)
     try:
-        with torch.device("cpu"), _Ghosts():
+        with torch.device("cpu"), StorageFreeParameters():
             yield
     finally:
         handle.remove()
 
 
 def _move_to_meta(modules: nn.Module):
-    """Moves what a checkpoint holds."""
+    """Move the tensors that a checkpoint holds to the meta device."""
     for module in modules.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:

@@ -8,15 +8,14 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from ..configuration.configuration_timm_vision import TimmVisionConfig
-from .input_checks import check_pixel_values
-from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
+from .modeling_pretrained import OpenClipVisionTower, check_pixel_values
 from .modeling_timm_factory import build_modules, reparameterize
 
 
 logger = logging.get_logger(__name__)
 
 
-class TimmVisionModel(OpenClipPreTrainedModel):
+class TimmVisionModel(OpenClipVisionTower):
     """An image model of timm (https://github.com/huggingface/pytorch-image-models) as a tower.
 
     Needs `pip install timm`. Keys of open_clip's `visual.`, with `timm_model.` for `trunk.`. timm computes attention
@@ -25,11 +24,7 @@ class TimmVisionModel(OpenClipPreTrainedModel):
     """
 
     config: TimmVisionConfig
-    base_model_prefix = "vision_model"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
     _can_record_outputs = {}
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", *COMPOSITE_KEYS]
 
     def __init__(self, config: TimmVisionConfig):
         super().__init__(config)
@@ -57,7 +52,7 @@ class TimmVisionModel(OpenClipPreTrainedModel):
 
     @torch.no_grad()
     def _fill_from_timm(self):
-        """Gives every tensor of timm's modules that has no value yet the one that timm gives to a new model."""
+        """Fill the tensors of timm's modules that have no value yet, as timm does for a new model."""
         tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         missing = {
             name: tensor
@@ -97,7 +92,7 @@ class TimmVisionModel(OpenClipPreTrainedModel):
         setattr(self.timm_model, self._input_embed_layer, value)
 
     def reparameterize(self):
-        """Fuses the branches that some architectures, such as MobileCLIP's, have in training.
+        """Fuse the branches that some architectures, such as MobileCLIP's, have in training.
 
         The outputs stay the same up to rounding. The model is for inference from here on, and is saved in this form.
         """
@@ -122,7 +117,7 @@ class TimmVisionModel(OpenClipPreTrainedModel):
         output_hidden_states: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """Encodes images.
+        """Encode images.
 
         Args:
             pixel_values: (batch, channels, height, width), normalised as the image processor does; any floating dtype.

@@ -22,7 +22,10 @@ TEXT_MODELS = {model.config_class.model_type: model for model in (OpenClipTextMo
 
 
 def build_tower(config: PreTrainedConfig, towers: dict[str, type[PreTrainedModel]]) -> PreTrainedModel:
-    """A tower with new weights. Goes by `model_type` alone: code from the Hub may hold a second copy of each class."""
+    """Build a tower with new weights.
+
+    Goes by `model_type` alone: code from the Hub may hold a second copy of each class.
+    """
     tower = towers[config.model_type]._from_config(config)
     # Loaded alone, a tower ignores keys outside itself. transformers hands that on to the model around it, which must
     # report them.

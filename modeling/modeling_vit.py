@@ -13,14 +13,9 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_common import height_and_width
 from ..configuration.configuration_vit import OpenClipVitConfig
-from .image_chunks import in_chunks
-from .input_checks import check_pixel_values
-from .modeling_backbones import TransformerBackbone
+from .modeling_backbones import PatchTowerMixin, TransformerBackbone
 from .modeling_layers import AttentionalPooler, Encoder, PatchDropout, norm_layer
-from .modeling_linear import Linear
-from .modeling_patch_embedding import PatchConv2d
-from .modeling_patches import PatchTowerMixin
-from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
+from .modeling_pretrained import OpenClipVisionTower, check_pixel_values
 
 
 def sin_cos_position_embedding(hidden_size: int, grid_size: int) -> torch.Tensor:
@@ -42,7 +37,7 @@ def sin_cos_position_embedding(hidden_size: int, grid_size: int) -> torch.Tensor
 def resize_position_embedding(
     position_embedding: torch.Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]
 ) -> torch.Tensor:
-    """Resizes a table to another grid, the class token apart (open_clip: `resize_pos_embed`: bicubic, antialias).
+    """Resize a table to another grid, the class token apart (open_clip: `resize_pos_embed`: bicubic, antialias).
 
     Args:
         position_embedding: (1 + rows * columns of `old_grid`, hidden_size).
@@ -63,7 +58,9 @@ class OpenClipVitEmbeddings(nn.Module):
         super().__init__()
         self.config = config
         patch_size = height_and_width(config.patch_size)
-        self.patch_embedding = PatchConv2d(config.num_channels, config.hidden_size, patch_size, bias=False)
+        self.patch_embedding = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=patch_size, stride=patch_size, bias=False
+        )
         self.class_embedding = nn.Parameter(torch.empty(config.hidden_size))
         num_positions = 1 + config.grid_size[0] * config.grid_size[1]
         position_embedding = torch.empty(num_positions, config.hidden_size)
@@ -100,7 +97,7 @@ class OpenClipVitEmbeddings(nn.Module):
         return torch.cat([class_token, patches.flatten(2).transpose(1, 2)], dim=1) + position_embedding
 
 
-class OpenClipVitModel(PatchTowerMixin, OpenClipPreTrainedModel):
+class OpenClipVitModel(PatchTowerMixin, OpenClipVisionTower):
     """The vision transformer of CLIP and CoCa (https://arxiv.org/abs/2103.00020, https://arxiv.org/abs/2205.01917).
 
     Reads as four steps: embed, encode, pool, project. Keys of open_clip's `visual.`, with separate attention
@@ -108,12 +105,8 @@ class OpenClipVitModel(PatchTowerMixin, OpenClipPreTrainedModel):
     """
 
     config: OpenClipVitConfig
-    base_model_prefix = "vision_model"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
     _input_embed_layer = "patch_embedding"
-    _no_split_modules = [*OpenClipPreTrainedModel._no_split_modules, OpenClipVitEmbeddings.__name__]
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", *COMPOSITE_KEYS]
+    _no_split_modules = [*OpenClipVisionTower._no_split_modules, OpenClipVitEmbeddings.__name__]
 
     def __init__(self, config: OpenClipVitConfig):
         super().__init__(config)
@@ -127,7 +120,7 @@ class OpenClipVitModel(PatchTowerMixin, OpenClipPreTrainedModel):
         if config.attentional_pool in ("parallel", "cascade"):
             self.attn_pool_contrastive = AttentionalPooler(config, 1)
         self.post_layernorm = norm_layer(config, config.token_dim)
-        self.projection = Linear(config.token_dim, config.projection_dim, bias=False)
+        self.projection = nn.Linear(config.token_dim, config.projection_dim, bias=False)
         self.post_init()
 
     def _pool_tokens(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,17 +146,16 @@ class OpenClipVitModel(PatchTowerMixin, OpenClipPreTrainedModel):
             return self.post_layernorm(pooled), tokens
         return self._pool_tokens(self.post_layernorm(hidden_states))
 
-    def pool_each(self, patches: torch.Tensor) -> torch.Tensor:
+    def pool_patches(self, patches: torch.Tensor) -> torch.Tensor:
         if self.attn_pool is None:
             return self.post_layernorm(patches)
         if self.attn_pool_contrastive is None:
-            return self.post_layernorm(self.attn_pool.pool_each(patches))
+            return self.post_layernorm(self.attn_pool.pool_patches(patches))
         patches = self.post_layernorm(patches)
         if self.config.attentional_pool == "cascade":
-            patches = self.attn_pool.pool_each(patches)
-        return self.attn_pool_contrastive.pool_each(patches)
+            patches = self.attn_pool.pool_patches(patches)
+        return self.attn_pool_contrastive.pool_patches(patches)
 
-    @in_chunks
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -172,20 +164,7 @@ class OpenClipVitModel(PatchTowerMixin, OpenClipPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """Encodes images.
-
-        Args:
-            pixel_values: (batch, channels, height, width), normalised as the image processor does; any floating dtype.
-            interpolate_pos_encoding: accept other image sizes than the model's, resizing the position embeddings.
-
-        Returns:
-            `last_hidden_state` (batch, tokens, token_dim): the patch tokens, or what the attentional pooler makes of
-            them; `pooler_output` (batch, projection_dim), not normalised; on request `hidden_states` and
-            `attentions`.
-
-        Raises:
-            ValueError: the shape is not the model's; other sizes are taken with `interpolate_pos_encoding`.
-        """
+        """Encode images, see [`OpenClipVisionTower`]: the tokens are patches, or those of the attentional pooler."""
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
         hidden_states = self.pre_layernorm(self.patch_dropout(hidden_states))
         hidden_states = self.encoder(hidden_states, **kwargs)

@@ -79,6 +79,7 @@ def caption(
         import torch
         from transformers import AutoModelForImageTextToText, set_seed
 
+        from ..acceleration import optimize_for_inference
         from .load import load_model
 
         model, processor = load_model(AutoModelForImageTextToText, name, revision, device, dtype.value, captions=True)
@@ -86,10 +87,9 @@ def caption(
         settings = _complete_settings(settings, model, prompt_length=1 if prompt_ids is None else prompt_ids.shape[1])
         if seed is not None:
             set_seed(seed)
+        if len(names) > batch_size:  # measuring takes about as long as it saves in one batch
+            optimize_for_inference(model)
         with torch.inference_mode():
-            if len(names) > batch_size > 1:
-                # Takes about as long as it saves in one batch, and saves nothing in captions of single images.
-                model.fuse()
             for batch, pixel_values in read_batches(names, processor, batch_size, workers, failures):
                 captions = _generate(model, processor, pixel_values, prompt_ids, settings)
                 for image, text in zip(batch, captions):

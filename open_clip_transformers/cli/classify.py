@@ -63,10 +63,13 @@ def classify(
         from torch.nn import functional as F
         from transformers import AutoModelForZeroShotImageClassification
 
+        from ..acceleration import optimize_for_inference
         from .embeddings import embed_images, embed_texts
         from .load import load_model
 
         model, processor = load_model(AutoModelForZeroShotImageClassification, name, revision, device, dtype.value)
+        if len(names) > batch_size:  # measuring takes about as long as it saves in one batch
+            optimize_for_inference(model)
         texts = [text.replace("{}", label) for text in templates for label in all_labels]
         embeds = embed_texts(model, processor, texts, batch_size).view(len(templates), len(all_labels), -1)
         label_embeds = F.normalize(embeds.mean(0), dim=-1).to(model.device)

@@ -57,10 +57,13 @@ def embed(
         import torch
         from transformers import AutoModelForZeroShotImageClassification
 
+        from ..acceleration import optimize_for_inference
         from .embeddings import embed_images, embed_texts
         from .load import load_model
 
         model, processor = load_model(AutoModelForZeroShotImageClassification, name, revision, device, dtype.value)
+        if len(names) > batch_size:  # measuring takes about as long as it saves in one batch
+            optimize_for_inference(model)
         embeddings, rows = {}, {}
         if names:
             batches = [

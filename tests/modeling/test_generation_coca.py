@@ -14,8 +14,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from open_clip_transformers.convert_scripts.mapping.config import TokenIds, build_config
-from open_clip_transformers.modeling.cache_coca import CoCaCache
-from open_clip_transformers.modeling.modeling_coca import CoCaForConditionalGeneration, CoCaModel
+from open_clip_transformers.modeling.modeling_coca import CoCaCache, CoCaForConditionalGeneration, CoCaModel
 from open_clip_transformers.modeling.transformers_compat import CACHE_NAME
 
 

@@ -10,8 +10,6 @@ from open_clip_transformers.modeling.modeling_coca import CoCaModel
 from open_clip_transformers.modeling.modeling_layers import (
     AttentionalPooler,
     CustomAttention,
-    LayerNorm,
-    LayerNormFp32,
     LayerScale,
 )
 from open_clip_transformers.modeling.modeling_open_clip import OpenClipDualModel, OpenClipModel, OpenClipSiglipModel
@@ -55,7 +53,7 @@ def test_parameters_have_their_kinds_of_values():
     for config in (tiny_config(CLIP), tiny_config(COCA)):
         model = (CoCaModel if config.model_type == "open_clip_coca" else OpenClipModel)(config)
         for name, module in model.named_modules():
-            if isinstance(module, LayerNorm | LayerNormFp32):
+            if isinstance(module, torch.nn.LayerNorm):
                 assert (module.weight == 1).all() and (module.bias == 0).all(), name
             elif isinstance(module, LayerScale):
                 assert (module.gamma == module.init_value).all() and module.init_value in (0.1, 0.2, 0.3), name

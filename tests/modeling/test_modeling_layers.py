@@ -28,7 +28,6 @@ from open_clip_transformers.modeling.modeling_layers import (
 BUILDING_BLOCKS = [
     "Attention",
     "AttentionalPooler",
-    "LayerNorm",
     "LayerNormFp32",
     "LayerScale",
     "PatchDropout",

@@ -10,7 +10,7 @@ import torch
 from model_pairs import model_pair, random_images, random_texts
 from tiny_configs import open_clip_model, tiny_clip_cfg, tiny_coca_cfg, tiny_siglip_cfg
 
-from open_clip_transformers.modeling.modeling_layers import LayerNorm, LayerNormFp32
+from open_clip_transformers.modeling.modeling_layers import LayerNormFp32
 
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -53,7 +53,7 @@ def test_layer_norm_fp32_takes_half_precision_weights():
 @pytest.mark.floor
 @every_dtype
 def test_layer_norm_is_bit_equal_to_open_clip(dtype):
-    reference, norm = norm_pair(LayerNorm, "LayerNorm", 1e-5)
+    reference, norm = norm_pair(torch.nn.LayerNorm, "LayerNorm", 1e-5)
     hidden_states = torch.randn(5, 3, 13)
     assert torch.equal(norm(hidden_states), reference(hidden_states))
     low = norm.to(dtype)(hidden_states.to(dtype))
@@ -63,7 +63,7 @@ def test_layer_norm_is_bit_equal_to_open_clip(dtype):
 
 @pytest.mark.parametrize("name", ["LayerNorm", "LayerNormFp32"])
 def test_layer_norm_keeps_the_input_dtype_under_autocast_as_open_clip(name):
-    reference, norm = norm_pair({"LayerNorm": LayerNorm, "LayerNormFp32": LayerNormFp32}[name], name, 1e-5)
+    reference, norm = norm_pair({"LayerNorm": torch.nn.LayerNorm, "LayerNormFp32": LayerNormFp32}[name], name, 1e-5)
     for hidden_states in (torch.randn(5, 3, 13), torch.randn(5, 3, 13).bfloat16()):
         with torch.autocast("cpu", torch.bfloat16):
             normalized, expected = norm(hidden_states), reference(hidden_states)

@@ -16,7 +16,7 @@ from open_clip_transformers.convert_scripts.mapping.state_dict import resolve
 from open_clip_transformers.convert_scripts.sources.architectures import get_architecture
 from open_clip_transformers.convert_scripts.sources.mobileclip import mobileclip_table, mobileclip_to_open_clip
 from open_clip_transformers.convert_scripts.verify.reference import build_open_clip_model
-from open_clip_transformers.modeling.modeling_timm_factory import ghost_parameters
+from open_clip_transformers.modeling.modeling_timm_factory import storage_free_parameters
 
 
 # One of each kind, and small; the others take a second or two each.
@@ -28,7 +28,7 @@ FULL_SIZE = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_every_key_and_shape_of_a_full_size_model_has_its_place(name):
     model_cfg = get_architecture(name)
-    with ghost_parameters():  # older releases of timm cannot be built on the meta device
+    with storage_free_parameters():  # older releases of timm cannot be built on the meta device
         tensors = build_open_clip_model(model_cfg).state_dict()
     config = build_config(model_cfg)
     plan = plan_conversion(config, tensors)

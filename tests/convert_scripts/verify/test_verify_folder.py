@@ -305,17 +305,16 @@ def test_verify_folder_against_another_checkpoint_fails(originals, tmp_path):
 def test_verify_folder_finds_what_is_wrong_in_half_precision_alone(originals, tmp_path, monkeypatch):
     import torch
 
-    from open_clip_transformers.modeling import modeling_layers
-
     source, folder = originals["clip"]
-    forward = modeling_layers.LayerNorm.forward
+    forward = torch.nn.LayerNorm.forward
 
     def rounded(self, hidden_states):
         result = forward(self, hidden_states)
         # Three bits less than bf16 has.
         return result if result.dtype == torch.float32 else result.to(torch.float8_e4m3fn).to(result.dtype)
 
-    monkeypatch.setattr(modeling_layers.LayerNorm, "forward", rounded)
+    # open_clip's layer norm has a forward of its own.
+    monkeypatch.setattr(torch.nn.LayerNorm, "forward", rounded)
     report = verify_folder(folder, source, output_dir=tmp_path)
     assert {check.dtype for check in report.failures} == {"bfloat16", "float16"}
     assert report.first_difference.name == "vision pre-norm"
