@@ -85,7 +85,7 @@ class OpenClipPreTrainedConfig(AutoClassMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         known = {field.name for field in fields(self)} | _UPSTREAM_KEYS
-        known |= GenerationConfig._get_default_generation_params().keys()
+        known |= GenerationConfig().to_dict().keys()
         unknown = sorted(kwargs.keys() - known)
         # A head may be loaded from the folder of another model, whose configuration has other fields.
         if unknown and kwargs.get("model_type", self.model_type) == self.model_type:

@@ -223,9 +223,11 @@ class _Search:
         self.max_length = stopping_criteria.max_length or generation_config.max_length
 
         # Of the best continuations of a group, up to (end tokens * beams) can end; as many as there are beams go on.
-        eos_token_id, pad_token_id = generation_config._eos_token_tensor, generation_config._pad_token_tensor
-        self.num_candidates = self.num_beams * max(2, 1 + (0 if eos_token_id is None else eos_token_id.numel()))
-        self.pad_token_id = -1 if pad_token_id is None else pad_token_id.item()  # None only without an end token
+        eos, pad = generation_config.eos_token_id, generation_config.pad_token_id
+        end_tokens = [] if eos is None else torch.as_tensor(eos).flatten().tolist()
+        self.num_candidates = self.num_beams * max(2, 1 + len(end_tokens))
+        # As in transformers, the first end token fills up where there is no padding token; without both nothing ends.
+        self.pad_token_id = int(pad) if pad is not None else next(iter(end_tokens), -1)
 
         shape = (input_ids.shape[0] // generation_config.num_beams, self.num_groups, self.num_beams)
         group_numbers = torch.arange(shape[0] * shape[1], device=input_ids.device)

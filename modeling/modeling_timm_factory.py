@@ -273,11 +273,9 @@ def storage_free_parameters() -> Iterator[None]:
 
 def _move_to_meta(modules: nn.Module):
     """Move the tensors that a checkpoint holds to the meta device."""
-    for module in modules.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                shape_alone = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
-                module._parameters[name] = nn.Parameter(shape_alone, requires_grad=parameter.requires_grad)
-        for name in module._buffers.keys() - module._non_persistent_buffers_set:
-            if module._buffers[name] is not None:
-                module._buffers[name] = module._buffers[name].to("meta")
+    for name, tensor in modules.state_dict(keep_vars=True).items():
+        path, _, attribute = name.rpartition(".")
+        shape_alone = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        if isinstance(tensor, nn.Parameter):
+            shape_alone = nn.Parameter(shape_alone, requires_grad=tensor.requires_grad)
+        setattr(modules.get_submodule(path), attribute, shape_alone)
