@@ -28,7 +28,7 @@ def listing(items, limit: int = 20) -> str:
 
 
 def project_address() -> str | None:
-    """What `pip install` takes to install this package: the `url` of setup.cfg; `None` where there is none."""
+    """The address by which `pip install` finds this package, from `url` in setup.cfg; `None` where none is set."""
     try:
         address = metadata(PACKAGE)["Home-page"]
     except PackageNotFoundError:  # a checkout that is not installed

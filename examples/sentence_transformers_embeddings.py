@@ -29,7 +29,7 @@ def load(folder: Path) -> SentenceTransformer:
 
 @torch.no_grad()
 def model_embeddings(folder: Path, images: list, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What transformers alone gives: (images, projection_dim) and (texts, projection_dim), not normalised."""
+    """Embeddings by transformers alone: (images, projection_dim) and (texts, projection_dim), not normalised."""
     model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(folder)
     image_features = model.get_image_features(**processor(images=images, return_tensors="pt"))

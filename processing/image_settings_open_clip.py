@@ -1,4 +1,4 @@
-"""What both image processors share: settings, geometry and checks (open_clip: `image_transform` in `transform.py`)."""
+"""Settings, geometry and checks of both image processors (open_clip: `image_transform` in `transform.py`)."""
 
 import os
 from collections.abc import Callable

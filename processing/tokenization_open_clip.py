@@ -319,7 +319,7 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
         verbose: bool = True,
         **kwargs,
     ) -> BatchEncoding:
-        """What the base class does with texts, in half its time."""
+        """Encode texts as the base class does, in half its time."""
         backend, pads = self._tokenizer, padding_strategy != PaddingStrategy.DO_NOT_PAD
         strategy, side = truncation_strategy.value, self.truncation_side
         truncation = {"max_length": max_length, "stride": 0, "strategy": strategy, "direction": side}
@@ -461,7 +461,7 @@ def _are_texts(texts) -> bool:
 
 
 def _backend(file: str | os.PathLike | None, tokenizer: Tokenizer | None) -> Tokenizer:
-    """What tokenises: a copy of `tokenizer`, that of a `file`, or CLIP's."""
+    """The tokenizer of tokenizers: a copy of `tokenizer`, that of a `file`, or CLIP's."""
     if tokenizer is not None:
         backend = Tokenizer.from_str(tokenizer.to_str())
     else:

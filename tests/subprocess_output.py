@@ -1,4 +1,4 @@
-"""What subprocesses print, without what other libraries of the test environment print by themselves."""
+"""Output of subprocesses, without lines that other libraries of the test environment print by themselves."""
 
 import re
 

@@ -188,7 +188,7 @@ def test_auto_processors_find_their_class_by_the_configuration_alone(folder, tmp
 
 
 def run_python(code: str):
-    """What `code` prints in a new process, errors and warnings included."""
+    """Output of `code` in a new process, errors and warnings included."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-W", "error", "-c", code]
     result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)

@@ -62,7 +62,7 @@ def test_source_file_imports_only_the_folders_below_it(path):
 
 @every_source
 def test_source_file_imports_optional_packages_only_behind_a_check(path):
-    """What a plain import of the file imports must be a runtime dependency; extras belong in functions or `if`s."""
+    """Plain imports must be runtime dependencies; extras belong in functions or `if`s."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     required = re.findall(r"(?m)^\s*([\w-]+)", setup["options"]["install_requires"])

@@ -20,7 +20,7 @@ FOLDERS = ("configuration", "modeling", "processing", "convert_scripts")
 
 
 def run_python(*arguments: str, folder: Path = ROOT, path: Path = ROOT) -> str:
-    """What `python *arguments` prints, with `path` on the import path; fails the test where it fails."""
+    """Output of `python *arguments`, with `path` on the import path; fails the test where it fails."""
     environment = {**os.environ, "PYTHONPATH": str(path), "PYTHONWARNINGS": "default"}
     done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

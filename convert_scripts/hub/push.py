@@ -60,7 +60,7 @@ _ABOUT_STORAGE = re.compile(r"storage|quota|too large", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class PushPlan:
-    """What an upload would do.
+    """Plan of an upload: files to add, to change, and those that stay.
 
     Args:
         folder: the folder to upload.
@@ -268,7 +268,7 @@ def _size(content: Path | bytes) -> int:
 
 
 def _action(content: Path | bytes, remote: RepoSibling | None) -> str:
-    """What uploading a file does, given what the Hub knows of it, `None` where it has none of that name."""
+    """Name the action of uploading a file: `"add"`, `"change"` or `"same"`, by the Hub's entry of that name or `None`."""
     if remote is None:
         return "add"
     if remote.size != _size(content):
@@ -303,7 +303,7 @@ def _explained(repo_id: str) -> Iterator[None]:
 
 
 def _explanation(error: Exception, repo_id: str) -> str | None:
-    """What to tell a user; `None` for errors that speak for themselves, such as those of local files."""
+    """Message for the user; `None` for errors that speak for themselves, such as those of local files."""
     cause: BaseException | None = error
     while cause is not None:  # huggingface_hub raises errors of its own from those of a large file
         if isinstance(cause, LocalTokenNotFoundError):

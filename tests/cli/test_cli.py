@@ -58,7 +58,7 @@ def test_module_runs_the_command_line():
 
 
 def test_module_captions(coca, images):
-    """As users run it: names that stdout cannot encode do not stop it, and nothing but captions is printed."""
+    """Run as users do: names that stdout cannot encode do not stop it, and nothing but captions is printed."""
     image = images[0].rename(images[0].with_name("ünïcode ✓.png"))
     result = python("-m", "open_clip_transformers", "caption", coca, image, env={"PYTHONIOENCODING": "ascii"})
     assert (result.returncode, own_output(result.stderr)) == (0, "")

@@ -1,4 +1,4 @@
-"""What files of a repository can make this package do: describe a model, and nothing else."""
+"""Files of a repository describe a model, and make this package do nothing else."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""What models take, and what they say about what they do not take."""
+"""Inputs that models take, and their messages about those that they do not."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What the ResNet tower does that the generic tests of models do not see."""
+"""Behaviour of the ResNet tower that the generic tests of models do not see."""
 
 import pytest
 import torch

@@ -171,7 +171,7 @@ def kernels() -> tuple[bool, bool]:
 
 @pytest.fixture
 def attention_calls():
-    """What every call of an attention function named `"recorded"` is told of determinism, and the kernels allowed."""
+    """Determinism asked of each call of an attention function named `"recorded"`, and the kernels allowed."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     calls = []

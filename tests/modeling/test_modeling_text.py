@@ -1,4 +1,4 @@
-"""What a text tower sees of the padding behind a text."""
+"""Padding behind a text: where the features show it."""
 
 import pytest
 import torch

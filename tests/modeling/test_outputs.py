@@ -1,4 +1,4 @@
-"""What comes out beside the main result: hidden states, attentions, tuples; and what goes in and out by embedding."""
+"""Outputs beside the main result: hidden states, attentions, tuples; and what goes in and out by embedding."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What is saved comes back, whole or in part, and nothing uninitialised is left in a loaded model."""
+"""Saved models come back, whole or in part, and nothing uninitialised is left in a loaded model."""
 
 import copy
 import pickle

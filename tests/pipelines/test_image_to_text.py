@@ -36,7 +36,7 @@ def pipe(coca_folder):
 
 @pytest.fixture(scope="module")
 def captions(coca_folder, images) -> list[str]:
-    """What `generate` makes of the images, one by one."""
+    """Captions of the images by `generate`, one by one."""
     return [generated(coca_folder, image) for image in images]
 
 

@@ -120,7 +120,7 @@ OPTIONS = {
 
 
 def _outcome(tokenizer, text, **options):
-    """What a call returns, as lists, or the error that it raises."""
+    """Result of a call, as lists, or the error that it raises."""
     try:
         encoding = tokenizer(text, **options)
     except ValueError:

@@ -53,7 +53,7 @@ CONFIGS = {"clip": tiny_clip_cfg(), "resnet": tiny_resnet_cfg()}
 
 
 def training_checkpoint(tensors: Tensors, **entries) -> dict:
-    """What open_clip's training writes."""
+    """A checkpoint as open_clip's training writes it."""
     optimizer = {
         "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(3)}},
         "param_groups": [{"lr": np.float64(1e-3), "betas": (0.9, 0.98), "params": [0]}],

@@ -18,7 +18,7 @@ WEIGHT, BIAS = ("gradients", "vision_model.a.weight"), ("gradients", "vision_mod
 
 
 def running(values: dict):
-    """What a run of a model hands to its caller."""
+    """Values that a run of a model hands to its caller."""
 
     def run(record):
         for key, value in values.items():
