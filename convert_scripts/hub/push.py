@@ -268,7 +268,7 @@ def _size(content: Path | bytes) -> int:
 
 
 def _action(content: Path | bytes, remote: RepoSibling | None) -> str:
-    """Name the action of uploading a file: `"add"`, `"change"` or `"same"`, by the Hub's entry of that name or `None`."""
+    """Name the action of uploading a file, given the Hub's entry of that name or `None`."""
     if remote is None:
         return "add"
     if remote.size != _size(content):

@@ -31,7 +31,7 @@ VISION_CONFIG = {
 
 
 def deepseek_tower(**vision_config) -> VisionTransformer:
-    """The tower that DeepSeek-VL2 builds, in timm of today: tanh in the layers alone, attention pooling over every token."""
+    """The tower that DeepSeek-VL2 builds, in timm of today: tanh in the layers alone, pooling over every token."""
     cfg = {"class_token": False, "global_pool": "map", **VISION_CONFIG, **vision_config}
     tower = VisionTransformer(
         img_size=cfg["image_size"],
