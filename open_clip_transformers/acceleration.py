@@ -5,10 +5,9 @@ becomes a subclass of the plain one. By itself it becomes plain again where anyt
 weight is read or replaced, an attribute set, it is moved, cast, loaded or trained. Its copies and pickles are plain.
 """
 
-import copyreg
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from statistics import median
 from time import perf_counter
@@ -91,7 +90,7 @@ def seconds_of(way: str, run: Callable[[], Any]) -> float:
     return perf_counter() - start
 
 
-def fastest(runs: dict[str, Callable[[], Any]]) -> tuple[str, float]:
+def fastest(runs: Mapping[str, Callable[[], Any]]) -> tuple[str, float]:
     """Measure `runs` in turns -> the name of the fastest, and the seconds that the plain one takes.
 
     The plain one is the first, and the fastest unless another is faster by the margin, at best and in the median.
@@ -179,7 +178,7 @@ class AcceleratedLayer(nn.Module):
 
     def __reduce_ex__(self, protocol):
         state = {name: value for name, value in self.__dict__.items() if name != "accelerator"}
-        return copyreg._reconstructor, (self.plain_class, object, None), state
+        return object.__new__, (self.plain_class,), state
 
 
 class LinearWays:
@@ -384,6 +383,7 @@ class FoldedBottleneck(FoldedModule, ModifiedResNetBottleneck):
 
 
 FOLDED_MODULES: tuple[type[FoldedModule], ...] = (FoldedConvLayer, FoldedShortcut, FoldedBottleneck)
+FOLDED_LAYERS: tuple[type[AcceleratedLayer], ...] = (FoldedConv2d, FoldedBatchNorm2d)
 
 
 def convolution_and_norm(module: nn.Module) -> tuple[nn.Module, nn.Module]:
@@ -394,11 +394,11 @@ def convolution_and_norm(module: nn.Module) -> tuple[nn.Module, nn.Module]:
 
 def _fold_batch_norms(tower: ModifiedResNetModel):
     """Measure a ResNet on one image, and fold its batch norms, with the channels last or not, if that is faster."""
+    classes = {kind.plain_class: kind for kind in (*FOLDED_MODULES, *FOLDED_LAYERS)}
     modules = [module for module in tower.modules() if type(module) in [kind.plain_class for kind in FOLDED_MODULES]]
-    classes = {kind.plain_class: kind for kind in (*FOLDED_MODULES, FoldedConv2d, FoldedBatchNorm2d)}
-    kinds = [tuple(map(type, convolution_and_norm(module))) for module in modules]
+    types = {tuple(map(type, convolution_and_norm(module))) for module in modules}
     # Adapters or other layers in their place stay what they are, and so does the tower.
-    if tower.device.type != "cpu" or set(kinds) != {(nn.Conv2d, nn.BatchNorm2d)}:
+    if tower.device.type != "cpu" or types != {(nn.Conv2d, nn.BatchNorm2d)}:
         return
     height, width = height_and_width(tower.config.image_size)
     pixel_values = torch.randn(1, tower.config.num_channels, height, width).to(tower.dtype)
