@@ -247,9 +247,8 @@ def test_patch_features_are_refused_where_the_pooling_is_not_known():
 def test_bundle_of_a_tower_names_its_backbone(name, backbone_class, tmp_path):
     tiny_model(name).save_pretrained(tmp_path)
     files = bundle_folder(tmp_path)
-    module = backbone_class.__module__.rpartition(".")[2]
     auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
-    assert auto_map["AutoBackbone"] == f"{module}.{backbone_class.__name__}"
+    assert auto_map["AutoBackbone"] == f"open_clip_entry.{backbone_class.__name__}"
     assert {"modeling_backbones.py", "configuration_backbones.py"} <= set(files)
 
 
