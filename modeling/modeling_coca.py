@@ -288,10 +288,14 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
     def wrap_cache(self, cache: Cache, image_hidden_states: torch.Tensor | None) -> CoCaCache:
         """Put a cache for the causal stack, dynamic, static or offloaded, together with one for the images.
 
-        The images' is static where the other one is.
+        The images' is static where the other one is. Of a caller's `EncoderDecoderCache` both parts are used.
         """
         if isinstance(cache, CoCaCache):
             return cache
+        if isinstance(cache, EncoderDecoderCache):
+            together = CoCaCache(cache.self_attention_cache, cache.cross_attention_cache)
+            together.is_updated = cache.is_updated
+            return together
         if image_hidden_states is None or not cache.is_compileable:
             return CoCaCache(cache, DynamicCache())
         tokens = image_hidden_states.shape[1]
