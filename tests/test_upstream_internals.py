@@ -83,6 +83,7 @@ def test_internal_is_there(internal: Internal):
     if Version(transformers.__version__).release[:2] < Version(internal.since).release[:2]:
         pytest.skip(f"from transformers {internal.since} on")
     help_text = f"Used because: {internal.why}. When it is gone: {internal.when_gone}."
+    assert internal.why and internal.when_gone
     assert hasattr(internal.resolve_owner(), internal.name), help_text
     if internal.parameters:
         parameters = inspect.signature(getattr(internal.resolve_owner(), internal.name)).parameters

@@ -129,9 +129,19 @@ INTERNALS = (
         "transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS", "get_interface", why="attention", when_gone="[name]"
     ),
     Internal(
-        "transformers.masking_utils", "create_causal_mask", ("config", "inputs_embeds", "attention_mask"), "masks"
+        "transformers.masking_utils",
+        "create_causal_mask",
+        ("config", "inputs_embeds", "attention_mask"),
+        "masks",
+        "named_cache, or a mask of our own",
     ),
-    Internal("transformers.masking_utils", "create_bidirectional_mask", ("config", "inputs_embeds"), "masks"),
+    Internal(
+        "transformers.masking_utils",
+        "create_bidirectional_mask",
+        ("config", "inputs_embeds"),
+        "masks",
+        "a mask of our own",
+    ),
     # Processors.
     Internal(
         "transformers.processing_utils.ProcessorMixin",

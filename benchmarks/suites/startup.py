@@ -22,7 +22,7 @@ GOAL = 1.0
 
 
 def cells(options: Options) -> list[Cell]:
-    """Whole processes, then loads of a model; on a CPU."""
+    """The cells of whole processes, then of loads of a model; on a CPU."""
     if options.device != "cpu":
         return []
     models = MODELS[:1] if options.quick else MODELS
