@@ -4,7 +4,7 @@ from copy import copy
 
 import torch
 from torch.nn import functional as F
-from transformers import Cache, GenerationConfig
+from transformers import Cache, EncoderDecoderCache, GenerationConfig
 from transformers.generation import GenerationMixin
 from transformers.generation.utils import GenerateOutput
 
@@ -132,8 +132,13 @@ class CoCaGenerationMixin(GenerationMixin):
     def _prefill(self, *args, **kwargs):
         # Of a model that was compiled, only the steps are, which are all alike. The first pass is not: it has the
         # prompts' lengths, and makes the tensors of the cache, which must not belong to a CUDA graph.
-        model = self if self._compiled_call_impl is None else copy(self)  # a copy is not compiled
-        return super(CoCaGenerationMixin, model)._prefill(*args, **kwargs)
+        if self._compiled_call_impl is None:
+            return super()._prefill(*args, **kwargs)
+        model = copy(self)  # a copy is not compiled
+        outputs = super(CoCaGenerationMixin, model)._prefill(*args, **kwargs)
+        if self.device.type == "cpu" and outputs.get(CACHE_NAME) is not None:
+            _release_static_addresses(outputs[CACHE_NAME])
+        return outputs
 
     def _expand_inputs_for_generation(
         self, expand_size=1, is_encoder_decoder=False, input_ids=None, image_hidden_states=None, **kwargs
@@ -171,6 +176,18 @@ class CoCaGenerationMixin(GenerationMixin):
                 input_ids, attention_mask, cache, model_inputs["input_ids"].shape[1]
             )
         return model_inputs
+
+
+def _release_static_addresses(cache: EncoderDecoderCache):
+    """Replace the tensors of a static cache by copies that transformers has not marked as static.
+
+    With Inductor's `freezing`, which packs the weights of a compiled step on a CPU, torch takes marked tensors for
+    constants: the step's position would stay that of the first. The marks serve CUDA graphs alone.
+    """
+    for layer in (*cache.self_attention_cache.layers, *cache.cross_attention_cache.layers):
+        for name, value in vars(layer).items():
+            if isinstance(value, torch.Tensor):
+                setattr(layer, name, value.clone())
 
 
 def _padded_left(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

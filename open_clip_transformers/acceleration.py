@@ -147,7 +147,9 @@ class AcceleratedLayer(nn.Module):
 
     def restore(self):
         """Become a layer of the plain class, and so do the others that share the accelerator."""
-        accelerator = self.__dict__.pop("accelerator")
+        accelerator = self.__dict__.pop("accelerator", None)
+        if accelerator is None:  # torch.compile still looks at the class that it saw
+            return
         object.__setattr__(self, "__class__", self.plain_class)
         for other in accelerator.members:
             if isinstance(other, AcceleratedLayer):

@@ -79,7 +79,7 @@ def notes(record: Record) -> list[str]:
 def _cell(options: Options, model: str, batch: int, strategy: str, length: int) -> Cell:
     contestants = ["ours", "ours_optimized"]
     # Compiling takes a minute and more on two cores.
-    if strategy == "greedy" and model == LENGTHS_MODEL and not options.quick:
+    if strategy != "top_p" and model == LENGTHS_MODEL and not options.quick:
         contestants.append("ours_compiled")
     contestants.append("open_clip")
     if "ViT-B" in model:

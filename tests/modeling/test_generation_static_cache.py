@@ -6,6 +6,7 @@ from tiny_configs import tiny_coca_cfg
 from tiny_models import BOS, PAD, tiny_config
 from transformers import CompileConfig
 
+from open_clip_transformers.acceleration import AcceleratedLinear, LinearWays
 from open_clip_transformers.modeling.modeling_coca import CoCaModel
 from open_clip_transformers.modeling.transformers_compat import CACHE_NAME
 
@@ -119,6 +120,20 @@ def test_generate_compiles_with_inductor(pixel_values):
     expected = generate(model, pixel_values)
     compiled(model, backend="inductor")
     assert torch.equal(generate(model, pixel_values, **STATIC), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimized", [False, True])
+def test_generate_compiles_with_frozen_weights(optimized, pixel_values):
+    model = make_model()
+    expected = generate(model, pixel_values)
+    for layer in model.modules() if optimized else ():
+        if type(layer) is torch.nn.Linear:
+            AcceleratedLinear.accelerate(layer, LinearWays(layer, ["packed"] * 5))
+    compiled(model, backend="inductor")
+    with torch._inductor.config.patch(freezing=True):
+        for _ in range(2):
+            assert torch.equal(generate(model, pixel_values, **STATIC), expected)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
