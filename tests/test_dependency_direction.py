@@ -18,7 +18,8 @@ ALLOWED = {
     "modeling": {"configuration"},
     "processing": {"configuration"},
     "convert_scripts": {"configuration", "modeling", "processing"},
-    FACE: {"configuration", "modeling", "processing", "convert_scripts"},
+    "training": {"configuration", "modeling", "processing"},
+    FACE: {"configuration", "modeling", "processing", "convert_scripts", "training"},
 }
 SOURCES = sorted(path for folder in ALLOWED for path in (ROOT / folder).rglob("*.py"))
 EVERYTHING = sorted(

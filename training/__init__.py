@@ -1,0 +1,1 @@
+"""Fine-tuning and evaluation of the models. Nothing that models or processors need is here, nor is it bundled."""
