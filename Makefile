@@ -5,7 +5,7 @@ WORKERS ?= 2
 ARGS ?=
 
 PACKAGE := open_clip_transformers
-FOLDERS := configuration modeling processing convert_scripts
+FOLDERS := configuration modeling processing convert_scripts training
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 FLOOR := .venv-floor

@@ -76,7 +76,7 @@ def test_source_file_imports_optional_packages_only_behind_a_check(path):
 
 @pytest.mark.parametrize(
     ("package", "home"),
-    [("open_clip", "convert_scripts/"), ("timm", "modeling/modeling_timm")],
+    [("open_clip", ("convert_scripts/", "training/data/update.py")), ("timm", "modeling/modeling_timm")],
     ids=["open_clip", "timm"],
 )
 def test_optional_package_is_imported_only_at_home(package, home):

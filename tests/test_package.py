@@ -16,7 +16,7 @@ import open_clip_transformers
 
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("configuration", "modeling", "processing", "convert_scripts")
+FOLDERS = ("configuration", "modeling", "processing", "convert_scripts", "training")
 
 
 def run_python(*arguments: str, folder: Path = ROOT, path: Path = ROOT) -> str:

@@ -13,7 +13,7 @@ from upstream_internals import INTERNALS, Internal
 
 pytestmark = pytest.mark.floor
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("configuration", "modeling", "processing", "convert_scripts", "open_clip_transformers")
+FOLDERS = ("configuration", "modeling", "processing", "convert_scripts", "training", "open_clip_transformers")
 # Attributes of instances, marks on tensors, names of modules, and open_clip's, whose version is fixed.
 OF_INSTANCES = {
     "_C",

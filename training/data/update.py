@@ -14,7 +14,7 @@ def collect_zero_shot_metadata() -> dict:
 
     templates = {"openai": open_clip.OPENAI_IMAGENET_TEMPLATES, "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES}
     return {
-        "source": f"open_clip_torch {metadata.version('open_clip_torch')}, under the licence in LICENSE.open_clip",
+        "source": f"open_clip_torch {metadata.version('open_clip_torch')}, under the licence in LICENSE_open_clip.txt",
         "class_names": list(open_clip.IMAGENET_CLASSNAMES),
         "templates": {name: [template("{}") for template in functions] for name, functions in templates.items()},
     }
