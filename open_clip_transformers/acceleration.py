@@ -37,6 +37,8 @@ BUDGET = 0.01
 REPEATS = 5
 # Numbers of rows with which one run would take longer than so many seconds are not measured.
 LONGEST_RUN = 0.05
+# On a busy machine measuring takes long and tells little: after so many seconds the layers that are left stay plain.
+LONGEST_SEARCH = 2.0
 # Layers measured in turn have so many bytes of weights together, so that they are not all in the processor's cache.
 MEASURED_BYTES = 32e6
 
@@ -70,8 +72,10 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     # First, because it makes a tower plain in between.
     for tower in [module for module in model.modules() if isinstance(module, ModifiedResNetModel)]:
         _fold_batch_norms(tower)
+    end = perf_counter() + LONGEST_SEARCH
     for layers in _layers_by_shape(model):
-        _accelerate_linear(layers)
+        if perf_counter() < end:
+            _accelerate_linear(layers)
     return model
 
 
@@ -245,13 +249,13 @@ def can_pack(weight: torch.Tensor) -> bool:
 
 
 def _layers_by_shape(model: nn.Module) -> Iterable[list[nn.Linear]]:
-    """The plain linear layers on the CPU, those of one shape and dtype together."""
+    """The plain linear layers on the CPU, those of one shape and dtype together; those with most weights first."""
     groups: dict[tuple, list[nn.Linear]] = defaultdict(list)
     for layer in model.modules():
         weight = layer._parameters.get("weight") if type(layer) is nn.Linear else None
         if type(weight) is nn.Parameter and weight.is_cpu and "forward" not in layer.__dict__:
             groups[weight.shape, weight.dtype, layer.bias is None].append(layer)
-    return groups.values()
+    return sorted(groups.values(), key=lambda layers: len(layers) * layers[0].weight.nbytes, reverse=True)
 
 
 def _accelerate_linear(layers: list[nn.Linear]):
