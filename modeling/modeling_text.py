@@ -79,6 +79,14 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
             self.projection = nn.Linear(config.hidden_size, config.projection_dim, bias=config.proj_bias)
         self.post_init()
 
+    def set_input_embeddings(self, value: nn.Module):
+        # Tokens added behind the end of text, once the last of the vocabulary, have higher ids than it.
+        config, last_id = self.config, self.config.vocab_size - 1
+        grows = getattr(value, "num_embeddings", 0) > config.vocab_size
+        if grows and config.pool_type == "argmax" and config.eos_token_id in (None, last_id):
+            config.pool_type, config.eos_token_id = "eos", last_id
+        super().set_input_embeddings(value)
+
     def _without_flash(self, attn_implementation: str | None) -> str | None:
         # FlashAttention drops the queries of hidden tokens. Here these are needed: the class token itself is hidden
         # behind padding, and so is each token behind a padding id inside a text.
