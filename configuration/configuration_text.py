@@ -24,8 +24,8 @@ class OpenClipTextConfig(OpenClipTowerConfig):
         correct_cls_mask: `False` reproduces the padding mask of the released CoCa weights, which is shifted by one
             token; `True` gives the corrected mask. Only read with `embed_cls`.
         pool_type: without `embed_cls`, the token that represents the text: `"argmax"` (highest id, the end of text in
-            CLIP's vocabulary; with tokens added, whose ids are higher, use `"eos"`), `"eos"` (first `eos_token_id`),
-            `"first"`, `"last"` or `"none"` (all tokens).
+            CLIP's vocabulary; `resize_token_embeddings` makes it `"eos"` where it adds tokens behind that, whose ids
+            are higher), `"eos"` (first `eos_token_id`), `"first"`, `"last"` or `"none"` (all tokens).
         pad_token_id: id of padding; open_clip: `pad_id`.
         bos_token_id: id of the start of a text.
         eos_token_id: id of the end of a text; open_clip: `eos_id`, read there only with `pool_type="eos"`.

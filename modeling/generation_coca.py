@@ -52,7 +52,8 @@ class CoCaGenerationMixin(GenerationMixin):
 
         Args:
             inputs: token ids (images, length) to continue, the same as `input_ids`; by default `bos_token_id` alone.
-                Prompts of different lengths are padded and need an `attention_mask`.
+                Prompts of different lengths are padded and need an `attention_mask`. With one, the end-of-text token
+                of whole captions is dropped.
             pixel_values: (images, channels, height, width), normalised as the image processor does.
             image_hidden_states: (images, tokens, hidden_size) instead of `pixel_values`, to caption images that were
                 encoded before.
@@ -89,7 +90,12 @@ class CoCaGenerationMixin(GenerationMixin):
             raise ValueError(f"generate got {images} images and {len(input_ids)} prompts: pass one for each image.")
         attention_mask = kwargs.get("attention_mask")
         if attention_mask is not None and attention_mask.shape == input_ids.shape:
-            input_ids, kwargs["attention_mask"] = _padded_left(input_ids, attention_mask)
+            input_ids, attention_mask = _padded_left(input_ids, attention_mask)
+            eos_token_id = self._setting("eos_token_id", generation_config, kwargs, None)
+            if cache is None and past_key_values is None and eos_token_id is not None:
+                pad_token_id = self._setting("pad_token_id", generation_config, kwargs, self.config.pad_token_id)
+                input_ids, attention_mask = _without_end(input_ids, attention_mask, eos_token_id, pad_token_id)
+            kwargs["attention_mask"] = attention_mask
         if not self.config.text_config.is_causal:
             # Each token changes all states of a bidirectional text tower: there is nothing to cache.
             kwargs["use_cache"] = False
@@ -188,6 +194,21 @@ def _release_static_addresses(cache: EncoderDecoderCache):
         for name, value in vars(layer).items():
             if isinstance(value, torch.Tensor):
                 setattr(layer, name, value.clone())
+
+
+def _without_end(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, eos_token_id: int | list[int], pad_token_id: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Drop the end-of-text token from prompts, padded on the left, that end with it and hold more than that."""
+    ends = torch.isin(input_ids[:, -1:], torch.as_tensor(eos_token_id, device=input_ids.device))
+    ends &= attention_mask.sum(dim=1, keepdim=True) > 1
+    if not ends.any():
+        return input_ids, attention_mask
+    attention_mask = torch.cat([attention_mask[:, :-1], attention_mask[:, -1:] * ~ends], dim=1)
+    longest = int(attention_mask.sum(dim=1).max())
+    input_ids, attention_mask = _padded_left(input_ids, attention_mask)
+    input_ids = input_ids.masked_fill(attention_mask == 0, pad_token_id or 0)
+    return input_ids[:, -longest:], attention_mask[:, -longest:]
 
 
 def _padded_left(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -30,7 +30,7 @@ from .modeling_layers import (
     norm_layer,
 )
 from .modeling_open_clip import OpenClipDualModel, OpenClipForImageClassification, OpenClipModel
-from .modeling_pretrained import OpenClipPreTrainedModel
+from .modeling_pretrained import OpenClipPreTrainedModel, positions_of
 from .transformers_compat import named_cache
 
 
@@ -174,6 +174,7 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
 
     config: CoCaConfig
     _can_compile_fullgraph = True
+    _has_seen_labels = False
 
     def __init__(self, config: CoCaConfig):
         super().__init__(config)
@@ -218,9 +219,9 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             pixel_values: (images, channels, height, width), normalised as the image processor does.
             attention_mask: (rows, length), 0 on left padding; padding behind a text follows the text tower's own rule.
                 With `cache`, (rows, past + length) of the tokens that may be attended to.
-            position_ids: (rows, length), by default 0, 1, ...
+            position_ids: (rows, length), by default 0, 1, ... from the first token that is no left padding.
             labels: (rows, length), the ids to predict, -100 where there is nothing to learn: usually `input_ids` with
-                -100 for padding; they are shifted here.
+                -100 for padding; they are shifted here. Padding that `attention_mask` shows is left out anyway.
             return_loss: compute the contrastive loss; images and texts must then be pairs.
             image_hidden_states: (images, tokens, hidden_size) instead of `pixel_values`.
             cache: of the tokens before `input_ids`.
@@ -271,7 +272,12 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             raise ValueError("return_loss=True compares embeddings: pass pixel_values, and no cache.")
         return CoCaOutput(
             **named_cache(cache),
-            loss=self._loss(logits, labels, logits_per_image if return_loss else None, **kwargs),
+            loss=self._loss(
+                logits,
+                self._labels_to_learn(labels, attention_mask),
+                logits_per_image if return_loss else None,
+                **kwargs,
+            ),
             logits=logits,
             logits_per_image=logits_per_image,
             logits_per_text=None if logits_per_image is None else logits_per_image.transpose(0, -1),
@@ -383,6 +389,8 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             attention_mask=attention_mask,
             **named_cache(cache.self_attention_cache),
         )
+        if position_ids is None and attention_mask is not None:
+            position_ids = positions_of(attention_mask)[:, -input_ids.shape[1] :]
         text_outputs = self.text_model(
             input_ids,
             decoder_mask if text_attention_mask is None else text_attention_mask,
@@ -398,6 +406,29 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             **kwargs,
         )
         return text_outputs, decoder_outputs
+
+    def _labels_to_learn(self, labels, attention_mask) -> torch.Tensor | None:
+        """`labels` with -100 for padding, and for the first token of a text, which left padding cannot predict."""
+        if labels is None:
+            return None
+        self._warn_of_endless(labels)
+        if attention_mask is None:
+            return labels
+        is_predicted = (attention_mask != 0) & (attention_mask.cumsum(-1) > 1)
+        return labels.masked_fill(~is_predicted[:, -labels.shape[1] :], -100)
+
+    def _warn_of_endless(self, labels: torch.Tensor):
+        # Once, as looking at values waits for the device.
+        if not self.training or self._has_seen_labels or torch.compiler.is_compiling():
+            return
+        self._has_seen_labels = True
+        eos_token_id = self.config.eos_token_id
+        if eos_token_id is not None and not torch.isin(labels, labels.new_tensor(eos_token_id)).any(dim=1).all():
+            logger.warning_once(
+                f"There are labels without an end-of-text token (id {eos_token_id}): a model that learns from them "
+                "does not learn where captions end. processor(images=..., text=captions, return_labels=True) makes "
+                "labels of whole captions, where text beside images is else a prompt to continue."
+            )
 
     def _loss(self, logits, labels, logits_per_image, **kwargs) -> torch.Tensor | None:
         losses = []

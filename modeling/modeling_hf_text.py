@@ -10,7 +10,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..configuration.configuration_hf_text import POOLING_LAYER_MODEL_TYPES, HfTextConfig
-from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel, check_input_ids
+from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel, check_input_ids, positions_of
 
 
 # model_type -> its folder in transformers, and the class that is the encoder alone. Only classes of transformers are
@@ -44,7 +44,9 @@ def _max(outputs: ModelOutput, visible: torch.Tensor) -> torch.Tensor:
 
 
 def _first(outputs: ModelOutput, visible: torch.Tensor) -> torch.Tensor:
-    return outputs.last_hidden_state[:, 0]
+    # Behind left padding, if there is any.
+    rows = torch.arange(len(visible), device=visible.device)
+    return outputs.last_hidden_state[rows, visible.int().argmax(dim=-1)]
 
 
 def _first_through_pooling_layer(outputs: ModelOutput, visible: torch.Tensor) -> torch.Tensor:
@@ -127,8 +129,9 @@ class HfTextModel(OpenClipPreTrainedModel):
         Args:
             input_ids: (batch, length), length at most `max_position_embeddings`, padded with `pad_token_id`.
             attention_mask: (batch, length), 0 on left padding, 1 elsewhere; padding behind a text is known by its id.
-                The poolers of the first token want no left padding.
-            position_ids: (batch, length), by default 0, 1, ...; read by BERT, the other encoders need none.
+                An encoder's own pooling layer (`"cls_pooler"`) wants no left padding.
+            position_ids: (batch, length), by default 0, 1, ... from the first token that is no left padding; read by
+                BERT, the other encoders need none.
 
         Returns:
             `last_hidden_state` (batch, length, token_dim), without the first token with `cls_pooler`; `pooler_output`
@@ -140,6 +143,7 @@ class HfTextModel(OpenClipPreTrainedModel):
         check_input_ids(input_ids, self.config.max_position_embeddings)
         if attention_mask is not None:
             input_ids = input_ids.masked_fill(attention_mask.cumsum(-1) == 0, self.config.pad_token_id)
+            position_ids = positions_of(attention_mask) if position_ids is None else position_ids
         outputs = self.encode(input_ids, position_ids, **kwargs)
         tokens = outputs.last_hidden_state
         return BaseModelOutputWithPooling(

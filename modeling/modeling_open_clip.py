@@ -154,7 +154,7 @@ class OpenClipDualModel(OpenClipPreTrainedModel):
         Args:
             input_ids: (texts, length).
             attention_mask: (texts, length), 0 on left padding; padding behind a text follows the tower's own rule.
-            position_ids: (texts, length), by default 0, 1, ...
+            position_ids: (texts, length), by default 0, 1, ... from the first token that is no left padding.
         """
         return self.text_model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, return_dict=True, **kwargs
@@ -232,7 +232,7 @@ class OpenClipModel(OpenClipDualModel):
             input_ids: (texts, length).
             pixel_values: (images, channels, height, width), normalised as the image processor does.
             attention_mask: (texts, length), 0 on left padding; padding behind a text follows the tower's own rule.
-            position_ids: (texts, length), by default 0, 1, ...
+            position_ids: (texts, length), by default 0, 1, ... from the first token that is no left padding.
             return_loss: compute the contrastive loss; images and texts must then be pairs.
             interpolate_pos_encoding: accept other image sizes than the model's.
 

@@ -124,6 +124,17 @@ def check_pixel_values(
         )
 
 
+def positions_of(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Positions (batch, length) of tokens, counted from the first that is no left padding.
+
+    Args:
+        attention_mask: (batch, length), 0 on left padding; zeros behind a text do not count.
+    """
+    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    padding = (attention_mask.cumsum(-1) == 0).sum(-1, keepdim=True)
+    return (positions - padding).clamp(min=0)
+
+
 def check_input_ids(input_ids: torch.Tensor, max_position_embeddings: int):
     """Raise `ValueError` unless `input_ids` are (batch, length), of at most `max_position_embeddings` tokens."""
     shape = tuple(input_ids.shape)

@@ -13,7 +13,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_text import OpenClipTextConfig
 from .modeling_layers import Encoder, norm_layer
-from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel, check_input_ids
+from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel, check_input_ids, positions_of
 from .transformers_compat import named_cache
 
 
@@ -79,6 +79,14 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
             self.projection = nn.Linear(config.hidden_size, config.projection_dim, bias=config.proj_bias)
         self.post_init()
 
+    def set_input_embeddings(self, value: nn.Module):
+        # Tokens added behind the end of text, once the last of the vocabulary, have higher ids than it.
+        config, last_id = self.config, self.config.vocab_size - 1
+        grows = getattr(value, "num_embeddings", 0) > config.vocab_size
+        if grows and config.pool_type == "argmax" and config.eos_token_id in (None, last_id):
+            config.pool_type, config.eos_token_id = "eos", last_id
+        super().set_input_embeddings(value)
+
     def _without_flash(self, attn_implementation: str | None) -> str | None:
         # FlashAttention drops the queries of hidden tokens. Here these are needed: the class token itself is hidden
         # behind padding, and so is each token behind a padding id inside a text.
@@ -141,18 +149,25 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
         )
         return self.encoder(hidden_states, attention_mask, cache, **kwargs)
 
-    def pool(self, hidden_states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+    def pool(
+        self, hidden_states: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """(batch, length, hidden_size) -> (batch, hidden_size), or all tokens with `pool_type="none"`."""
         rows = torch.arange(input_ids.shape[0], device=hidden_states.device)
+        first: int | torch.Tensor = 0
+        if attention_mask is not None:
+            left_padding = attention_mask.cumsum(-1) == 0
+            first, input_ids = left_padding.sum(-1), input_ids.masked_fill(left_padding, -1)
         match self.config.pool_type:
             case "first":
-                return hidden_states[:, 0]
+                return hidden_states[rows, first]
             case "last":
                 return hidden_states[:, -1]
             case "argmax":
                 return hidden_states[rows, input_ids.argmax(dim=-1)]
             case "eos":
-                return hidden_states[rows, (input_ids == self.config.eos_token_id).int().argmax(dim=-1)]
+                ends = (input_ids == self.config.eos_token_id).int() - (input_ids < 0).int()
+                return hidden_states[rows, ends.argmax(dim=-1)]
         return hidden_states
 
     def _decode(self, input_ids, attention_mask, position_ids, cache, **kwargs) -> BaseModelOutputWithPooling:
@@ -182,7 +197,7 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
             attention_mask: (batch, length), 0 on left padding, 1 elsewhere; padding behind a text follows the tower's
                 own rule. With `cache`, (batch, past + length) of tokens that may be attended to, or what a
                 mask function of transformers made of it.
-            position_ids: (batch, length), by default 0, 1, ...
+            position_ids: (batch, length), by default 0, 1, ... from the first token that is no left padding.
             cache: of the tokens before `input_ids`, to which theirs are added (causal towers only).
             past_key_values: the name of `cache` before transformers 5.24.
 
@@ -203,13 +218,15 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
             return self._decode(input_ids, attention_mask, position_ids, cache, **kwargs)
 
         embed_cls = self.config.embed_cls
+        if position_ids is None and attention_mask is not None:
+            position_ids = positions_of(attention_mask)
         hidden_states = self.embeddings(input_ids, position_ids, append_class_token=embed_cls)
         hidden_states = self._encode(hidden_states, self.key_mask(input_ids, attention_mask), **kwargs)
         if embed_cls:
             tokens, pooled = hidden_states[:, :-1], self.final_layer_norm(hidden_states[:, -1])
         else:
             tokens = self.final_layer_norm(hidden_states)
-            pooled = self.pool(tokens, input_ids)
+            pooled = self.pool(tokens, input_ids, attention_mask)
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=self.projection(pooled))
 
 

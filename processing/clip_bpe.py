@@ -19,7 +19,7 @@ END_OF_WORD = "</w>"
 _MERGES_FILE = Path(__file__).with_name("clip_bpe_merges.txt.gz")
 
 # Cleaned text holds no white space but single spaces, so that this character is free to be a mark.
-_NOT_SPECIAL = "\x1f"
+NOT_SPECIAL = "\x1f"
 
 # The letters and numbers that the `regex` module knows (Unicode 18) and the engine of the tokenizers library (Unicode
 # 15) does not.
@@ -85,7 +85,7 @@ def build_clip_bpe() -> Tokenizer:
     vocabulary, merges = _vocabulary_and_merges()
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix=END_OF_WORD))
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in (BOS_TOKEN, EOS_TOKEN)])
-    tokenizer.normalizer = normalizers.Replace(_NOT_SPECIAL, "")
+    tokenizer.normalizer = normalizers.Replace(NOT_SPECIAL, "")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             _WORDS,
@@ -118,7 +118,7 @@ def mark_literal_tokens(text: str) -> str:
     parts, position = [], 0
     for word, (start, end) in _WORDS.pre_tokenize_str(text):
         special = word in (BOS_TOKEN, EOS_TOKEN)
-        parts += [text[position:start], word if special else word.replace("<", "<" + _NOT_SPECIAL)]
+        parts += [text[position:start], word if special else word.replace("<", "<" + NOT_SPECIAL)]
         position = end
     return "".join([*parts, text[position:]])
 
@@ -127,6 +127,7 @@ __all__ = [
     "BOS_TOKEN",
     "END_OF_WORD",
     "EOS_TOKEN",
+    "NOT_SPECIAL",
     "build_clip_bpe",
     "byte_alphabet",
     "is_clip_bpe",

@@ -1,10 +1,31 @@
 """Processor of CoCa: images with prompts to continue, or with whole captions to train on or to score."""
 
+from typing import Any
+
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import make_flat_list_of_images
-from transformers.processing_utils import Unpack
+from transformers.processing_utils import ProcessingKwargs, TextKwargs, Unpack
 
-from .processing_open_clip import OpenClipProcessor, OpenClipProcessorKwargs
+from .image_settings_open_clip import OpenClipImageProcessorKwargs
+from .processing_open_clip import OpenClipProcessor
+
+
+class CoCaTextKwargs(TextKwargs, total=False):  # type: ignore[call-arg]
+    r"""
+    add_eos (`bool`, *optional*):
+        Whether texts are whole captions that end, instead of prompts.
+    return_labels (`bool`, *optional*):
+        Also return `labels` for the caption loss.
+    """
+
+    add_eos: bool | None
+    return_labels: bool | None
+
+
+class CoCaProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
+    images_kwargs: OpenClipImageProcessorKwargs
+    text_kwargs: CoCaTextKwargs
+    _defaults = {}  # transformers 5.5 reads it
 
 
 class CoCaProcessor(OpenClipProcessor):
@@ -13,7 +34,9 @@ class CoCaProcessor(OpenClipProcessor):
     Beside images, `text` is a prompt unless said otherwise: it starts with the begin-of-text token and has no
     end-of-text token, so that `generate` continues it, and prompts of different lengths are padded on the left.
     `add_eos=True` makes it a whole caption, padded on the right to the model's length, as the text tower and the
-    caption loss need it. Without images there is nothing to continue: texts are then whole captions, to be embedded.
+    caption loss need it; `return_labels=True` and `padding="max_length"` do the same, because a prompt of the model's
+    length leaves nothing to continue. Without images, too, texts are whole captions, to be embedded. `generate` takes
+    captions as prompts: it drops the end-of-text token.
 
     ```python
     model.generate(**processor(images=image, return_tensors="pt"))  # a caption
@@ -27,25 +50,19 @@ class CoCaProcessor(OpenClipProcessor):
         tokenizer: an [`OpenClipTokenizer`]. Called directly it makes whole captions, never prompts.
     """
 
+    valid_processor_kwargs = CoCaProcessorKwargs
+
     def __init__(self, image_processor=None, tokenizer=None, **kwargs):
         super().__init__(image_processor, tokenizer, **kwargs)
 
-    def __call__(
-        self,
-        images=None,
-        text=None,
-        *,
-        add_eos: bool | None = None,
-        return_labels: bool = False,
-        **kwargs: Unpack[OpenClipProcessorKwargs],
-    ) -> BatchFeature:
+    def __call__(self, images=None, text=None, **kwargs: Unpack[CoCaProcessorKwargs]) -> BatchFeature:
         """Prepare images, texts, or both.
 
         Args:
             images: one image or several: PIL images, arrays, tensors, paths or URLs. Nested lists are flattened.
             text: one prompt for all images or one for each; or captions, of any number. Nested lists are flattened.
             add_eos: whether texts are whole captions that end, instead of prompts; by default where there are no
-                images, or with `return_labels`.
+                images, with `return_labels`, or with `padding="max_length"`.
             return_labels: also return `labels` for the caption loss: `input_ids` with -100 in place of padding.
             kwargs: arguments of the image processor and the tokenizer, such as `return_tensors="pt"`. Prompts are
                 truncated only with `truncation=True`.
@@ -58,13 +75,21 @@ class CoCaProcessor(OpenClipProcessor):
             ValueError: neither images nor texts, a text that is not a string, a prompt so long that nothing can follow
                 it, other numbers of images and prompts, or `return_labels` without captions.
         """
-        add_eos = return_labels or images is None if add_eos is None else add_eos
+        settings: dict[str, Any] = {**kwargs, "text_kwargs": dict(kwargs.get("text_kwargs") or {})}
+        add_eos, return_labels, padding = (
+            settings["text_kwargs"].get(name, settings.get(name)) for name in ("add_eos", "return_labels", "padding")
+        )
+        for each in (settings, settings["text_kwargs"]):  # of no concern to the tokenizer
+            each.pop("add_eos", None)
+            each.pop("return_labels", None)
+        if add_eos is None:
+            add_eos = return_labels or images is None or padding == "max_length"
         if return_labels and (text is None or not add_eos):
             raise ValueError(
                 "CoCaProcessor: return_labels=True makes labels of whole captions; pass them as text, without add_eos."
             )
         if text is None or add_eos:
-            outputs = super().__call__(images=images, text=text, **kwargs)
+            outputs = super().__call__(images=images, text=text, **settings)
             if return_labels:
                 outputs["labels"] = _labels(outputs["input_ids"], outputs["attention_mask"])
             return outputs
@@ -79,9 +104,9 @@ class CoCaProcessor(OpenClipProcessor):
                     f"CoCaProcessor: got {len(images)} images and {len(prompts)} prompts; pass one prompt for each "
                     "image, or one for all as a string. For captions to score, of any number, pass add_eos=True."
                 )
-            outputs = super().__call__(images=images, **kwargs)
+            outputs = super().__call__(images=images, **settings)
         merged_kwargs = self._merge_kwargs(
-            self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+            self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **settings
         )
         outputs.update(self._encode_prompts(prompts, **merged_kwargs["text_kwargs"]))
         return outputs
@@ -139,4 +164,4 @@ def _labels(input_ids, attention_mask):
     return [token_id if is_token else -100 for token_id, is_token in zip(input_ids, attention_mask)]
 
 
-__all__ = ["CoCaProcessor"]
+__all__ = ["CoCaProcessor", "CoCaProcessorKwargs"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, BatchEncoding
 from transformers.tokenization_utils_base import TruncationStrategy
@@ -18,7 +18,8 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import PaddingStrategy, TensorType, is_protobuf_available, is_sentencepiece_available
 
 from ..configuration.configuration_common import IS_BUNDLED, AutoClassMixin
-from .clip_bpe import BOS_TOKEN, EOS_TOKEN, build_clip_bpe, is_clip_bpe, mark_literal_tokens
+from .added_tokens import AddedTokenFinder
+from .clip_bpe import BOS_TOKEN, EOS_TOKEN, NOT_SPECIAL, build_clip_bpe, is_clip_bpe, mark_literal_tokens
 from .language_tokens import get_language, set_language
 from .text_cleaning import get_text_cleaner
 from .token_padding import pad_arrays, pad_lists
@@ -57,6 +58,10 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
       `padding="longest"`, which leaves their features unchanged.
     - Texts are truncated unless `truncation=False`, and to `model_max_length` even where `max_length` is larger.
     - With `fixed_length`, any padding is to `model_max_length`.
+    - `pad_to_multiple_of` rounds the length up to a multiple, but never beyond `model_max_length`, which is as many
+      tokens as the model takes: 77 tokens stay 77.
+    - Tokens added with `add_tokens` or `add_special_tokens` are found in texts before these are cleaned, as with other
+      tokenizers of transformers; the special tokens of the vocabulary itself after it, as in open_clip.
     - The padding token of CLIP's vocabulary is id 0, which is also the token `"!"` within a word. It is therefore not
       a special token: texts with exclamation marks keep them, and `all_special_ids` does not list it.
     - `decode(..., skip_special_tokens=True)` returns a clean caption: what lies between the begin- and the end-of-text
@@ -82,6 +87,8 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
         src_lang: language code that goes with texts, for tokenizers that have such codes (NLLB's); by default that of
             the tokenizer's files. It can be set later, too. open_clip: `language`, which has no effect in 3.3.0, as
             each call of transformers' tokenizer undoes it.
+        uncleaned_tokens: of the added tokens of a `tokenizer.json`, those to find in texts before these are cleaned;
+            set by saving. By default, with CLIP's vocabulary, all but its own two special tokens, with others none.
         clean_up_tokenization_spaces: whether captions read "a cat." instead of "a cat ."; only applies where special
             tokens are skipped. By default true with CLIP's vocabulary, whose ids do not tell the two apart, and false
             with others.
@@ -90,6 +97,7 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
     Raises:
         ValueError: unknown `clean` or `src_lang`, `strip_sep_token` or `class_token_last` without the tokens that they
             need, or both `fixed_length` and `dynamic_padding`.
+        TypeError: `uncleaned_tokens` is no list of strings.
     """
 
     vocab_files_names = {"tokenizer_file": "tokenizer.json"}
@@ -107,6 +115,7 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
         fixed_length: bool = False,
         dynamic_padding: bool = False,
         src_lang: str | None = None,
+        uncleaned_tokens: list[str] | None = None,
         clean_up_tokenization_spaces: bool | None = None,
         **kwargs,
     ):
@@ -129,6 +138,9 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
             if getattr(self, setting) and missing:
                 raise ValueError(f"{setting}=True needs special tokens that are not set: {', '.join(missing)}.")
 
+        self._native_tokens = self._find_native_tokens(uncleaned_tokens)
+        self._has_uncleaned_tokens = bool(self.uncleaned_tokens)
+        self._finders: dict[bool, AddedTokenFinder] = {}
         # The base class adds every special token that it is given to the vocabulary, as a token to look for in texts.
         plain_pad_token = self._is_plain_token(pad_token)
         super().__init__(
@@ -245,7 +257,7 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
             return super().__call__(text, text_pair, *args, padding=padding, **kwargs)
         # What that would come to, without looking at each of twenty arguments first.
         return self._encode_texts(
-            [self._prepare_text(each) for each in texts],
+            [self._prepare_text(each, self.split_special_tokens) for each in texts],
             texts is not text,
             kwargs.get("return_tensors"),
             PaddingStrategy.MAX_LENGTH,
@@ -253,7 +265,9 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
             self.model_max_length,
         )
 
-    def _get_padding_truncation_strategies(self, padding=False, truncation=None, max_length=None, **kwargs):
+    def _get_padding_truncation_strategies(
+        self, padding=False, truncation=None, max_length=None, pad_to_multiple_of=None, **kwargs
+    ):
         if self.fixed_length and self._has_max_length and padding not in (False, PaddingStrategy.DO_NOT_PAD):
             padding, max_length = "max_length", self.model_max_length
         if padding is True and self._has_max_length and not self.dynamic_padding:
@@ -262,6 +276,7 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
             truncation = self._has_max_length or max_length is not None
         if max_length is not None and truncation is not False:
             max_length = min(max_length, self.model_max_length)
+        # The base class would refuse a `pad_to_multiple_of` that does not divide the length of truncation.
         return super()._get_padding_truncation_strategies(
             padding=padding, truncation=truncation, max_length=max_length, **kwargs
         )
@@ -274,7 +289,9 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
     def _encode_plus(self, text, text_pair=None, *, return_tensors=None, **kwargs) -> BatchEncoding:
         if isinstance(text, (list, tuple)) and not text:
             raise ValueError("Got an empty list of texts to tokenize: pass at least one text.")
-        text, text_pair = self._prepare_text(text), self._prepare_text(text_pair)
+        splits = kwargs.get("split_special_tokens")
+        splits = self.split_special_tokens if splits is None else splits
+        text, text_pair = self._prepare_text(text, splits), self._prepare_text(text_pair, splits)
         texts = [text] if isinstance(text, str) else text
         is_plain = (
             text_pair is None
@@ -295,13 +312,66 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
         is_single = not encoding["input_ids"] or not isinstance(encoding["input_ids"][0], list)
         return encoding.convert_to_tensors(return_tensors, prepend_batch_axis=is_single)
 
-    def _prepare_text(self, text):
+    def _prepare_text(self, text, split_special_tokens: bool):
         if isinstance(text, str):
-            text = self._clean_text(text)
-            return mark_literal_tokens(text) if self._is_clip_bpe else text
+            if not self._has_uncleaned_tokens:
+                return self._clean_and_mark(text)
+            mark = NOT_SPECIAL if self._is_clip_bpe else ""
+            return self._finder(split_special_tokens).clean(text, self._clean_and_mark, mark)
         if isinstance(text, (list, tuple)):
-            return [self._prepare_text(part) for part in text]
+            return [self._prepare_text(part, split_special_tokens) for part in text]
         return text
+
+    def _clean_and_mark(self, text: str) -> str:
+        text = self._clean_text(text)
+        return mark_literal_tokens(text) if self._is_clip_bpe else text
+
+    def _find_native_tokens(self, uncleaned_tokens: list[str] | None) -> set[str]:
+        """The added tokens that the vocabulary came with, which are found in cleaned texts."""
+        tokens = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
+        if uncleaned_tokens is None:
+            return tokens & {BOS_TOKEN, EOS_TOKEN} if self._is_clip_bpe else tokens
+        if not isinstance(uncleaned_tokens, list) or not all(isinstance(token, str) for token in uncleaned_tokens):
+            raise TypeError(f"uncleaned_tokens must be a list of strings, got {uncleaned_tokens!r:.200}.")
+        return tokens - set(uncleaned_tokens)
+
+    @property
+    def uncleaned_tokens(self) -> list[str]:
+        """The added tokens that are found in texts before these are cleaned, in the order of their ids."""
+        return [token for token in self.added_tokens_encoder if token not in self._native_tokens]
+
+    def _finder(self, split_special_tokens: bool) -> AddedTokenFinder:
+        """Of the tokens to find in texts before these are cleaned; without special ones that are to be split."""
+        if split_special_tokens not in self._finders:
+            tokens: list[AddedToken] = [
+                token
+                for token in self.added_tokens_decoder.values()
+                if token.content not in self._native_tokens and not (split_special_tokens and token.special)
+            ]
+            self._finders[split_special_tokens] = AddedTokenFinder(tokens, self.clean != "whitespace")
+        return self._finders[split_special_tokens]
+
+    def _add_tokens(self, new_tokens, special_tokens=False) -> int:
+        added = super()._add_tokens(new_tokens, special_tokens=special_tokens)
+        self._finders.clear()
+        self._has_uncleaned_tokens = bool(self.uncleaned_tokens)
+        if self._has_uncleaned_tokens:
+            self.init_kwargs["uncleaned_tokens"] = None  # saved, from the property of this name
+        return added
+
+    def _pad(self, encoded_inputs, max_length=None, padding_strategy=PaddingStrategy.DO_NOT_PAD, **kwargs) -> dict:
+        multiple = kwargs.get("pad_to_multiple_of")
+        if multiple and padding_strategy != PaddingStrategy.DO_NOT_PAD and self._has_max_length:
+            is_longest = padding_strategy == PaddingStrategy.LONGEST or max_length is None
+            length = len(encoded_inputs[self.model_input_names[0]]) if is_longest else max_length
+            max_length, padding_strategy = self._rounded_up(length, multiple), PaddingStrategy.MAX_LENGTH
+            kwargs["pad_to_multiple_of"] = None
+        return super()._pad(encoded_inputs, max_length, padding_strategy, **kwargs)
+
+    def _rounded_up(self, length: int, multiple: int) -> int:
+        """`length`, or the next multiple that the model still takes."""
+        rounded = -(-length // multiple) * multiple
+        return rounded if length > self.model_max_length else min(rounded, self.model_max_length)
 
     def _encode_texts(
         self,
@@ -340,7 +410,8 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
             length = max_length if padding_strategy == PaddingStrategy.MAX_LENGTH else None
             length = max(map(len, rows)) if length is None else length
             if pad_to_multiple_of:
-                length = -(-length // pad_to_multiple_of) * pad_to_multiple_of
+                # The class token is one more.
+                length = self._rounded_up(length + self.class_token_last, pad_to_multiple_of) - self.class_token_last
             pad = pad_lists if return_tensors is None else pad_arrays
             rows, masks = pad(rows, length, self.pad_token_id, padding_side or self.padding_side)
         else:

@@ -48,6 +48,19 @@ def count_calls(module: torch.nn.Module) -> list[torch.Tensor]:
     return calls
 
 
+def test_generate_takes_whole_captions_as_prompts(model, pixel_values):
+    prompts = torch.tensor([[BOS, 3, 4], [PAD, BOS, 6], [PAD, PAD, BOS]])
+    captions = torch.tensor([[BOS, 3, 4, EOS, PAD], [BOS, 6, EOS, PAD, PAD], [BOS, EOS, PAD, PAD, PAD]])
+    lengths = torch.tensor([[3], [2], [1]])
+    kwargs = {"pixel_values": pixel_values, "max_new_tokens": 4}
+    expected = model.generate(prompts, attention_mask=(torch.arange(3) >= 3 - lengths).long(), **kwargs)
+    outputs = model.generate(captions, attention_mask=(torch.arange(5) < 1 + lengths).long(), **kwargs)
+    assert torch.equal(outputs, expected)
+    # Nothing but the token that ends is a prompt of its own.
+    ends = torch.full((3, 1), EOS)
+    assert model.generate(ends, attention_mask=torch.ones_like(ends), **kwargs)[:, 0].tolist() == [EOS] * 3
+
+
 STRATEGIES = {
     "greedy": {},
     "beams": {"num_beams": 3, "num_return_sequences": 2},

@@ -2,7 +2,11 @@
 
 import pytest
 import torch
-from tiny_models import PAD, main_outputs, tiny_inputs, tiny_model
+from tiny_models import BOS, CLIP, EOS, PAD, main_outputs, randomized, tiny_config, tiny_inputs, tiny_model
+from transformers.utils import logging
+
+from open_clip_transformers.modeling.modeling_text import OpenClipTextModel
+from open_clip_transformers.modeling.transformers_compat import CACHE_NAME
 
 
 @pytest.mark.floor
@@ -155,14 +159,15 @@ def test_attention_mask_of_right_padding_changes_nothing(name):
 
 
 @pytest.mark.floor
+@pytest.mark.parametrize("counted", [True, False], ids=["own_positions", "positions_given"])
 @pytest.mark.parametrize("name", ["text", "text_with_class_token", "hf_text", "coca", "coca_hf_text"])
-def test_left_padded_texts_give_what_the_texts_alone_give(name):
+def test_left_padded_texts_give_what_the_texts_alone_give(name, counted):
     model = tiny_model(name)
     alone = tiny_inputs(model, length=7)
     alone["input_ids"] = alone["input_ids"].clamp(min=1)
     padded = torch.nn.functional.pad(alone["input_ids"], (3, 0), value=PAD)
     attention_mask = torch.nn.functional.pad(torch.ones(3, 7, dtype=torch.long), (3, 0))
-    position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    position_ids = None if counted else (attention_mask.cumsum(1) - 1).clamp(min=0)
     with torch.no_grad():
         expected = model(**alone)
         outputs = model(**{**alone, "input_ids": padded}, attention_mask=attention_mask, position_ids=position_ids)
@@ -171,6 +176,71 @@ def test_left_padded_texts_give_what_the_texts_alone_give(name):
     tokens = "logits" if is_coca else "last_hidden_state"
     assert torch.allclose(outputs[embedding], expected[embedding], atol=1e-5)
     assert torch.allclose(outputs[tokens][:, 3:], expected[tokens], atol=1e-5)
+
+
+@pytest.mark.floor
+@pytest.mark.parametrize("pool_type", ["first", "last", "argmax", "eos"])
+def test_pooling_of_left_padded_texts(pool_type):
+    config = tiny_config(CLIP).text_config
+    config.pool_type = pool_type
+    model = randomized(OpenClipTextModel(config).eval())
+    ids = tiny_inputs(model, length=7)["input_ids"]
+    padded = torch.nn.functional.pad(ids, (2, 0), value=EOS)  # as transformers' tokenizer of CLIP pads
+    attention_mask = torch.nn.functional.pad(torch.ones_like(ids), (2, 0))
+    with torch.no_grad():
+        outputs = model(padded, attention_mask).pooler_output
+        assert torch.allclose(outputs, model(ids).pooler_output, atol=1e-5)
+
+
+@pytest.mark.floor
+@pytest.mark.parametrize("use_cache", [False, True], ids=["no_cache", "cache"])
+def test_coca_counts_positions_of_prompts_from_the_mask(use_cache):
+    model = tiny_model("coca")
+    pixel_values = tiny_inputs(model)["pixel_values"][:2]
+    prompts = torch.tensor([[PAD, PAD, BOS, 5], [BOS, 5, 6, 7]])
+    mask = (prompts != PAD).long()
+    with torch.no_grad():
+        outputs = model(prompts, pixel_values, mask, use_cache=use_cache)
+        alone = model(prompts[:1, 2:], pixel_values[:1], use_cache=use_cache)
+        assert torch.allclose(outputs.logits[0, 2:], alone.logits[0], atol=1e-5)
+        if not use_cache:
+            assert torch.allclose(outputs.text_embeds[0], alone.text_embeds[0], atol=1e-5)
+            return
+        new, mask = torch.tensor([[8], [9]]), torch.nn.functional.pad(mask, (0, 1), value=1)
+        hidden = outputs.image_hidden_states
+        step = model(new, image_hidden_states=hidden, attention_mask=mask, **{CACHE_NAME: outputs[CACHE_NAME]})
+        whole = model(torch.cat([prompts[:1, 2:], new[:1]], dim=1), pixel_values[:1])
+    assert torch.allclose(step.logits[0, -1], whole.logits[0, -1], atol=1e-5)
+
+
+@pytest.mark.floor
+def test_caption_loss_leaves_padding_out():
+    model = tiny_model("coca")
+    inputs = tiny_inputs(model)
+    ids = inputs["input_ids"]
+    mask = (ids != PAD).long()
+    with torch.no_grad():
+        expected = model(**inputs, labels=ids.masked_fill(ids == PAD, -100)).loss
+        assert torch.allclose(model(**inputs, attention_mask=mask, labels=ids).loss, expected)
+        order = mask.argsort(dim=1, stable=True)
+        left = {"input_ids": ids.gather(1, order), "attention_mask": mask.gather(1, order)}
+        # Alone, the first token of a text is not predicted either.
+        assert torch.allclose(model(**{**inputs, **left}, labels=left["input_ids"]).loss, expected, atol=1e-5)
+
+
+@pytest.mark.floor
+def test_training_on_prompts_without_end_is_told(caplog):
+    model, other = tiny_model("coca").train(), tiny_model("coca").train()
+    inputs = tiny_inputs(model, length=9)
+    inputs["input_ids"][2, -1] = EOS
+    endless = inputs["input_ids"].clamp(max=EOS - 1)
+    logging.enable_propagation()
+    model(**inputs, labels=inputs["input_ids"])
+    model.eval()(**inputs, labels=endless)
+    assert "end-of-text" not in caplog.text
+    other(**inputs, labels=endless)
+    logging.disable_propagation()
+    assert "labels without an end-of-text token (id 96)" in caplog.text and "return_labels=True" in caplog.text
 
 
 def test_forward_takes_its_arguments_in_the_order_of_clip():

@@ -173,6 +173,25 @@ def test_token_embeddings_are_reachable_and_can_grow(name):
 
 
 @pytest.mark.floor
+@pytest.mark.parametrize("name", ["text", "text_with_projection", "clip", "coca", "coca_for_zero_shot"])
+def test_texts_with_added_tokens_are_pooled_at_their_end(tmp_path, name):
+    model = tiny_model(name)
+    model.resize_token_embeddings(VOCAB_SIZE + 1)
+    model.save_pretrained(tmp_path)
+    inputs = tiny_inputs(model)
+    inputs["input_ids"][0, 3] = VOCAB_SIZE
+    changed = inputs["input_ids"].clone()
+    changed[0, 5] = 7  # behind the new token
+    for each in (model, type(model).from_pretrained(tmp_path)):
+        assert each.base_model.config.get_text_config().vocab_size == VOCAB_SIZE + 1
+        with torch.no_grad():
+            forward = getattr(each, "get_text_features", each)
+            outputs = (forward(ids) for ids in (inputs["input_ids"], changed))
+            embeds, other = (o.get("text_embeds", o.get("pooler_output")) for o in outputs)
+        assert not torch.allclose(embeds[0], other[0], atol=1e-3)
+
+
+@pytest.mark.floor
 def test_coca_vocabulary_grows_in_every_part(tmp_path):
     model = tiny_model("coca")
     model.resize_token_embeddings(VOCAB_SIZE + 6)

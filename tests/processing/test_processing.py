@@ -158,6 +158,22 @@ def test_coca_processor_captions_to_score(coca, image):
     assert torch.equal(coca.tokenizer(texts, padding=True, return_tensors="pt").input_ids, outputs.input_ids)
 
 
+@pytest.mark.parametrize(
+    "kwargs",
+    [{"padding": "max_length"}, {"text_kwargs": {"padding": "max_length"}}, {"text_kwargs": {"return_labels": True}}],
+    ids=["max_length", "nested", "nested_labels"],
+)
+def test_coca_processor_makes_captions_where_it_is_called_as_for_training(coca, image, kwargs):
+    texts = ["a cat", "a photo of a cat."]
+    outputs = coca(images=[image] * 2, text=texts, return_tensors="pt", **kwargs)
+    assert torch.equal(outputs.input_ids, open_clip.tokenize(texts, context_length=19))
+    assert ("labels" in outputs) == ("return_labels" in str(kwargs))
+    short = coca(images=image, text="a cat", padding="max_length", max_length=8, return_tensors="pt")
+    assert short.input_ids.tolist() == [[BOS, A, CAT, EOS, 0, 0, 0, 0]]
+    prompt = coca(images=image, text="a cat", padding="max_length", max_length=5, add_eos=False, return_tensors="pt")
+    assert prompt.input_ids.tolist() == [[0, 0, BOS, A, CAT]]
+
+
 @pytest.mark.parametrize("return_tensors", ["pt", "np", None])
 def test_coca_processor_labels_leave_padding_out(coca, image, return_tensors):
     texts = ["a cat", "a!<"]  # the second one holds a token with the id of padding

@@ -9,7 +9,8 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from transformers import AutoTokenizer, DataCollatorWithPadding, TextStreamer
+from tokenizers import AddedToken
+from transformers import AutoTokenizer, CLIPTokenizer, DataCollatorWithPadding, TextStreamer
 
 from open_clip_transformers.processing.tokenization_open_clip import OpenClipTokenizer
 
@@ -83,6 +84,16 @@ def test_call_pads_to_a_multiple(tokenizer):
     options = {"padding": "longest", "pad_to_multiple_of": 8, "truncation": False}
     ids = tokenizer(["a cat.", "a"], return_tensors="pt", **options).input_ids
     assert ids.tolist() == [[BOS, A, CAT, DOT, EOS, 0, 0, 0], [BOS, A, EOS, 0, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("padding", [True, "longest", "max_length"])
+def test_call_pads_to_a_multiple_that_the_model_takes(tokenizer, padding):
+    for texts, longest in ((["a cat.", "a"], 8), (["cat " * 72], 77), (["cat " * 200], 77)):
+        ids = tokenizer(texts, padding=padding, pad_to_multiple_of=8, return_tensors="pt").input_ids
+        length = longest if padding == "longest" else 77
+        assert torch.equal(ids, open_clip.tokenize(texts)[:, :length]) and ids.shape[1] == length
+    features = {"input_ids": [[BOS] * 74, [BOS]]}
+    assert len(tokenizer.pad(features, padding=padding, pad_to_multiple_of=8).input_ids[1]) == 77
 
 
 def test_call_left_padding(tokenizer):
@@ -350,6 +361,67 @@ def test_added_tokens_are_found_in_texts(tmp_path):
     for each in (tokenizer, OpenClipTokenizer.from_pretrained(tmp_path)):
         assert each.encode("a <blip> cat <blop>") == [BOS, A, 49408, CAT, 49409, EOS]
         assert each.encode(EXCLAMATION) == EXCLAMATION_IDS
+
+
+ADDED_TOKENS = ["<IMG>", "NewWord", "<cat-toy>", "New York", AddedToken("single", single_word=True)]
+ADDED_SPECIAL_TOKENS = ["<special>", "“Quoted”"]
+TEXTS_WITH_ADDED_TOKENS = [
+    "A photo of <IMG> NewWord",
+    "<img>newword NEWWORD <CAT-TOY> <cat-toy>s",
+    "x<IMG>Y NewWords <IMG><IMG>  !",
+    "  <IMG>",
+    "New   York city",
+    "xsingle single Single singles",
+    "<SPECIAL> <special> A“Quoted”b",
+    "A cat",
+]
+
+
+@pytest.fixture(scope="module")
+def clip_tokenizer():
+    """transformers' own tokenizer of CLIP, whose two special tokens have other names."""
+    backend = json.loads(OpenClipTokenizer().backend_tokenizer.to_str())["model"]
+    tokenizer = CLIPTokenizer(
+        vocab={
+            token.replace("_of_text>", "oftext|>").replace("<start", "<|start").replace("<end", "<|end")
+            if token.endswith("_of_text>")
+            else token: i
+            for token, i in backend["vocab"].items()
+        },
+        merges=[tuple(merge) for merge in backend["merges"]],
+    )
+    return add_tokens(tokenizer)
+
+
+def add_tokens(tokenizer):
+    tokenizer.add_tokens(ADDED_TOKENS)
+    tokenizer.add_special_tokens({"extra_special_tokens": ADDED_SPECIAL_TOKENS})
+    return tokenizer
+
+
+def test_added_tokens_are_found_as_transformers_finds_them(tmp_path, clip_tokenizer):
+    tokenizer, texts = add_tokens(OpenClipTokenizer()), TEXTS_WITH_ADDED_TOKENS
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    loaded.save_pretrained(tmp_path / "again")
+    for each in (tokenizer, loaded, AutoTokenizer.from_pretrained(tmp_path / "again"), copy.deepcopy(tokenizer)):
+        for text in texts:
+            assert each(text, padding=False).input_ids == clip_tokenizer(text).input_ids, text
+        assert each(texts).input_ids == [each(text).input_ids for text in texts]
+        assert each(texts, return_length=True).input_ids == each(texts, return_tensors="pt").input_ids.tolist()
+        text = "a <special> <IMG> cat"
+        split = {"split_special_tokens": True}
+        assert each(text, padding=False, **split).input_ids == clip_tokenizer(text, **split).input_ids
+
+
+def test_added_tokens_leave_other_texts_as_they_were(tokenizer):
+    texts = ["A  cat &amp; <end_of_text>", EXCLAMATION, "a!<end_of_text> <START_OF_TEXT>", "Ünï 😀", ""]
+    assert add_tokens(OpenClipTokenizer())(texts).input_ids == tokenizer(texts).input_ids
+
+
+def test_uncleaned_tokens_of_another_type_are_refused():
+    with pytest.raises(TypeError, match="uncleaned_tokens must be a list of strings"):
+        OpenClipTokenizer(uncleaned_tokens="<IMG>")
 
 
 def test_unknown_settings_are_refused():

@@ -281,3 +281,18 @@ def test_from_hf_tokenizer_runs_no_code(tmp_path):
     PreTrainedTokenizerFast(tokenizer_file=str(save_tiny_tokenizer("bert", tmp_path) / "tokenizer.json"))
     with pytest.raises(TypeError, match="trust_remote_code"):
         OpenClipTokenizer.from_hf_tokenizer(tmp_path, trust_remote_code=True)
+
+
+@pytest.mark.parametrize("name", ["siglip", "siglip2", "bert", "xlm_roberta"])
+@pytest.mark.parametrize("clean", ["canonicalize", "whitespace"])
+def test_added_tokens_of_every_family_are_found(tmp_path, folder_of, name, clean):
+    tokenizer = OpenClipTokenizer.from_hf_tokenizer(folder_of(name), clean=clean)
+    before = tokenizer(["a photo of a cat", "<IMG> Cat-Toy"], padding=False).input_ids
+    ids = [len(tokenizer) + i for i in range(2)]
+    tokenizer.add_tokens(["<IMG>"])
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<Cat-Toy>"]})
+    tokenizer.save_pretrained(tmp_path)
+    for each in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        found = each(["a photo, <IMG> of", "a <Cat-Toy>  cat <IMG>"], padding=False).input_ids
+        assert [[i for i in row if i in ids] for row in found] == [ids[:1], ids[::-1]]
+        assert each("a photo of a cat", padding=False).input_ids == before[0]

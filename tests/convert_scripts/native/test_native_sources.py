@@ -100,6 +100,28 @@ def test_ours_equals_transformers(tmp_path, make):
     assert relative_difference(outputs.text_embeds, expected.text_embeds) <= BOUND
 
 
+@pytest.mark.floor
+@pytest.mark.parametrize("eos_token_id", [96, 2], ids=["eos", "argmax"])
+def test_ours_equals_transformers_with_added_tokens(tmp_path, eos_token_id):
+    grown = clip(vocab_size=98).eval()
+    source = clip(eos_token_id=eos_token_id)
+    save(tmp_path / "source", source)
+    convert(tmp_path)
+    model = AutoModel.from_pretrained(tmp_path / "out").eval()
+    model.resize_token_embeddings(98)
+    rows = "text_model.embeddings.token_embedding.weight"
+    table = model.get_input_embeddings().weight.data
+    grown.load_state_dict({**source.state_dict(), rows: table})
+    texts = torch.randint(3, 95, (3, 11))
+    texts[[0, 1, 2], [2, 3, 5]] = 97
+    texts[[0, 1, 2], [10, 6, 3]] = 96
+    model.save_pretrained(tmp_path / "grown")
+    with torch.inference_mode():
+        expected = grown.get_text_features(texts).pooler_output
+        for each in (model, AutoModel.from_pretrained(tmp_path / "grown")):
+            assert relative_difference(each.get_text_features(texts).pooler_output, expected) <= BOUND
+
+
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
 def test_way_there_and_back_gives_the_same_tensors(tmp_path, make):
     save(tmp_path / "source", make())
