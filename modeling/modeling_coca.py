@@ -15,6 +15,7 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
     CausalLMOutputWithCrossAttentions,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
@@ -173,6 +174,8 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
     """
 
     config: CoCaConfig
+    # The losses are divided by `num_items_in_batch`, the tokens of a training step, of which a call sees a part.
+    accepts_loss_kwargs = True
     _can_compile_fullgraph = True
     _has_seen_labels = False
 
@@ -184,6 +187,9 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         self.lm_head = nn.Linear(config.multimodal_config.hidden_size, config.vocab_size, bias=False)
         # The loss of `labels`, which transformers would otherwise guess from the name of the class.
         self.loss_type = "ForConditionalGeneration"
+        # Trainer's label smoothing shifts the labels of classes that it finds here; Auto classes read other entries.
+        name = type(self).__name__
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[f"open_clip_coca/{name}"] = name
         self.post_init()
         self.generation_config = self.default_generation_config()
 
@@ -430,13 +436,21 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
                 "labels of whole captions, where text beside images is else a prompt to continue."
             )
 
-    def _loss(self, logits, labels, logits_per_image, **kwargs) -> torch.Tensor | None:
-        losses = []
+    def _loss(self, logits, labels, logits_per_image, num_items_in_batch=None, **kwargs) -> torch.Tensor | None:
+        losses, share = [], 1
         if labels is not None:
-            caption_loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-            losses.append((self.config.caption_loss_weight, caption_loss))
+            kwargs |= {"vocab_size": self.config.vocab_size, "num_items_in_batch": num_items_in_batch}
+            losses.append((self.config.caption_loss_weight, self.loss_function(logits, labels, **kwargs)))
+            if num_items_in_batch is not None:
+                # Of the step's captions, as the sum over tokens that the caption loss is.
+                share = (labels[:, 1:] != -100).sum() / num_items_in_batch
+        elif num_items_in_batch is not None and logits_per_image is not None:
+            logger.warning_once(
+                "The Trainer computes the caption loss itself, from label_smoothing_factor or compute_loss_func: label "
+                "smoothing leaves out the contrastive loss of return_loss=True. Train with one of the two."
+            )
         if logits_per_image is not None:
-            contrastive_loss = self.contrastive_loss(logits_per_image)
+            contrastive_loss = share * self.contrastive_loss(logits_per_image)
             losses.append((self.config.contrastive_loss_weight, contrastive_loss))
         if len(losses) == 2:
             return sum(weight * loss for weight, loss in losses)

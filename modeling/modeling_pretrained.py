@@ -25,6 +25,8 @@ COMPOSITE_KEYS = (r"^logit_", r"^multimodal_decoder\.", r"^lm_head\.")
 class OpenClipPreTrainedModel(AutoClassMixin, PreTrainedModel):
     """Base of all models here."""
 
+    # Losses are means over the batch: Trainer has to divide them by the number of batches itself.
+    accepts_loss_kwargs = False
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
