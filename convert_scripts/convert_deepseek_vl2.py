@@ -20,8 +20,9 @@ from ..configuration.configuration_common import height_and_width
 from ..configuration.configuration_siglip_vit import DEEPSEEK_VL2_SIZES, SiglipVitConfig
 from ..modeling.modeling_siglip_vit import SiglipVitModel
 from ..processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
-from .common import ConversionError, check_output, dtype_name, listing, new_folder, read_json
+from .common import ConversionError, checks_types, dtype_name, listing, read_json
 from .mapping.plan import plan_tensors
+from .outputs import check_output, new_folder
 from .processors.image import IMAGE_PROCESSOR_FILES
 from .towers.siglip_vit import TIMM_VIT
 from .verify.conversion import check_tensors
@@ -46,6 +47,7 @@ FIELDS = {
 POOL_TYPES = {"map": "map", "avg": "avg", "token": "token", "": "none"}
 
 
+@checks_types
 def convert_deepseek_vl2(
     source: str | os.PathLike,
     output_dir: str | os.PathLike,

@@ -13,10 +13,11 @@ import torch
 from ..processing.clip_bpe import is_clip_bpe
 from ..processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
 from ..processing.tokenization_open_clip import OpenClipTokenizer
-from .common import ConversionError, check_output, dtype_name, listing, new_folder
+from .common import ConversionError, checks_types, dtype_name, listing
 from .mapping.config import TokenIds, build_config, build_model_cfg, default_token_ids
 from .mapping.plan import plan_conversion, rename_table
 from .mapping.state_dict import Step, resolve
+from .outputs import check_output, new_folder
 from .processors.image import preprocess_cfg_of
 from .processors.tokenizers import save_plain_tokenizer, tokenizer_cfg_of
 from .sources.weights import CONFIG_FILE, WEIGHTS_FILES, read_weights
@@ -60,6 +61,7 @@ class OpenClipReport:
         return "\n".join([*lines, str(self.verification)])
 
 
+@checks_types
 def convert_to_open_clip(
     folder: str | os.PathLike,
     output_dir: str | os.PathLike,

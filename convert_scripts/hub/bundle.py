@@ -20,7 +20,8 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
 from ...processing.pipeline_image_to_text import MODEL_TYPES, TASK, ImageToTextPipeline
-from ..common import PACKAGE, ConversionError, project_address, write_files
+from ..common import PACKAGE, ConversionError, project_address
+from ..outputs import write_files
 from .bundle_code import ENTRY, bundle_code
 
 

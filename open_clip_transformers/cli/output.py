@@ -3,9 +3,6 @@
 import json
 import os
 import sys
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -40,14 +37,3 @@ def check_output_file(path: Path, suffixes: tuple[str, ...]):
         raise UsageError(f"--output {path} {problem}.")
     if not os.access(path.parent, os.W_OK):
         raise UsageError(f"--output {path} is in a folder that cannot be written to.")
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Give a path to write to, whose file takes the name `path` once it is whole."""
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
