@@ -3,7 +3,8 @@
 import inspect
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, wraps
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
@@ -36,6 +37,19 @@ class UserError(ValueError):
 
 class ConversionError(UserError):
     """A checkpoint cannot be converted; the message says what was found, what was expected and what to do."""
+
+
+@contextmanager
+def failing_as(message: str, kind: type[UserError] = ConversionError) -> Iterator[None]:
+    """Turn whatever goes wrong in here into a `kind` that begins with `message`: damaged files fail in many ways."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        # These carry messages; others need their names to make sense.
+        name = "" if isinstance(error, ValueError | OSError) and str(error) else f"{type(error).__name__}: "
+        raise kind(f"{message}{' ' if message.endswith('.') else ': '}{name}{error}") from error
 
 
 def checks_types(function: Function) -> Function:

@@ -5,8 +5,10 @@ import os
 import sys
 from pathlib import Path
 
+import typer
 from tqdm import tqdm
 
+from ..convert_scripts.common import printable
 from .messages import UsageError
 
 
@@ -14,13 +16,21 @@ def print_record(record: dict):
     """Print `record` as one line of JSON."""
     # Escapes are for terminals and files that cannot hold the characters themselves.
     unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    print_line(json.dumps(record, ensure_ascii=not unicode))
+    line = json.dumps(record, ensure_ascii=not unicode)
+    # JSON escapes the first 32 control characters alone.
+    print_line(line if line == printable(line) else json.dumps(record))
 
 
 def print_columns(*columns: str):
-    """Print tab-separated columns; the white space of each but the first, which is a name, becomes single spaces."""
+    """Print tab-separated columns, one line whatever is in them: white space of each but the first becomes spaces."""
     name, *texts = columns
-    print_line("\t".join([name, *(" ".join(text.split()) for text in texts)]))
+    texts = [" ".join(text.split()) for text in texts]
+    print_line("\t".join(printable(column, keep="") for column in (name, *texts)))
+
+
+def print_text(text: object):
+    """Print lines for people, without control characters of what they name."""
+    typer.echo(printable(str(text)))
 
 
 def print_line(line: str):
