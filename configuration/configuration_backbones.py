@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .configuration_common import OpenClipPreTrainedConfig
+from .configuration_common import OpenClipPreTrainedConfig, strict
 
 
 @strict

@@ -1,9 +1,8 @@
 """Configurations of CoCa and of its multimodal decoder (open_clip: `coca_model.py`)."""
 
-from huggingface_hub.dataclasses import strict
 from transformers.models.auto import AutoConfig
 
-from .configuration_common import OpenClipTransformerConfig
+from .configuration_common import OpenClipTransformerConfig, strict
 from .configuration_open_clip import OpenClipDualConfig
 
 

@@ -3,18 +3,74 @@
 Mirrors the part of open_clip's `CLIPVisionCfg` / `CLIPTextCfg` (`model.py`) that describes `transformer.Transformer`.
 """
 
-from dataclasses import fields
-from typing import Any
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from reprlib import repr as brief
+from typing import Any, TypeVar
 
-from huggingface_hub.dataclasses import strict
+from huggingface_hub import dataclasses as hub_dataclasses
+from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
 from transformers import GenerationConfig
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
 
 logger = logging.get_logger(__name__)
 
+T = TypeVar("T")
+
 NORM_LAYERS = ("layer_norm", "layer_norm_fp32")
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers from `low` to `high`, with or without the end; `str()` of it is for messages."""
+
+    low: float
+    high: float
+    with_end: bool = True
+
+    def __contains__(self, value) -> bool:
+        # Not a number compares as false.
+        return self.low <= value <= self.high and (self.with_end or value != self.high)
+
+    def __str__(self) -> str:
+        low, high = (f"{end:g}" if isinstance(end, float) else f"{end}" for end in (self.low, self.high))
+        return f"[{low}, {high}{']' if self.with_end else ')'}"
+
+
+# Sizes that no model reaches and that no memory holds are mistakes, or damage, and refused before anything is built.
+WIDTH, LAYERS, PIXELS, COUNT = Range(1, 2**18), Range(1, 2**10), Range(1, 2**15), Range(1, 2**16)
+PROBABILITY = Range(0, 1, with_end=False)
+FINITE = Range(-(2.0**63), 2.0**63)
+# Field of a configuration, of a tower of timm or of an encoder of transformers -> its numbers; all others are finite.
+FIELD_RANGES = {
+    **dict.fromkeys(("hidden_size", "intermediate_size", "projection_dim", "embedding_size", "token_dim"), WIDTH),
+    **dict.fromkeys(
+        ("embed_dim", "embed_dims", "dims", "head_dim", "d_model", "d_ff", "d_kv", "encoder_ffn_dim"), WIDTH
+    ),
+    **dict.fromkeys(("num_hidden_layers", "depths", "depth", "layers", "num_layers", "encoder_layers"), LAYERS),
+    **dict.fromkeys(("image_size", "patch_size", "input_size", "img_size", "window_size"), PIXELS),
+    **dict.fromkeys(("num_attention_heads", "attn_pooler_heads", "num_heads", "encoder_attention_heads"), COUNT),
+    **dict.fromkeys(("num_channels", "attn_pooler_queries"), COUNT),
+    **dict.fromkeys(("num_register_tokens", "reg_tokens", "num_recomputing_layers"), Range(0, COUNT.high)),
+    "vocab_size": Range(1, 2**24),
+    "max_position_embeddings": Range(1, 2**20),
+    "type_vocab_size": Range(0, 2**16),
+    "select_layer": Range(-LAYERS.high, LAYERS.high),
+    **dict.fromkeys(("attention_dropout", "drop_path_rate", "patch_dropout", "proj_dropout"), PROBABILITY),
+    **dict.fromkeys(("embedding_dropout", "hidden_dropout", "projection_dropout"), PROBABILITY),
+    **dict.fromkeys(
+        ("drop_rate", "attn_drop_rate", "patch_drop_rate", "pos_drop_rate", "proj_drop_rate"), PROBABILITY
+    ),
+    "layer_norm_eps": Range(0, 1),
+    "initializer_range": Range(0, 1e3),
+}
+# More patches than fit in any memory with their attention.
+MAX_PATCHES = 2**20
 
 # Keys that choose code for a model to run, which may be a kernel on the Hub: the caller's to say, never a file's.
 _CODE_KEYS = frozenset(
@@ -70,13 +126,49 @@ class AutoClassMixin:
             super().register_for_auto_class(*args, **kwargs)
 
 
+class ConfigurationError(StrictDataclassError, ValueError):
+    """A field of a configuration holds what no model can be built of."""
+
+
+def strict(cls: type[T]) -> type[T]:
+    """Have a configuration check the types of its fields; huggingface_hub's `strict`, with errors for users."""
+    cls = hub_dataclasses.strict(cls)
+    for name in ("__setattr__", "validate"):
+        setattr(cls, name, _with_value_errors(getattr(cls, name)))
+    return cls
+
+
+def _with_value_errors(method: Callable) -> Callable:
+    @wraps(method)
+    def checked(self, *args):
+        try:
+            return method(self, *args)
+        except ConfigurationError:
+            raise
+        except StrictDataclassError as error:
+            # Other checks name the class themselves.
+            owner = f"{type(self).__name__}: " if isinstance(error, StrictDataclassFieldValidationError) else ""
+            raise ConfigurationError(f"{owner}{error.__cause__}") from error.__cause__
+
+    return checked
+
+
 @strict
 class OpenClipPreTrainedConfig(AutoClassMixin, PreTrainedConfig):
     r"""Base of all configurations here: leaves out field names that it does not know, and warns about them.
 
     transformers would set whatever it is given as an attribute, in silence: a misspelt field, or what the file of a
     stranger says.
+
+    Raises:
+        ValueError: a field has a value of another type or beyond its range, or fields do not fit together.
     """
+
+    def __setattr__(self, name: str, value: Any):
+        # At once, not once all fields are there: some are made of others.
+        if name in type(self).__dataclass_fields__:
+            check_range(type(self).__name__, name, value)
+        super().__setattr__(name, value)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
@@ -146,14 +238,12 @@ class OpenClipTransformerConfig(OpenClipPreTrainedConfig):
     def validate_architecture(self):
         """Raise `ValueError` where the fields describe a stack that cannot be built."""
         check_choice(self, "norm_layer", NORM_LAYERS)
+        check_activation(self, "hidden_act")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"{type(self).__name__}: hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
                 f"({self.num_attention_heads})."
             )
-        for name in ("attention_dropout", "drop_path_rate"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{type(self).__name__}: {name} must lie in [0, 1), got {getattr(self, name)}.")
 
 
 @strict
@@ -192,6 +282,47 @@ def check_choice(config: PreTrainedConfig, name: str, choices: tuple):
     if not any(value == choice and type(value) is type(choice) for choice in choices):
         expected = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{type(config).__name__}: {name} must be one of {expected}, got {value!r}.")
+
+
+def check_activation(config: PreTrainedConfig, name: str):
+    """Raise `ValueError` unless field `name` of `config` names an activation of transformers."""
+    value = getattr(config, name)
+    if not isinstance(value, str) or value not in ACT2FN:
+        raise ValueError(
+            f"{type(config).__name__}: {name} must be an activation that transformers knows, such as 'gelu', "
+            f"'quick_gelu' or 'gelu_pytorch_tanh', got {value!r}."
+        )
+
+
+def check_range(owner: str, name: str, value: Any, numbers: Range | None = None):
+    """Raise `ValueError` where a number, or one in a list, is not in its field's range; other values pass.
+
+    Args:
+        owner: the class, or the part of a file, that has the field; for the message.
+        name: the field.
+        value: its value.
+        numbers: the range, by default that of `FIELD_RANGES`.
+    """
+    numbers = FIELD_RANGES.get(name, FINITE) if numbers is None else numbers
+    values = value if isinstance(value, list | tuple) else [value]
+    if any(isinstance(number, int | float) and number not in numbers for number in values):
+        raise ValueError(f"{owner}: {name} must lie in {numbers}, got {brief(value)}.")
+
+
+def check_patches(config: PreTrainedConfig):
+    """Raise `ValueError` unless `config`, with a `grid_size`, has sizes of one or two sides that give patches."""
+    owner = type(config).__name__
+    for name in ("image_size", "patch_size"):
+        size = getattr(config, name)
+        if not isinstance(size, int) and len(size) != 2:
+            raise ValueError(f"{owner}: {name} must be one number or [height, width], got {size}.")
+    if 0 in config.grid_size:
+        raise ValueError(f"{owner}: image_size {config.image_size} holds no patch of patch_size {config.patch_size}.")
+    if math.prod(config.grid_size) > MAX_PATCHES:
+        raise ValueError(
+            f"{owner}: image_size {config.image_size} holds more than {MAX_PATCHES} patches of patch_size "
+            f"{config.patch_size}."
+        )
 
 
 def height_and_width(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:

@@ -2,11 +2,17 @@
 
 from dataclasses import fields
 
-from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto import AutoConfig
 
-from .configuration_common import OpenClipPreTrainedConfig, check_choice
+from .configuration_common import (
+    FIELD_RANGES,
+    OpenClipPreTrainedConfig,
+    check_activation,
+    check_choice,
+    check_range,
+    strict,
+)
 
 
 # Encoders that the tower can be made of, by transformers' `model_type`: open_clip's (`arch_dict` in `hf_configs.py`),
@@ -14,6 +20,9 @@ from .configuration_common import OpenClipPreTrainedConfig, check_choice
 ENCODER_MODEL_TYPES = ("roberta", "xlm-roberta", "bert", "mt5", "t5", "m2m_100")
 # Those whose transformers model has a pooling layer, a Linear with tanh on the first token.
 POOLING_LAYER_MODEL_TYPES = ("roberta", "xlm-roberta", "bert")
+
+# Their fields that name an activation.
+ACTIVATION_FIELDS = ("hidden_act", "activation_function", "dense_act_fn")
 
 POOL_TYPES = ("mean_pooler", "max_pooler", "cls_pooler", "cls_last_hidden_state_pooler")
 PROJ_TYPES = ("linear", "mlp", "none")
@@ -33,13 +42,25 @@ def encoder_config(config: PreTrainedConfig | dict) -> PreTrainedConfig:
         ValueError: `model_type` is missing, or not one of `ENCODER_MODEL_TYPES`.
     """
     model_type = config.get("model_type") if isinstance(config, dict) else config.model_type
-    if model_type not in ENCODER_MODEL_TYPES:
+    if not isinstance(model_type, str) or model_type not in ENCODER_MODEL_TYPES:
         raise ValueError(f"hf_config: model_type must be one of {', '.join(ENCODER_MODEL_TYPES)}, got {model_type!r}.")
     if not isinstance(config, dict):
         return config
     config_class = type(AutoConfig.for_model(model_type))
     names = {field.name for field in fields(config_class)} | config_class.attribute_map.keys()
-    return config_class(**{name: value for name, value in config.items() if name in names})
+    try:
+        return config_class(**{name: value for name, value in config.items() if name in names})
+    except Exception as error:  # transformers' configurations take what they are given apart
+        raise ValueError(f"hf_config does not describe a {model_type} encoder: {error.__cause__ or error}") from error
+
+
+def _check_encoder(config: PreTrainedConfig):
+    for name, value in vars(config).items():
+        if name in FIELD_RANGES:
+            check_range("hf_config", name, value)
+    for name in ACTIVATION_FIELDS:
+        if hasattr(config, name):
+            check_activation(config, name)
 
 
 @strict
@@ -86,6 +107,7 @@ class HfTextConfig(OpenClipPreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self.hf_config = encoder_config(_ROBERTA_BASE if self.hf_config is None else self.hf_config)
+        _check_encoder(self.hf_config)
         self.hf_config.use_cache = False
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             if getattr(self, name) is None:

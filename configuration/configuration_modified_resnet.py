@@ -1,9 +1,7 @@
 """Configuration of CLIP's ResNet tower (open_clip: `ModifiedResNet` in `modified_resnet.py`)."""
 
-from huggingface_hub.dataclasses import strict
-
 from .configuration_backbones import BackboneTowerConfig
-from .configuration_common import height_and_width
+from .configuration_common import height_and_width, strict
 
 
 @strict
@@ -65,10 +63,8 @@ class ModifiedResNetConfig(BackboneTowerConfig):
 
     def validate_architecture(self):
         """Raise `ValueError` where the fields describe a tower that cannot be built."""
-        if len(self.depths) != 4 or min(self.depths) < 1:
-            raise ValueError(
-                f"ModifiedResNetConfig: depths must be four numbers of bottlenecks, 1 or more, got {self.depths}."
-            )
+        if len(self.depths) != 4:
+            raise ValueError(f"ModifiedResNetConfig: depths must be four numbers of bottlenecks, got {self.depths}.")
         if not isinstance(self.image_size, int) and len(self.image_size) != 2:
             raise ValueError(
                 f"ModifiedResNetConfig: image_size must be one number or [height, width], got {self.image_size}."
@@ -81,10 +77,6 @@ class ModifiedResNetConfig(BackboneTowerConfig):
             raise ValueError(
                 f"ModifiedResNetConfig: 32 * embedding_size ({self.token_dim}) must be a multiple of "
                 f"num_attention_heads ({self.num_attention_heads})."
-            )
-        if not 0 <= self.attention_dropout < 1:
-            raise ValueError(
-                f"ModifiedResNetConfig: attention_dropout must lie in [0, 1), got {self.attention_dropout}."
             )
 
 

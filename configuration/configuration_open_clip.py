@@ -2,11 +2,10 @@
 
 import math
 
-from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto import AutoConfig
 
-from .configuration_common import IS_BUNDLED, OpenClipPreTrainedConfig
+from .configuration_common import IS_BUNDLED, OpenClipPreTrainedConfig, strict
 from .configuration_towers import TEXT_CONFIGS, VISION_CONFIGS, tower_config
 
 

@@ -1,10 +1,15 @@
 """Configuration of the SigLIP vision transformer tower (timm: `VisionTransformer` in `vision_transformer.py`, which
 open_clip's `TimmModel` in `timm_model.py` wraps; DeepSeek-VL2: `siglip_vit.py`)."""
 
-from huggingface_hub.dataclasses import strict
-
 from .configuration_backbones import TransformerBackboneConfig
-from .configuration_common import OpenClipTransformerConfig, check_choice, height_and_width
+from .configuration_common import (
+    OpenClipTransformerConfig,
+    check_activation,
+    check_choice,
+    check_patches,
+    height_and_width,
+    strict,
+)
 
 
 _SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
@@ -164,19 +169,9 @@ class SiglipVitConfig(TransformerBackboneConfig, OpenClipTransformerConfig):
         super().validate_architecture()
         check_choice(self, "proj_type", ("none", "linear", "mlp"))
         check_choice(self, "block_type", ("pre_norm", "post_norm", "res_post_norm"))
+        check_activation(self, "pooler_hidden_act")
         check_choice(self, "pool_type", ("map", "avg", "token", "none"))
-        for name in ("embedding_dropout", "hidden_dropout", "projection_dropout", "patch_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"SiglipVitConfig: {name} must lie in [0, 1), got {getattr(self, name)}.")
-        for name in ("image_size", "patch_size"):
-            if not isinstance(getattr(self, name), int) and len(getattr(self, name)) != 2:
-                raise ValueError(
-                    f"SiglipVitConfig: {name} must be one number or [height, width], got {getattr(self, name)}."
-                )
-        if 0 in self.grid_size:
-            raise ValueError(
-                f"SiglipVitConfig: image_size {self.image_size} holds no patch of patch_size {self.patch_size}."
-            )
+        check_patches(self)
         if self.proj_type == "none" and self.projection_dim != self.hidden_size:
             raise ValueError(
                 f"SiglipVitConfig: without a projection, projection_dim ({self.projection_dim}) must equal "

@@ -1,8 +1,6 @@
 """Configuration of the text transformer tower (open_clip: `TextTransformer` in `transformer.py`)."""
 
-from huggingface_hub.dataclasses import strict
-
-from .configuration_common import OpenClipTowerConfig, check_choice
+from .configuration_common import OpenClipTowerConfig, check_choice, strict
 
 
 @strict

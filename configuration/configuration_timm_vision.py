@@ -2,9 +2,7 @@
 
 import re
 
-from huggingface_hub.dataclasses import strict
-
-from .configuration_common import OpenClipPreTrainedConfig, check_choice
+from .configuration_common import OpenClipPreTrainedConfig, check_choice, check_range, strict
 
 
 # Arguments of timm's models that a configuration may set: sizes, rates and switches of the architecture. None of them
@@ -115,17 +113,13 @@ class TimmVisionConfig(OpenClipPreTrainedConfig):
                     f"TimmVisionConfig: model_args[{name!r}] must be a number, a boolean or a list of them, got "
                     f"{value!r}."
                 )
+            check_range("TimmVisionConfig: model_args", name, value)
         for name in ("image_size", "input_size"):
             size = getattr(self, name)
             if size is None:
                 continue
-            sides = (size, size) if isinstance(size, int) else size
-            if len(sides) != 2 or min(sides) < 1:
-                raise ValueError(
-                    f"TimmVisionConfig: {name} must be one positive number or [height, width], got {size}."
-                )
-        if not 0 <= self.proj_dropout < 1:
-            raise ValueError(f"TimmVisionConfig: proj_dropout must lie in [0, 1), got {self.proj_dropout}.")
+            if not isinstance(size, int) and len(size) != 2:
+                raise ValueError(f"TimmVisionConfig: {name} must be one number or [height, width], got {size}.")
 
 
 __all__ = ["TimmVisionConfig"]

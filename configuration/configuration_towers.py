@@ -32,6 +32,6 @@ def tower_config(config: PreTrainedConfig | dict | None, towers: Mapping[str, ty
     if config is None:
         return towers[default]()
     model_type = config.get("model_type", default) if isinstance(config, dict) else config.model_type
-    if model_type not in towers:
+    if not isinstance(model_type, str) or model_type not in towers:
         raise ValueError(f"{name}: model_type must be one of {', '.join(towers)}, got {model_type!r}.")
     return towers[model_type](**config) if isinstance(config, dict) else config

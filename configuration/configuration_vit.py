@@ -1,9 +1,7 @@
 """Configuration of the vision transformer tower (open_clip: `VisionTransformer` in `transformer.py`)."""
 
-from huggingface_hub.dataclasses import strict
-
 from .configuration_backbones import TransformerBackboneConfig
-from .configuration_common import OpenClipTowerConfig, check_choice, height_and_width
+from .configuration_common import OpenClipTowerConfig, check_choice, check_patches, height_and_width, strict
 
 
 @strict
@@ -66,17 +64,7 @@ class OpenClipVitConfig(TransformerBackboneConfig, OpenClipTowerConfig):
         check_choice(self, "position_embedding_type", ("learnable", "sin_cos_2d"))
         check_choice(self, "pool_type", ("tok", "avg", "none"))
         check_choice(self, "attentional_pool", (False, True, "parallel", "cascade"))
-        if not 0 <= self.patch_dropout < 1:
-            raise ValueError(f"OpenClipVitConfig: patch_dropout must lie in [0, 1), got {self.patch_dropout}.")
-        for name in ("image_size", "patch_size"):
-            if not isinstance(getattr(self, name), int) and len(getattr(self, name)) != 2:
-                raise ValueError(
-                    f"OpenClipVitConfig: {name} must be one number or [height, width], got {getattr(self, name)}."
-                )
-        if 0 in self.grid_size:
-            raise ValueError(
-                f"OpenClipVitConfig: image_size {self.image_size} holds no patch of patch_size {self.patch_size}."
-            )
+        check_patches(self)
         if self.attentional_pool and self.projection_dim % self.attn_pooler_heads:
             raise ValueError(
                 f"OpenClipVitConfig: projection_dim ({self.projection_dim}) must be a multiple of attn_pooler_heads "

@@ -6,7 +6,7 @@ from functools import partial
 
 from ..processing.image_settings_open_clip import OpenClipImageSettings
 from ..processing.tokenization_open_clip import OpenClipTokenizer
-from .mapping.config import build_config
+from .mapping.config import build_config, check_model_cfg
 from .mapping.plan import ConversionPlan, find_layout, plan_conversion
 from .processors.image import build_image_processor
 from .processors.tokenizers import load_tokenizer, token_ids_of
@@ -49,6 +49,7 @@ def load_checkpoint(options: SourceOptions, processor_parts: Collection[str] = (
         OSError: a file cannot be read.
     """
     source = open_source(options)
+    check_model_cfg(source.model_cfg)
     weights = read_weights(source.weights, ema=options.ema)
     check_activation(source, weights)
     tokenizer = load_tokenizer(source, required="tokenizer" in processor_parts)

@@ -1,14 +1,15 @@
-"""Parts that all of the conversion shares: its error, JSON files, and files and folders written as a whole."""
+"""Parts that all of the conversion shares: its errors, checks of arguments, text for people, and JSON files."""
 
+import inspect
 import json
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from functools import cache
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, wraps
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 
 # The import package that this folder is part of.
@@ -16,8 +17,57 @@ PACKAGE = __package__.rpartition(".")[0]
 DATA_FOLDER = Path(__file__).with_name("data")
 
 
-class ConversionError(ValueError):
+# Characters that a terminal obeys or that turn the direction of a line, none of which a message needs.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+Function = TypeVar("Function", bound=Callable)
+
+
+def printable(text: str, keep: str = "\n") -> str:
+    """`text` with escapes in place of control characters but those of `keep`: names and files may hold any."""
+    return _CONTROLS.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
+
+
+class UserError(ValueError):
+    """An error whose message is meant for users: what was found, what was expected and what to do."""
+
+    def __init__(self, message: object = ""):
+        super().__init__(printable(str(message)))
+
+
+class ConversionError(UserError):
     """A checkpoint cannot be converted; the message says what was found, what was expected and what to do."""
+
+
+@contextmanager
+def failing_as(message: str, kind: type[UserError] = ConversionError) -> Iterator[None]:
+    """Turn whatever goes wrong in here into a `kind` that begins with `message`: damaged files fail in many ways."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        # These carry messages; others need their names to make sense.
+        name = "" if isinstance(error, ValueError | OSError) and str(error) else f"{type(error).__name__}: "
+        raise kind(f"{message}{' ' if message.endswith('.') else ': '}{name}{error}") from error
+
+
+def checks_types(function: Function) -> Function:
+    """Have `function` raise `TypeError` for arguments of another type than they are annotated with."""
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def checked(*args, **kwargs):
+        hints = get_type_hints(function)
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            types = tuple(get_origin(hint) or hint for hint in get_args(hints[name]) or (hints[name],))
+            # A bool is an int to Python.
+            if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+                expected = " or ".join("None" if kind is NoneType else kind.__name__ for kind in types)
+                raise TypeError(f"{function.__name__}: {name} must be {expected}, got {value!r}.")
+        return function(*args, **kwargs)
+
+    return checked  # type: ignore[return-value]
 
 
 def listing(items, limit: int = 20) -> str:
@@ -46,11 +96,25 @@ def plain(value):
     return list(value) if isinstance(value, tuple) else dict(value) if hasattr(value, "keys") else value
 
 
+def check_no_pointer(path: Path):
+    """Raise `ConversionError` where a file is what Git leaves in place of one that Git LFS keeps."""
+    with path.open("rb") as file:
+        is_pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
+    if is_pointer:
+        raise ConversionError(
+            f"{path} is a Git LFS pointer, which stands for the file: run `git lfs pull` in its folder, or download "
+            "the repository with `hf download`."
+        )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read the object in a JSON file. Raises `ConversionError` where it cannot be read or holds something else."""
     try:
+        check_no_pointer(path)
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except ConversionError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:  # a number of 5000 digits is a ValueError
         raise ConversionError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise ConversionError(f"{path} holds a {type(content).__name__}; expected a JSON object.")
@@ -61,48 +125,3 @@ def read_json(path: Path) -> dict[str, Any]:
 def data_table(name: str) -> dict[str, Any]:
     """The table `data/{name}.json`, shared by all callers: not to be changed."""
     return read_json(DATA_FOLDER / f"{name}.json")
-
-
-def write_files(folder: Path, files: Mapping[str, str]):
-    """Write text files in their order, each so that it is there as a whole or as it was before."""
-    for name, content in files.items():
-        temporary = _temporary(folder / name)
-        try:
-            temporary.write_bytes(content.encode())
-            temporary.replace(folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def check_output(output: Path):
-    """Raise `ConversionError` where `output` is a file, or a folder that holds something."""
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise ConversionError(f"{output} exists and is not an empty folder: give another output, or move it away.")
-
-
-@contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
-    """A temporary folder beside `output` that becomes `output` at the end, or vanishes where anything fails.
-
-    Raises:
-        ConversionError: `output` is a file, or a folder that holds something.
-    """
-    check_output(output)
-    folder = _temporary(output)
-    new_parents = [parent for parent in folder.parents if not parent.exists()]
-    try:
-        folder.mkdir(parents=True)
-        yield folder
-        if output.exists():
-            output.rmdir()
-        folder.rename(output)
-    except BaseException:  # an interrupt leaves nothing behind either
-        shutil.rmtree(folder, ignore_errors=True)
-        for parent in new_parents:
-            with suppress(OSError):  # somebody else may have put something there
-                parent.rmdir()
-        raise
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")

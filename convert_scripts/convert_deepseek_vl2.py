@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
@@ -20,8 +19,10 @@ from ..configuration.configuration_common import height_and_width
 from ..configuration.configuration_siglip_vit import DEEPSEEK_VL2_SIZES, SiglipVitConfig
 from ..modeling.modeling_siglip_vit import SiglipVitModel
 from ..processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
-from .common import ConversionError, check_output, dtype_name, listing, new_folder, read_json
+from ..processing.image_settings_open_clip import channel_values
+from .common import ConversionError, check_no_pointer, checks_types, dtype_name, failing_as, listing, read_json
 from .mapping.plan import plan_tensors
+from .outputs import check_output, new_folder
 from .processors.image import IMAGE_PROCESSOR_FILES
 from .towers.siglip_vit import TIMM_VIT
 from .verify.conversion import check_tensors
@@ -46,6 +47,7 @@ FIELDS = {
 POOL_TYPES = {"map": "map", "avg": "avg", "token": "token", "": "none"}
 
 
+@checks_types
 def convert_deepseek_vl2(
     source: str | os.PathLike,
     output_dir: str | os.PathLike,
@@ -120,9 +122,8 @@ def build_vision_config(vision_config: Mapping[str, Any] | None) -> SiglipVitCon
             width = fields.get("hidden_size", DEEPSEEK_VL2_SIZES[name]["hidden_size"])
             fields["intermediate_size"] = int(width * vision_config["mlp_ratio"])
         return SiglipVitConfig.from_name(name, **fields)
-    except (StrictDataclassError, ValueError, TypeError) as error:
-        reason = error if error.__cause__ is None else error.__cause__
-        raise ConversionError(f"vision_config does not describe a model that can be built: {reason}") from error
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise ConversionError(f"vision_config does not describe a model that can be built: {error}") from error
 
 
 def _build_image_processor(folder: Path, config: SiglipVitConfig) -> OpenClipImageProcessorPil:
@@ -133,6 +134,8 @@ def _build_image_processor(folder: Path, config: SiglipVitConfig) -> OpenClipIma
     for name, values in {"image_mean": mean, "image_std": std}.items():
         if not (isinstance(values, list) and len(values) == 3):
             raise ConversionError(f"{path}: {name} must be a list of three numbers, got {values!r}.")
+        with failing_as(f"{path}"):
+            channel_values(name, values)
     height, width = height_and_width(config.image_size)
     return OpenClipImageProcessorPil(
         size={"height": height, "width": width},
@@ -150,6 +153,7 @@ def _open_tensors(path: Path) -> Iterator[dict[str, torch.Tensor]]:
     others = set()
     with ExitStack() as stack:
         for file in _weights_files(path):
+            check_no_pointer(file)
             try:
                 weights = stack.enter_context(safe_open(file, framework="pt"))
             except SafetensorError as error:

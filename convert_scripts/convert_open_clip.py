@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from .checkpoint import load_checkpoint
-from .common import check_output, dtype_name, new_folder
+from .common import checks_types, dtype_name
 from .hub.bundle import bundle_folder
 from .hub.provenance import license_beside, write_provenance
 from .native.sources import find_native_source, load_native_checkpoint
+from .outputs import check_output, new_folder
 from .sources.source import SourceOptions
 from .sources.weights import file_sha256
 from .verify.conversion import Verification, check_mode, verify_conversion
@@ -69,6 +70,7 @@ class ConversionReport:
         return "\n".join([*lines, str(self.verification)])
 
 
+@checks_types
 def convert_open_clip_checkpoint(
     source: str | os.PathLike,
     output_dir: str | os.PathLike,

@@ -13,10 +13,11 @@ import torch
 from ..processing.clip_bpe import is_clip_bpe
 from ..processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
 from ..processing.tokenization_open_clip import OpenClipTokenizer
-from .common import ConversionError, check_output, dtype_name, listing, new_folder
+from .common import ConversionError, checks_types, dtype_name, failing_as, listing
 from .mapping.config import TokenIds, build_config, build_model_cfg, default_token_ids
 from .mapping.plan import plan_conversion, rename_table
 from .mapping.state_dict import Step, resolve
+from .outputs import check_output, new_folder
 from .processors.image import preprocess_cfg_of
 from .processors.tokenizers import save_plain_tokenizer, tokenizer_cfg_of
 from .sources.weights import CONFIG_FILE, WEIGHTS_FILES, read_weights
@@ -60,6 +61,7 @@ class OpenClipReport:
         return "\n".join([*lines, str(self.verification)])
 
 
+@checks_types
 def convert_to_open_clip(
     folder: str | os.PathLike,
     output_dir: str | os.PathLike,
@@ -127,7 +129,8 @@ def convert_to_open_clip(
 def _load_tokenizer(source: ConvertedFolder) -> OpenClipTokenizer:
     if not (source.path / "tokenizer.json").is_file():
         raise ConversionError(f"{source.path} has no tokenizer: save it there, or convert with with_processor=False.")
-    return OpenClipTokenizer.from_pretrained(source.path)
+    with failing_as(f"The tokenizer in {source.path} cannot be used"):
+        return OpenClipTokenizer.from_pretrained(source.path)
 
 
 def _preprocess_cfg(source: ConvertedFolder) -> dict[str, Any]:

@@ -446,7 +446,7 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
                 share = (labels[:, 1:] != -100).sum() / num_items_in_batch
         elif num_items_in_batch is not None and logits_per_image is not None:
             logger.warning_once(
-                "The Trainer computes the caption loss itself, from label_smoothing_factor or compute_loss_func: label "
+                "Trainer computes the caption loss itself, from label_smoothing_factor or compute_loss_func: label "
                 "smoothing leaves out the contrastive loss of return_loss=True. Train with one of the two."
             )
         if logits_per_image is not None:

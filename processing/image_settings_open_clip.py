@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from functools import partial
+from reprlib import repr as brief
 from typing import Any
 
 from PIL import Image
@@ -16,9 +17,12 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs
 
-from ..configuration.configuration_common import IS_BUNDLED, AutoClassMixin
+from ..configuration.configuration_common import IS_BUNDLED, PIXELS, AutoClassMixin, Range
 from .image_batches import map_images
 
+
+# Pixels lie in [0, 1], or in 0..255 where they are not rescaled.
+_NUMBERS, _POSITIVE, _COLORS = Range(-1000, 1000), Range(1e-6, 1e6), Range(0, 255)
 
 RESIZE_MODES = ("shortest", "longest", "squash")
 
@@ -82,6 +86,10 @@ class OpenClipImageSettings(AutoClassMixin):
         super()._set_attributes(**kwargs)
         # Not at the first call only: a folder with wrong settings should not load.
         self._check_settings(self.size, self.resample, self.resize_mode)
+        check_fill_color(self.fill_color)
+        for name in ("image_mean", "image_std"):
+            if getattr(self, name) is not None:
+                channel_values(name, getattr(self, name))
 
     def _validate_preprocess_kwargs(self, size=None, resample=None, resize_mode=None, **kwargs):
         self._check_settings(size, resample, resize_mode)
@@ -100,9 +108,12 @@ class OpenClipImageSettings(AutoClassMixin):
         return self._preprocess_image_like_inputs(images, **settings)
 
     def _check_settings(self, size, resample, resize_mode):
-        if not size or not size.get("height") or not size.get("width"):
-            raise ValueError(f"{type(self).__name__}: got size={size}; expected {{'height': ..., 'width': ...}}.")
-        if resize_mode not in RESIZE_MODES:
+        sides = [size.get("height"), size.get("width")] if hasattr(size, "get") else [None]
+        if not all(type(side) is int and side in PIXELS for side in sides):
+            raise ValueError(
+                f"{type(self).__name__}: got size={size}; expected {{'height': ..., 'width': ...}} in {PIXELS}."
+            )
+        if not isinstance(resize_mode, str) or resize_mode not in RESIZE_MODES:
             raise ValueError(
                 f"{type(self).__name__}: got resize_mode={resize_mode!r}; choose one of "
                 f"{', '.join(map(repr, RESIZE_MODES))}."
@@ -161,6 +172,30 @@ def open_image(source: str | os.PathLike, timeout: float = 60) -> Image.Image:
     """
     source = os.fspath(source)
     return Image.open(source) if os.path.isfile(source) else load_image(source, timeout=timeout)
+
+
+def channel_values(name: str, values: Any) -> list[float]:
+    """A mean or standard deviation of pixels, one number or one for each of three channels, as a list of three.
+
+    Raises:
+        ValueError: other values, or some that make of pixels what is not finite.
+    """
+    numbers = _POSITIVE if name.endswith("std") else _NUMBERS
+    values = [values] * 3 if isinstance(values, int | float) else values
+    if (
+        not isinstance(values, list | tuple)
+        or len(values) != 3
+        or not all(isinstance(value, int | float) and value in numbers for value in values)
+    ):
+        raise ValueError(f"{name} must be three numbers in {numbers}, got {brief(values)}.")
+    return list(values)
+
+
+def check_fill_color(color: Any):
+    """Raise `ValueError` unless `color` is a number in 0..255, or three."""
+    colors = color if isinstance(color, list | tuple) and len(color) == 3 else [color]
+    if not all(isinstance(value, int | float) and value in _COLORS for value in colors):
+        raise ValueError(f"fill_color must be a number in {_COLORS} or three, got {brief(color)}.")
 
 
 def channels_first(image, input_data_format=None):

@@ -95,9 +95,10 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
         kwargs: further arguments of `PreTrainedTokenizerFast`, such as `padding_side` and the other special tokens.
 
     Raises:
-        ValueError: unknown `clean` or `src_lang`, `strip_sep_token` or `class_token_last` without the tokens that they
-            need, or both `fixed_length` and `dynamic_padding`.
+        OSError: `tokenizer_file` cannot be read.
         TypeError: `uncleaned_tokens` is no list of strings.
+        ValueError: `tokenizer_file` holds no tokenizer, unknown `clean` or `src_lang`, `strip_sep_token` or
+            `class_token_last` without the tokens that they need, or both `fixed_length` and `dynamic_padding`.
     """
 
     vocab_files_names = {"tokenizer_file": "tokenizer.json"}
@@ -536,11 +537,19 @@ def _backend(file: str | os.PathLike | None, tokenizer: Tokenizer | None) -> Tok
     if tokenizer is not None:
         backend = Tokenizer.from_str(tokenizer.to_str())
     else:
-        backend = build_clip_bpe() if file is None else Tokenizer.from_file(os.fspath(file))
+        backend = build_clip_bpe() if file is None else _read_backend(file)
     # These are arguments of a call here. Left in place, the base class would make special tokens of them.
     backend.no_padding()
     backend.no_truncation()
     return backend
+
+
+def _read_backend(file: str | os.PathLike) -> Tokenizer:
+    content = Path(file).read_bytes()
+    try:
+        return Tokenizer.from_buffer(content)
+    except Exception as error:  # tokenizers raises nothing more special
+        raise ValueError(f"{os.fspath(file)} is not the file of a tokenizer: {error}") from error
 
 
 def _check_sentencepiece(folder: str | os.PathLike):

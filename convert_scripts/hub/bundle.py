@@ -20,7 +20,8 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
 from ...processing.pipeline_image_to_text import MODEL_TYPES, TASK, ImageToTextPipeline
-from ..common import PACKAGE, ConversionError, project_address, write_files
+from ..common import PACKAGE, ConversionError, failing_as, project_address, read_json
+from ..outputs import write_files
 from .bundle_code import ENTRY, bundle_code
 
 
@@ -72,11 +73,11 @@ def bundled_files(folder: Path) -> dict[str, str]:
     header = HEADER.format(version=import_module(PACKAGE).__version__)
     files = bundle_code(entries, _tower_types(config), header, project_address())
     for name, auto_map in references.items():
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        content = read_json(folder / name)
         content["auto_map"] = {auto: _named(entry) for auto, entry in auto_map.items()}
         if name == CONFIG_FILE and pipelines:
             content["custom_pipelines"] = pipelines
-        if "image_processor" in content:
+        if isinstance(content.get("image_processor"), dict):
             content["image_processor"]["auto_map"] = {"AutoImageProcessor": content["auto_map"]["AutoImageProcessor"]}
         files[name] = json.dumps(content, indent=2, sort_keys=True) + "\n"
     return files
@@ -96,7 +97,9 @@ def _read_config(folder: Path) -> PreTrainedConfig:
         raise ConversionError(
             f"{folder} has no {CONFIG_FILE}: give a folder that `open-clip-transformers convert` wrote."
         )
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    read_json(folder / CONFIG_FILE)
+    with failing_as(f"{folder / CONFIG_FILE} does not describe a model"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if not _is_ours(config):
         raise ConversionError(
             f"{folder} holds a model of type {config.model_type!r}, whose code is in transformers itself: there is "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from huggingface_hub import ModelCard
 
-from ..common import PACKAGE
+from ..common import PACKAGE, read_json
 
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def public_name(source: str) -> str:
 def read_provenance(folder: Path) -> dict[str, Any] | None:
     """Read the contents that `write_provenance` wrote; `None` for a folder that did not come from a conversion."""
     path = folder / PROVENANCE_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def license_beside(weights: Path) -> str | None:

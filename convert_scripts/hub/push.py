@@ -26,7 +26,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import httpx, validate_repo_id
 
-from ..common import ConversionError, listing, write_files
+from ..common import ConversionError, listing
+from ..outputs import write_files
 from .bundle import bundled_files, has_own_code
 
 

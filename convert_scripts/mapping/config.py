@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers.configuration_utils import PreTrainedConfig
 
 from ...configuration.configuration_coca import CoCaConfig
@@ -103,9 +102,17 @@ def build_config(model_cfg: Cfg, token_ids: TokenIds | None = None) -> PreTraine
         return _build_config(model_cfg, token_ids)
     except ConversionError:
         raise
-    except (StrictDataclassError, ValueError, TypeError, AttributeError) as error:
-        reason = error if error.__cause__ is None else error.__cause__
-        raise ConversionError(f"model_cfg does not describe a model that can be built: {reason}") from error
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ConversionError(f"model_cfg does not describe a model that can be built: {error}") from error
+
+
+def check_model_cfg(model_cfg: Cfg):
+    """Raise `ConversionError` where fields of `model_cfg` are not known, or of another kind than open_clip's."""
+    cfg = MODEL.complete(model_cfg)
+    for towers, part in ((VISION_TOWERS, "vision_cfg"), (TEXT_TOWERS, "text_cfg")):
+        _select(towers, cfg[part]).complete(cfg[part])
+    if cfg["multimodal_cfg"] is not None:
+        DECODER.complete(cfg["multimodal_cfg"])
 
 
 def _build_config(model_cfg: Cfg, token_ids: TokenIds | None) -> PreTrainedConfig:

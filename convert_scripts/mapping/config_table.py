@@ -6,14 +6,81 @@ backwards, a plain name needs nothing more; a function has its counterpart in `i
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from reprlib import repr as brief
 from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 
+from ...configuration.configuration_common import (
+    COUNT,
+    FIELD_RANGES,
+    LAYERS,
+    PIXELS,
+    PROBABILITY,
+    WIDTH,
+    Range,
+    check_range,
+)
 from ..common import ConversionError, listing
 
 
 Cfg = Mapping[str, Any]
+# Types of a JSON value -> their names in messages.
+_TYPE_NAMES = {int: "a whole number", float: "a number", str: "a string", list: "a list", dict: "a JSON object"}
+_NUMBER = (int, float)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The values that a field of open_clip may have.
+
+    Args:
+        types: of `int`, `float`, `str`, `list` and `dict`.
+        numbers: range of a number, or of those in a list.
+        null: whether null means something else than the default.
+    """
+
+    types: tuple[type, ...]
+    numbers: Range | None = None
+    null: bool = False
+
+    def check(self, owner: str, name: str, value: Any):
+        """Raise `ConversionError` where `value` of field `name` is of another kind."""
+        # What Python callers may give for lists and objects.
+        types = (*self.types, *((tuple,) if list in self.types else ()), *((Mapping,) if dict in self.types else ()))
+        if value is None and self.null:
+            return
+        if not isinstance(value, types) or isinstance(value, bool):
+            expected = " or ".join(_TYPE_NAMES[kind] for kind in self.types)
+            raise ConversionError(f"{owner}: {name} must be {expected}, got {brief(value)}.")
+        try:
+            check_range(owner, name, value, self.numbers)
+        except ValueError as error:
+            raise ConversionError(error) from error
+
+
+# Field of open_clip -> what it may be where it is stated. Those that are not here are switches or choices, which the
+# fields of our configurations check.
+FIELD_KINDS = {
+    **dict.fromkeys(("vision_cfg", "text_cfg", "multimodal_cfg"), Kind((dict,))),
+    **dict.fromkeys(("act_kwargs", "norm_kwargs", "tokenizer_kwargs"), Kind((dict,))),
+    **dict.fromkeys(("embed_dim", "width", "head_width", "dim_head"), Kind((int,), WIDTH)),
+    **dict.fromkeys(("heads", "attn_pooler_heads", "attn_pooler_queries", "n_queries"), Kind((int,), COUNT)),
+    "layers": Kind((int, list), LAYERS),
+    **dict.fromkeys(("image_size", "patch_size"), Kind((int, list), PIXELS)),
+    **{
+        theirs: Kind((int,), FIELD_RANGES[ours])
+        for theirs, ours in {"context_length": "max_position_embeddings", "vocab_size": "vocab_size"}.items()
+    },
+    "mlp_ratio": Kind(_NUMBER, Range(0, 2**8)),
+    **dict.fromkeys(("patch_dropout", "timm_drop", "timm_drop_path"), Kind(_NUMBER, PROBABILITY)),
+    **dict.fromkeys(("ls_init_value", "init_logit_scale", "init_logit_bias"), Kind(_NUMBER)),
+    **dict.fromkeys(("pad_id", "eos_id"), Kind((int,))),
+    **dict.fromkeys(("pool_type", "pos_embed_type", "block_type"), Kind((str,))),
+    **dict.fromkeys(("hf_model_name", "hf_tokenizer_name", "tokenizer_mode"), Kind((str,))),
+    "timm_model_name": Kind((str,)),
+    **dict.fromkeys(("timm_pool", "timm_proj", "hf_pooler_type", "hf_proj_type"), Kind((str,), null=True)),
+}
 REQUIRED = object()
 # Fields that open_clip's own files state even where they are the defaults.
 _STATED = {"image_size", "patch_size", "context_length", "vocab_size", "width", "heads", "layers"}
@@ -47,7 +114,7 @@ class ConfigTable:
             raise ConversionError(f"{self.name} is not supported yet: this checkpoint cannot be converted.")
         if not isinstance(cfg, Mapping):
             raise ConversionError(f"{self.name} must be a JSON object, got {cfg!r}.")
-        unknown = sorted(cfg.keys() - self.defaults.keys())
+        unknown = sorted(map(str, cfg.keys() - self.defaults.keys()))
         if unknown:
             raise ConversionError(
                 f"{self.name} has fields that are not known:{listing(unknown)}\n"
@@ -56,6 +123,11 @@ class ConfigTable:
         missing = sorted(key for key, default in self.defaults.items() if default is REQUIRED and key not in cfg)
         if missing:
             raise ConversionError(f"{self.name} lacks {', '.join(missing)}.")
+        for key, value in cfg.items():
+            # Fields may be null where that is the default, or where nobody reads them.
+            is_null = value is None and (self.defaults[key] is None or key in self.without_effect)
+            if key in FIELD_KINDS and not is_null:
+                FIELD_KINDS[key].check(self.name, key, value)
         return {**self.defaults, **cfg}
 
     def translate(self, cfg: Cfg, **handed_down: Any) -> dict[str, Any]:

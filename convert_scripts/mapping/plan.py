@@ -15,7 +15,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from ...modeling.modeling_coca import CoCaForConditionalGeneration
 from ...modeling.modeling_open_clip import OpenClipModel, OpenClipSiglipModel
-from ..common import ConversionError, listing
+from ..common import ConversionError, failing_as, listing
 from ..sources import big_vision, mobileclip
 from ..towers.base import Changes, Tensors
 from ..towers.coca_decoder import COCA_DECODER
@@ -167,7 +167,7 @@ def plan_conversion(config: PreTrainedConfig, tensors: Mapping[str, torch.Tensor
     if layout is not None:
         tensors = layout.to_open_clip(tensors, config)
     VISION_CONVERSIONS[config.vision_config.model_type].adapt(config.vision_config, tensors.keys())
-    with torch.device("meta"):
+    with failing_as("The configuration does not describe a model that can be built"), torch.device("meta"):
         model = MODEL_CLASSES[config.model_type](config)
     text_prefix = "text." if any(key.startswith("text.") for key in tensors) else ""
     dropped = {key: DROPPED[key] for key in tensors if key in DROPPED}

@@ -19,7 +19,7 @@ from ...processing.clip_bpe import build_clip_bpe
 from ...processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
 from ...processing.tokenization_open_clip import OpenClipTokenizer
 from ..checkpoint import LoadedCheckpoint
-from ..common import ConversionError, read_json
+from ..common import ConversionError, failing_as, read_json
 from ..mapping.plan import MODEL_CLASSES, ConversionPlan, plan_tensors
 from ..processors.tokenizers import load_tokenizer
 from ..sources.source import Source, SourceOptions
@@ -75,13 +75,14 @@ def load_native_checkpoint(folder: Path, target: NativeTarget, processor_parts: 
             that ours lacks.
     """
     source = Source(str(folder), find_weights(folder), model_cfg={}, preprocess_cfg={}, tokenizer_folder=folder)
-    native = target.model.config_class.from_pretrained(folder)
-    config = build_our_config(target, native)
+    with failing_as(f"{folder / CONFIG_NAME} does not describe a {target.name} that can be built"):
+        config = build_our_config(target, target.model.config_class.from_pretrained(folder))
     weights = read_weights(source.weights)
     tokenizer = _load_tokenizer(source, target, config) if "tokenizer" in processor_parts else None
     image_processor = None
     if "image_processor" in processor_parts:
-        image_processor = OpenClipImageProcessorPil(**_image_settings(folder, config))
+        with failing_as(f"The image settings in {folder} cannot be used"):
+            image_processor = OpenClipImageProcessorPil(**_image_settings(folder, config))
     return LoadedCheckpoint(
         source=source,
         plan=_plan(target, config, weights.tensors),
@@ -105,18 +106,16 @@ def build_our_config(target: NativeTarget, native: PreTrainedConfig) -> PreTrain
         fields, config_class = target.model.our_fields(native), OpenClipConfig
         projection_dim = native.projection_dim
     vision_class, text_class = target.vision.config_table.config_class, target.text.config_table.config_class
-    try:
+    with failing_as(f"{CONFIG_NAME} does not describe a {target.name} that can be built"):
         return config_class(
             **{**fields, "projection_dim": projection_dim},
             vision_config=vision_class(**{**vision, "projection_dim": projection_dim}),
             text_config=text_class(**{**text, "projection_dim": projection_dim}),
         )
-    except ValueError as error:
-        raise ConversionError(f"{CONFIG_NAME} does not describe a {target.name} that can be built: {error}") from error
 
 
 def _plan(target: NativeTarget, config: PreTrainedConfig, tensors: Mapping[str, torch.Tensor]) -> ConversionPlan:
-    with torch.device("meta"):
+    with failing_as(f"{CONFIG_NAME} does not describe a model that can be built"), torch.device("meta"):
         model = MODEL_CLASSES[config.model_type](config)
     table = (
         *target.vision.rename_table(config.vision_config),
@@ -153,7 +152,8 @@ def _load_tokenizer(source: Source, target: NativeTarget, config: PreTrainedConf
 def _has_clip_vocabulary(folder: Path) -> bool:
     names = {native: ours for ours, native in NATIVE_TOKENS.items()}
     if (folder / "tokenizer.json").is_file():
-        vocabulary = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+        with failing_as(f"{folder / 'tokenizer.json'} cannot be read"):
+            vocabulary = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
     elif (folder / "vocab.json").is_file():
         vocabulary = read_json(folder / "vocab.json")
     else:

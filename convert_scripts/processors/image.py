@@ -4,6 +4,7 @@ Mirrors open_clip's `PreprocessCfg` and `merge_preprocess_dict` (`transform.py`)
 """
 
 from collections.abc import Mapping
+from reprlib import repr as brief
 from typing import Any
 
 from PIL import Image
@@ -13,10 +14,10 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ...configuration.configuration_common import height_and_width
 from ...processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
-from ...processing.image_settings_open_clip import OpenClipImageSettings
+from ...processing.image_settings_open_clip import OpenClipImageSettings, channel_values, check_fill_color
 from ...processing.processing_coca import CoCaProcessor
 from ...processing.processing_open_clip import OpenClipProcessor
-from ..common import ConversionError, listing, plain
+from ..common import ConversionError, failing_as, listing, plain
 from ..sources.source import Source
 
 
@@ -52,9 +53,11 @@ def image_processor_settings(preprocess_cfg: Mapping[str, Any], config: PreTrain
     given = {key: value for key, value in preprocess_cfg.items() if key in PREPROCESS_DEFAULTS and value is not None}
     cfg = {**PREPROCESS_DEFAULTS, **given}
     for key, known in (("mode", ("RGB",)), ("interpolation", RESAMPLE), ("resize_mode", RESIZE_MODES)):
-        if cfg[key] not in known:
-            raise ConversionError(f"preprocess_cfg: {key} must be one of {', '.join(known)}, got {cfg[key]!r}.")
-    mean, std = ([v] * 3 if isinstance(v, int | float) else list(v) for v in (cfg["mean"], cfg["std"]))
+        if not isinstance(cfg[key], str) or cfg[key] not in known:
+            raise ConversionError(f"preprocess_cfg: {key} must be one of {', '.join(known)}, got {brief(cfg[key])}.")
+    with failing_as("preprocess_cfg"):
+        mean, std = (channel_values(key, cfg[key]) for key in ("mean", "std"))
+        check_fill_color(cfg["fill_color"])
     height, width = height_and_width(config.vision_config.image_size)
     if cfg["resize_mode"] == "shortest" and height != width:
         cfg["interpolation"] = "bicubic"  # open_clip does not hand the interpolation to this resize

@@ -4,6 +4,7 @@ fields of `CLIPTextCfg` in `model.py`)."""
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import UnionType
 from typing import Any, TypeGuard
 
 import huggingface_hub
@@ -43,6 +44,7 @@ HUB_FILES = (
 # Allowed keys of `tokenizer_kwargs`; open_clip hands anything else to the code of the tokenizer.
 CLIP_TOKENIZER_KWARGS = ("clean",)
 HF_TOKENIZER_KWARGS = ("clean", "strip_sep_token", "language")
+_KWARGS_TYPES: dict[str, type | UnionType] = {"strip_sep_token": bool, "language": str | None}
 REFUSED_KWARGS = {
     "reduction_mask": "it shortens long texts at random, which is meant for training; remove it to cut their ends off",
     "bpe_path": "CLIP's vocabulary is the only one of its kind that is known",
@@ -112,14 +114,18 @@ def _load_hf_tokenizer(source: Source) -> OpenClipTokenizer:
 
 def _tokenizer_kwargs(text_cfg: Mapping[str, Any], allowed: tuple[str, ...]) -> dict[str, Any]:
     kwargs = dict(text_cfg.get("tokenizer_kwargs") or {})
-    refused = sorted(kwargs.keys() - set(allowed))
+    refused = sorted(map(str, kwargs.keys() - set(allowed)))
     if refused:
         reasons = "".join(f" {name}: {REFUSED_KWARGS[name]}." for name in refused if name in REFUSED_KWARGS)
         raise ConversionError(
             f"text_cfg: tokenizer_kwargs may hold {', '.join(allowed)} for this tokenizer, got "
             f"{', '.join(refused)}.{reasons}"
         )
-    if kwargs.get("clean", "lower") not in TEXT_CLEANERS:
+    for name, kind in _KWARGS_TYPES.items():
+        if name in kwargs and not isinstance(kwargs[name], kind):
+            expected = kind.__name__ if isinstance(kind, type) else kind
+            raise ConversionError(f"text_cfg: {name} must be {expected} in tokenizer_kwargs, got {kwargs[name]!r}.")
+    if not isinstance(kwargs.get("clean", "lower"), str) or kwargs.get("clean", "lower") not in TEXT_CLEANERS:
         raise ConversionError(
             f"text_cfg: clean must be one of {', '.join(TEXT_CLEANERS)} in tokenizer_kwargs, got {kwargs['clean']!r}."
         )

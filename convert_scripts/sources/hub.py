@@ -3,16 +3,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 import huggingface_hub
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import httpx, validate_repo_id
 
 from ..common import ConversionError, listing, read_json
 from .architectures import PretrainedTag, get_architecture
 from .weights import CONFIG_FILE, INDEX_FILES, INDEX_SUFFIX, WEIGHTS_FILES
 
 
-UNREACHABLE = (LocalEntryNotFoundError, ConnectionError)
+UNREACHABLE = (LocalEntryNotFoundError, ConnectionError, TimeoutError, httpx.TransportError)
 
 
 def download_file(repo_id: str, filename: str, revision: str | None = None, *, local_files_only: bool = False) -> Path:
@@ -26,10 +28,9 @@ def download_file(repo_id: str, filename: str, revision: str | None = None, *, l
             huggingface_hub.hf_hub_download(repo_id, filename, revision=revision, local_files_only=local_files_only)
         )
     except UNREACHABLE as error:
-        at = "" if revision is None else f" --revision {revision}"
         raise ConversionError(
             f"{filename} of {repo_id} is not in the local cache and the Hugging Face Hub cannot be reached. Where "
-            f"there is a network run `hf download {repo_id}{at} --local-dir FOLDER`, and convert that folder."
+            f"there is a network run `{_download_command(repo_id, revision)}`, and convert that folder."
         ) from error
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
         raise ConversionError(f"{filename} of {repo_id} cannot be downloaded: {error}") from error
@@ -80,8 +81,7 @@ def download_pretrained(tag: PretrainedTag, revision: str | None) -> Path:
 
 
 def _without_network(tag: PretrainedTag, revision: str | None) -> str:
-    at = "" if revision is None else f" --revision {revision}"
-    downloads = [f"hf download {tag.hub_id}{at} --local-dir FOLDER"]
+    downloads = [_download_command(tag.hub_id, revision)]
     tokenizer = get_architecture(tag.model)["text_cfg"].get("hf_tokenizer_name")
     if tokenizer not in (None, tag.hub_id):
         downloads.append(save_tokenizer_command(tokenizer))
@@ -94,7 +94,23 @@ def _without_network(tag: PretrainedTag, revision: str | None) -> str:
     )
 
 
+def _download_command(repo_id: str, revision: str | None) -> str:
+    at = "" if revision is None else f" --revision {quote(revision)}"
+    return f"hf download {quote(repo_id)}{at} --local-dir FOLDER"
+
+
 def save_tokenizer_command(hf_name: str) -> str:
-    """Shell command that writes a tokenizer's files to FOLDER in one form, whichever they have on the Hub."""
+    """Shell command that writes a tokenizer's files to FOLDER in one form, whichever they have on the Hub.
+
+    Raises:
+        ConversionError: the Hub has no such names; what a file says must not become a command.
+    """
+    try:
+        validate_repo_id(hf_name)
+    except HFValidationError as error:
+        raise ConversionError(
+            f"hf_tokenizer_name is {hf_name!r}, which is no id of a repository on the Hub (org/name): correct it, or "
+            "put the tokenizer's files beside the weights."
+        ) from error
     call = f"AutoTokenizer.from_pretrained('{hf_name}').save_pretrained('FOLDER')"
     return f'python -c "from transformers import AutoTokenizer; {call}"'

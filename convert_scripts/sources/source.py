@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any
 
 from ..common import ConversionError, read_json
@@ -155,6 +156,8 @@ def _find(name: str, revision: str | None, needs_config: bool) -> tuple[str, Pat
     """Find or download a source: `name` with its revision, the local folder or file, and `Source.hub`."""
     path = Path(name.removeprefix("local-dir:")).expanduser()
     if not name.startswith("hf-hub:") and path.exists():
+        if not path.is_file() and not path.is_dir():
+            raise ConversionError(f"{name} is neither a file nor a folder, but a pipe or a device: give a file.")
         if revision is not None:
             raise ConversionError(f"{name} is on this machine and has no revisions: leave out revision={revision!r}.")
         return name, path, None
@@ -192,7 +195,7 @@ def _given_config(model_name: str | None, config) -> dict[str, Any] | None:
                 f"The architecture is given twice, by model_name={model_name!r} and by config: leave one out, or give "
                 "a config that holds a preprocess_cfg alone."
             )
-        given |= config
+        given["preprocess_cfg"] = _preprocess_cfg(config)
     return given
 
 
@@ -216,7 +219,14 @@ def _read_config(config: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any
             f"{name} is not an open_clip configuration: expected embed_dim, vision_cfg and text_cfg, at top level or "
             f"under model_cfg; found {', '.join(map(str, content)) or 'nothing'}."
         )
-    return {"model_cfg": model_cfg, "preprocess_cfg": content.get("preprocess_cfg") or {}}
+    return {"model_cfg": model_cfg, "preprocess_cfg": _preprocess_cfg(content)}
+
+
+def _preprocess_cfg(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    cfg = content.get("preprocess_cfg")
+    if cfg is not None and not isinstance(cfg, Mapping):
+        raise ConversionError(f"preprocess_cfg must be a JSON object or null, got {brief(cfg)}.")
+    return cfg or {}
 
 
 def check_activation(source: Source, weights: Weights):

@@ -2,18 +2,18 @@
 `load_state_dict` in `factory.py`)."""
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from ..common import ConversionError, listing
+from ..common import ConversionError, check_no_pointer, listing, read_json
 from .torchscript import is_torchscript, read_torchscript
 
 
@@ -114,7 +114,8 @@ def find_weights(folder: Path) -> Path:
     if list(folder.glob("*.distcp")):
         raise ConversionError(
             f"{folder} is a distributed checkpoint, whose index is a pickle. Where you trust it, make it one file "
-            f"with `python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} FILE`, and convert that."
+            f"with `python -m torch.distributed.checkpoint.format_utils dcp_to_torch {quote(str(folder))} FILE`, and "
+            "convert that."
         )
     if len(found) == 1:
         return found[0]
@@ -157,19 +158,25 @@ def _shards_of(index: Path) -> list[Path]:
     Raises:
         ConversionError: the index is damaged, or a file of it is not beside it.
     """
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ConversionError(f"{index} is not an index of weights files: it has no weight_map ({error}).") from error
+    names = sorted({*_weight_map(index).values()})
     missing = [name for name in names if Path(name).name != name or not index.with_name(name).is_file()]
     if missing:
         raise ConversionError(f"{index} names files that are not in its folder:{listing(missing)}")
     return [index.with_name(name) for name in names]
 
 
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) and name for name in weight_map.values()):
+        raise ConversionError(
+            f"{index} is not an index of weights files: it has no weight_map of keys and file names."
+        )
+    return weight_map
+
+
 def _read_shards(index: Path) -> dict[str, torch.Tensor]:
     shards = {path.name: _read_file(path) for path in _shards_of(index)}
-    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    weight_map = _weight_map(index)
     missing = [f"{key} ({name})" for key, name in weight_map.items() if key not in shards[name]]
     if missing:
         raise ConversionError(f"{index} names tensors that its files lack:{listing(missing)}")
@@ -177,6 +184,8 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_file(path: Path):
+    # Also says of a file that may not be read that it may not; safetensors would say that there is none.
+    check_no_pointer(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -4,7 +4,6 @@ The configurations of the encoders that open_clip's own architectures name ship 
 network. The data holds the differences from the defaults of transformers' configuration classes.
 """
 
-import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto import AutoConfig
 
 from ...configuration.configuration_hf_text import ENCODER_MODEL_TYPES, POOL_TYPES, HfTextConfig, encoder_config
-from ..common import ConversionError, data_table
+from ..common import ConversionError, data_table, read_json
 from ..mapping.config_table import Cfg, ConfigTable
 from ..mapping.state_dict import Rename, Table
 from ..sources.hub import download_file
@@ -49,11 +48,11 @@ def find_encoder_config(name: str) -> PreTrainedConfig:
                 f"hf_model_name, a folder that holds its {CONFIG_FILE}; known without one are {', '.join(known)}."
             ) from error
     try:
-        given = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        given = read_json(folder / CONFIG_FILE)
+    except ConversionError as error:
         raise ConversionError(f"text_cfg: {CONFIG_FILE} of hf_model_name {name!r} cannot be read: {error}") from error
-    model_type = given.get("model_type", "") if isinstance(given, dict) else ""
-    if model_type not in ENCODER_MODEL_TYPES:
+    model_type = given.get("model_type", "")
+    if not isinstance(model_type, str) or model_type not in ENCODER_MODEL_TYPES:
         raise ConversionError(
             f"text_cfg: hf_model_name {name!r} is a {model_type!r}; open_clip has text towers of "
             f"{', '.join(ENCODER_MODEL_TYPES)}."

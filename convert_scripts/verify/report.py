@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..common import write_files
+from ..outputs import write_files
 
 
 MARKDOWN_FILE = "verification.md"

@@ -2,6 +2,7 @@
 configuration."""
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from ...configuration.configuration_towers import TEXT_CONFIGS, VISION_CONFIGS
-from ..common import ConversionError, listing, read_json
+from ..common import ConversionError, failing_as, listing, read_json
 from ..mapping.plan import MODEL_CLASSES, ConversionPlan, DerivedPlan
 from ..sources.weights import read_weights
 from .safetensors import write_safetensors
@@ -70,6 +71,8 @@ def write_model(folder: Path, plan: ConversionPlan | DerivedPlan, dtype: torch.d
         model.generation_config.save_pretrained(folder)
 
     layout = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in plan.layout.items()}
+    if not re.fullmatch(r"0*[1-9]\d*([KMGTP]?B)?", str(max_shard_size), re.IGNORECASE):
+        raise ConversionError(f"max_shard_size must be a number of bytes or like '5GB', got {max_shard_size!r}.")
     try:
         split = split_state_dict_into_shards_factory(
             layout,
@@ -131,18 +134,17 @@ def read_converted_folder(path: Path) -> ConvertedFolder:
             "local copy (`hf download ORG/NAME --local-dir FOLDER`)."
         )
     model_type = read_json(config_file).get("model_type")
+    if not isinstance(model_type, str):
+        raise ConversionError(f"{config_file} names no model_type, which is a string: got {model_type!r}.")
     if model_type in {**VISION_CONFIGS, **TEXT_CONFIGS}:
         raise ConversionError(f"{path} holds a single tower ({model_type}); expected a whole model, with both towers.")
     if model_type not in MODEL_CLASSES:
         raise ConversionError(
             f"{path} holds a model of type {model_type!r}; expected one of ours: {', '.join(MODEL_CLASSES)}."
         )
-    try:
+    with failing_as(f"{config_file} does not describe a model that can be built"), torch.device("meta"):
         config = MODEL_CLASSES[model_type].config_class.from_pretrained(path)
-        with torch.device("meta"):
-            model = MODEL_CLASSES[model_type](config)
-    except Exception as error:  # a configuration is wrong in many ways
-        raise ConversionError(f"{config_file} does not describe a model that can be built: {error}") from error
+        model = MODEL_CLASSES[model_type](config)
     if getattr(config, "quantization_config", None) is not None:
         raise ConversionError(f"{path} holds quantised weights, which cannot be converted: give the original ones.")
     tensors = _read_tensors(path)

@@ -8,6 +8,7 @@ import typer
 
 from .messages import errors_as_messages, hide_progress_bars_in_logs
 from .options import SOURCE_HELP, ConfigFile, Dtype, Ema, ModelName, PretrainedTag, Revision, Traceback, Verify
+from .output import print_text
 
 
 class Target(str, Enum):
@@ -88,4 +89,4 @@ def convert(
             tower=None if tower == Tower.both else tower.value,
             bundle=bundle,
         )
-        typer.echo(str(report))
+        print_text(report)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..convert_scripts.outputs import written_whole
 from .images import find_images, read_batches
 from .messages import Failures, UsageError, errors_as_messages
 from .options import (
@@ -21,7 +22,7 @@ from .options import (
     Workers,
     read_lines,
 )
-from .output import check_output_file, written_whole
+from .output import check_output_file
 
 
 EMBEDDING_SUFFIXES = (".safetensors", ".npy")

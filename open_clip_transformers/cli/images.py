@@ -75,8 +75,10 @@ def _find(argument: str) -> list[str]:
             return found
         raise OSError("no images in this folder")
     # A file may have a name that reads like a pattern.
-    if os.path.exists(path):
+    if os.path.isfile(path):
         return [path]
+    if os.path.exists(path):
+        raise OSError("neither a file nor a folder, but a pipe or a device")
     if not glob.has_magic(path):
         raise OSError("no such file or folder")
     matches = sorted(glob.glob(path, recursive=True))
@@ -105,11 +107,16 @@ def read_image(name: str) -> Image.Image:
     """Read the image at a path or URL as open_clip does: in its own colour mode, and not turned as EXIF data may say.
 
     Raises:
-        OSError: it cannot be read, or is not an image. Damaged files make Pillow raise other exceptions as well.
+        OSError: it cannot be read, is not an image, or a damaged one, or one of more pixels than Pillow allows.
     """
-    with _open_url(name) if is_url(name) else Image.open(name) as image:
-        image.load()
-        return image
+    try:
+        with _open_url(name) if is_url(name) else Image.open(name) as image:
+            image.load()
+            return image
+    except OSError:
+        raise
+    except Exception as error:  # Pillow and the network raise nearly everything
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def _open_url(url: str) -> Image.Image:

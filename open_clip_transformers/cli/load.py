@@ -2,16 +2,26 @@
 
 import re
 from pathlib import Path
+from shlex import quote
 
 import torch
+from safetensors import safe_open
 from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers.utils import CONFIG_NAME
 
 from ..configuration.configuration_coca import CoCaConfig
+from ..configuration.configuration_common import height_and_width
 from ..configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
+from ..configuration.configuration_vit import OpenClipVitConfig
+from ..convert_scripts.common import UserError, check_no_pointer, failing_as, read_json
+from ..processing.processing_coca import CoCaProcessor
+from ..processing.processing_open_clip import OpenClipProcessor
 from .messages import UsageError, hide_progress_bars_in_logs
 
 
 COCA = CoCaConfig.model_type
+# Towers that take images of one size alone, unless they are told to interpolate.
+FIXED_SIZE = {OpenClipVitConfig.model_type}
 KINDS = {OpenClipConfig.model_type: "CLIP", OpenClipSiglipConfig.model_type: "SigLIP", COCA: "CoCa"}
 
 
@@ -35,26 +45,52 @@ def load_model(
     hide_progress_bars_in_logs()
     place = pick_device(device)
     folder = find_model(name, revision, captions)
-    try:
+    _check_files(Path(folder))
+    with failing_as(f"{name} has no processor that can be loaded; converting it again writes one.", UsageError):
         processor = AutoProcessor.from_pretrained(folder, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{name} has no processor that can be loaded; converting it again writes one. {error}"
-        ) from error
-    model, info = auto_class.from_pretrained(
-        folder,
-        revision=revision,
-        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-        output_loading_info=True,
-        trust_remote_code=False,
-        **settings,
-    )
+    with failing_as(f"{name} cannot be loaded, as its config.json or its weights are damaged.", UserError):
+        model, info = auto_class.from_pretrained(
+            folder,
+            revision=revision,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            output_loading_info=True,
+            trust_remote_code=False,
+            **settings,
+        )
     if missing := sorted(info["missing_keys"]):
         raise UsageError(
             f"{name} does not hold a whole {KINDS[model.config.model_type]}: {len(missing)} tensors are missing, such "
             f"as {missing[0]}."
         )
+    _check_processor(name, model, processor)
     return model.eval().to(place), processor
+
+
+def _check_files(folder: Path):
+    """Raise `UserError` or `OSError` with the name of a file of a local folder that cannot be read."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_file():
+            check_no_pointer(path)
+        if path.suffix == ".safetensors":
+            with failing_as(f"{path} cannot be read", UserError), safe_open(path, framework="pt"):
+                pass
+
+
+def _check_processor(name: str, model: PreTrainedModel, processor: ProcessorMixin):
+    """Raise `UsageError` where images and texts would be made ready for another model than this."""
+    problem = None
+    if not isinstance(processor, OpenClipProcessor | CoCaProcessor):
+        problem = f"its processor is a {type(processor).__name__}"
+    else:
+        vision, text = model.config.vision_config, model.config.text_config
+        made = processor.image_processor.size["height"], processor.image_processor.size["width"]
+        length = processor.tokenizer.model_max_length
+        if vision.model_type in FIXED_SIZE and made != height_and_width(vision.image_size):
+            problem = f"its images have {made} pixels, and the model takes {height_and_width(vision.image_size)}"
+        elif length > text.max_position_embeddings:
+            problem = f"its texts have {length} tokens, and the model takes {text.max_position_embeddings}"
+    if problem:
+        raise UsageError(f"{name} has a processor of another model: {problem}. Converting it again writes one.")
 
 
 def pick_device(device: str) -> torch.device:
@@ -71,7 +107,7 @@ def pick_device(device: str) -> torch.device:
 def find_model(name: str, revision: str | None, captions: bool) -> str:
     """Return the folder or Hub id to load, after a look at the model's type. For the arguments see [`load_model`]."""
     path = Path(name).expanduser()
-    convert = f"`open-clip-transformers convert {name} FOLDER` makes a folder of an open_clip checkpoint"
+    convert = f"`open-clip-transformers convert {quote(name)} FOLDER` makes a folder of an open_clip checkpoint"
     if path.is_file():
         raise UsageError(f"{name} is a file, expected a folder or a Hub id; {convert}.")
     if not path.is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
@@ -79,13 +115,13 @@ def find_model(name: str, revision: str | None, captions: bool) -> str:
     if path.is_dir() and revision is not None:
         raise UsageError(f"{name} is on this machine and has no revisions: leave out --revision {revision}.")
     folder = str(path) if path.is_dir() else name
-    try:
+    with failing_as(f"{name}: there is no configuration that can be read.", UsageError):
+        if path.is_dir() and (path / CONFIG_NAME).is_file():
+            read_json(path / CONFIG_NAME)
         model_type = PreTrainedConfig.get_config_dict(folder, revision=revision)[0].get("model_type")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{name}: there is no configuration that can be read. {error}") from error
     if model_type is None:
         raise UsageError(f"{name} has no config.json that says what the model is; {convert}.")
-    if model_type not in KINDS:
+    if not isinstance(model_type, str) or model_type not in KINDS:
         raise UsageError(
             f"{name} is a {model_type!r} model, expected one that was converted from open_clip "
             f"({', '.join(KINDS)}); {convert}."

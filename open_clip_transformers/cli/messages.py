@@ -7,18 +7,20 @@ from contextlib import contextmanager
 import typer
 from tqdm import tqdm
 
+from ..convert_scripts.common import UserError, printable
+
 
 INPUT_FAILED = 1
 USAGE = 2
 
 
-class UsageError(ValueError):
+class UsageError(UserError):
     """A request that cannot be met, whatever the inputs hold; the message says what to do instead."""
 
 
 def warn(message: str):
-    """Print a line on stderr, above a progress bar if there is one."""
-    tqdm.write(message, file=sys.stderr)
+    """Print a message on stderr, above a progress bar if there is one."""
+    tqdm.write(printable(message), file=sys.stderr)
 
 
 def hide_progress_bars_in_logs():
@@ -33,6 +35,9 @@ def hide_progress_bars_in_logs():
 def errors_as_messages(show_traceback: bool) -> Iterator[None]:
     """Turn errors into a message on stderr and an exit code: 2 for a [`UsageError`], else 1.
 
+    Those meant for users are a [`UserError`], or an `OSError`, which is about their files or their network. All others
+    are faults, of this package or of another: the message asks for a report.
+
     Args:
         show_traceback: let them pass, so that Python shows where they were raised.
     """
@@ -44,10 +49,13 @@ def errors_as_messages(show_traceback: bool) -> Iterator[None]:
     except Exception as error:
         if show_traceback:
             raise
-        # House rule: these three carry messages for users. Others need their name to make sense.
-        meant_for_users = isinstance(error, ValueError | TypeError | OSError) and str(error)
-        reason = str(error) if meant_for_users else f"{type(error).__name__}: {error} (--traceback shows where)"
-        warn(f"Error: {reason}")
+        if isinstance(error, UserError | OSError) and str(error):
+            warn(f"Error: {error}")
+        else:
+            warn(
+                f"Error: {type(error).__name__}: {error}\nThis should not happen: please report it, with the command "
+                "and what --traceback shows."
+            )
         raise typer.Exit(USAGE if isinstance(error, UsageError) else 1) from error
 
 
@@ -60,7 +68,8 @@ class Failures:
     def add(self, name: str, reason: str | Exception):
         """Report that input `name` is left out."""
         self.count += 1
-        warn(f"{name}: {reason or type(reason).__name__}")
+        reason = " ".join(str(reason).split()) or type(reason).__name__
+        warn(f"{printable(name, keep='')}: {reason}")
 
     def exit_code(self) -> int:
         """Return the exit code of a command that is done, and say how many inputs were left out."""

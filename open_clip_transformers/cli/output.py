@@ -3,13 +3,12 @@
 import json
 import os
 import sys
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+import typer
 from tqdm import tqdm
 
+from ..convert_scripts.common import printable
 from .messages import UsageError
 
 
@@ -17,13 +16,21 @@ def print_record(record: dict):
     """Print `record` as one line of JSON."""
     # Escapes are for terminals and files that cannot hold the characters themselves.
     unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    print_line(json.dumps(record, ensure_ascii=not unicode))
+    line = json.dumps(record, ensure_ascii=not unicode)
+    # JSON escapes the first 32 control characters alone.
+    print_line(line if line == printable(line) else json.dumps(record))
 
 
 def print_columns(*columns: str):
-    """Print tab-separated columns; the white space of each but the first, which is a name, becomes single spaces."""
+    """Print tab-separated columns, one line whatever is in them: white space of each but the first becomes spaces."""
     name, *texts = columns
-    print_line("\t".join([name, *(" ".join(text.split()) for text in texts)]))
+    texts = [" ".join(text.split()) for text in texts]
+    print_line("\t".join(printable(column, keep="") for column in (name, *texts)))
+
+
+def print_text(text: object):
+    """Print lines for people, without control characters of what they name."""
+    typer.echo(printable(str(text)))
 
 
 def print_line(line: str):
@@ -40,14 +47,3 @@ def check_output_file(path: Path, suffixes: tuple[str, ...]):
         raise UsageError(f"--output {path} {problem}.")
     if not os.access(path.parent, os.W_OK):
         raise UsageError(f"--output {path} is in a folder that cannot be written to.")
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Give a path to write to, whose file takes the name `path` once it is whole."""
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ import typer
 
 from .messages import errors_as_messages, hide_progress_bars_in_logs
 from .options import Dtype, Traceback, Verify
+from .output import print_text
 
 
 def to_open_clip(
@@ -45,4 +46,4 @@ def to_open_clip(
             dtype=None if dtype == Dtype.auto else dtype.value,
             verify=verify.value,
         )
-        typer.echo(str(report))
+        print_text(report)

@@ -237,7 +237,7 @@ def test_coca_writes_captions_from_feature_maps():
 # Fields, and what the message must say.
 ERRORS = {
     "three_stages": ({"depths": [1, 2, 3]}, r"four numbers of bottlenecks.*got \[1, 2, 3\]"),
-    "empty_stage": ({"depths": [1, 2, 0, 3]}, r"1 or more, got \[1, 2, 0, 3\]"),
+    "empty_stage": ({"depths": [1, 2, 0, 3]}, r"depths must lie in \[1, 1024\], got \[1, 2, 0, 3\]"),
     "three_sizes": ({"image_size": [64, 64, 64]}, r"image_size.*\[height, width\]"),
     "small_image": ({"image_size": [96, 30]}, r"32 or more on both sides, got \[96, 30\]"),
     "heads": ({"num_attention_heads": 7}, r"32 \* embedding_size \(2048\) must be a multiple of .*\(7\)"),

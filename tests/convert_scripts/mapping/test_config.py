@@ -213,7 +213,7 @@ REFUSALS = {
     "decoder-without-custom-text": ({"multimodal_cfg": {"width": 36}}, "multimodal_cfg.*custom_text"),
     "pool-type": ({"text_cfg": {"pool_type": "max"}}, "pool_type must be one of .*got 'max'"),
     "heads": ({"text_cfg": {"heads": 5}}, r"hidden_size \(36\) must be a multiple of num_attention_heads \(5\)"),
-    "type": ({"vision_cfg": {"width": "wide"}}, "does not describe a model that can be built"),
+    "type": ({"vision_cfg": {"width": "wide"}}, "vision_cfg: width must be a whole number, got 'wide'"),
     "not-an-object": ({"vision_cfg": 3}, "vision_cfg must be a JSON object, got 3"),
 }
 
