@@ -122,7 +122,7 @@ class HfTextConfig(OpenClipPreTrainedConfig):
     @property
     def token_dim(self) -> int:
         """Width of the tower's `last_hidden_state`."""
-        return self.hf_config.hidden_size
+        return self.hidden_size
 
     @property
     def encoder_positions(self) -> int | None:
@@ -136,8 +136,16 @@ class HfTextConfig(OpenClipPreTrainedConfig):
         return None
 
     @property
+    def hidden_size(self) -> int:
+        return self.hf_config.hidden_size
+
+    @property
     def num_hidden_layers(self) -> int:
         return self.hf_config.num_hidden_layers
+
+    @property
+    def num_attention_heads(self) -> int:
+        return self.hf_config.num_attention_heads
 
     @property
     def vocab_size(self) -> int:

@@ -162,6 +162,11 @@ class CoCaOutput(CausalLMOutputWithCrossAttentions):
     text_model_output: BaseModelOutputWithPooling | None = None
     vision_model_output: BaseModelOutputWithPooling | None = None
 
+    @property
+    def image_outputs(self) -> BaseModelOutputWithPooling | None:
+        """`vision_model_output`, by the name that captioners of transformers give it."""
+        return self.vision_model_output
+
     def to_tuple(self) -> tuple:
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 

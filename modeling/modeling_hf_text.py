@@ -108,6 +108,9 @@ class HfTextModel(OpenClipPreTrainedModel):
         # The other encoders count positions themselves: from the padding, or relative to one another.
         if position_ids is not None and self.config.hf_config.model_type == "bert":
             kwargs["position_ids"] = position_ids
+        for name in ("output_attentions", "output_hidden_states"):
+            if getattr(self.config, name):  # the encoder reads its own configuration alone
+                kwargs.setdefault(name, True)
         attention_mask = (input_ids != self.config.pad_token_id).long()
         return self.hf_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
 

@@ -68,15 +68,17 @@ class OpenClipVitEmbeddings(nn.Module):
             self.position_embedding = nn.Parameter(position_embedding)
         else:
             # Not a parameter without gradient, as in open_clip: `from_pretrained` would give it one.
-            self.register_buffer("position_embedding", position_embedding)
+            self.register_buffer("position_embedding", position_embedding.copy_(self._sin_cos_table()))
 
     def initialize(self, std: float):
         init.normal_(self.class_embedding, std=self.config.hidden_size**-0.5)
         if self.config.position_embedding_type == "learnable":
             init.normal_(self.position_embedding, std=self.config.hidden_size**-0.5)
         else:
-            table = sin_cos_position_embedding(self.config.hidden_size, self.config.grid_size[0])
-            init.copy_(self.position_embedding, table)
+            init.copy_(self.position_embedding, self._sin_cos_table())
+
+    def _sin_cos_table(self) -> torch.Tensor:
+        return sin_cos_position_embedding(self.config.hidden_size, self.config.grid_size[0])
 
     def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
         """(batch, channels, height, width) -> (batch, 1 + patches, hidden_size).
