@@ -54,8 +54,8 @@ class CoCaGenerationMixin(GenerationMixin):
         `diversity_penalty`) included, and these.
 
         Args:
-            generation_config: settings as one object, by default the model's own. The longest caption that it allows is
-                cut to the model's positions, with a warning: programs set such limits for models of all kinds.
+            generation_config: settings as one object, by default the model's own. The longest caption that it allows
+                is cut to the model's positions, with a warning: programs set such limits for models of all kinds.
             inputs: token ids (images, length) to continue, the same as `input_ids`; by default `bos_token_id` alone.
                 Prompts of different lengths are padded and need an `attention_mask`.
             pixel_values: (images, channels, height, width), normalised as the image processor does.
@@ -98,6 +98,8 @@ class CoCaGenerationMixin(GenerationMixin):
         if not self.config.text_config.is_causal:
             # Each token changes all states of a bidirectional text tower: there is nothing to cache.
             kwargs["use_cache"] = False
+        if hasattr(kwargs.get("tokenizer"), "tokenizer"):  # `transformers serve` passes the processor
+            kwargs["tokenizer"] = kwargs["tokenizer"].tokenizer
         cache = self.cache_argument(cache, past_key_values)
         if cache is not None:
             kwargs[CACHE_NAME] = cache
@@ -122,7 +124,9 @@ class CoCaGenerationMixin(GenerationMixin):
         if too_long:
             generation_config = copy(generation_config)
             generation_config.update(**too_long)
-            logger.warning_once(f"The model has {limit} positions: the generation_config's length is cut to {too_long}.")
+            logger.warning_once(
+                f"The model has {limit} positions: the generation_config's length is cut to {too_long}."
+            )
         return generation_config
 
     def _beam_search_arguments(self, generation_config: GenerationConfig | None, open_clip_scores, kwargs) -> dict:

@@ -12,8 +12,8 @@ class OpenClipImageFeatureExtractionPipeline(ImageFeatureExtractionPipeline):
 
     What the pipeline gives on the image tower alone: with `pool=True` the image embedding (1, projection_dim), not
     normalised, as of `get_image_features`; else the tower's `last_hidden_state` (1, tokens, token_dim). A model of
-    another type gets transformers' own pipeline, which returns the first of a model's outputs: of a CoCa those would be
-    predictions of its caption's tokens.
+    another type gets transformers' own pipeline, which returns the first of a model's outputs: of a CoCa those would
+    be predictions of its caption's tokens.
     """
 
     def __new__(cls, model=None, *args, **kwargs):

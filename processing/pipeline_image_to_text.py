@@ -167,8 +167,9 @@ class ImageToTextPipeline(ImageTextToTextPipeline):
 class CoCaImageTextToTextPipeline(ImageTextToTextPipeline):
     """Captions images that come with a text: `pipeline("image-text-to-text", model=folder)(image, text=prompt)`.
 
-    As transformers' pipeline of this task, but that a text is optional, that images may be open files or bytes, and that
-    `stop_strings` are found with the pipeline's tokenizer. A model of another type gets transformers' own.
+    As transformers' pipeline of this task, but that a text is optional, that images may be open files or bytes, and
+    that arguments of `generate` may be passed by name, `stop_strings` included, which are found with the pipeline's
+    tokenizer. A model of another type gets transformers' own.
     """
 
     def __new__(cls, model=None, *args, **kwargs):
@@ -202,12 +203,20 @@ class CoCaImageTextToTextPipeline(ImageTextToTextPipeline):
             text = list(_checked(text, "Text"))
         return Pipeline.__call__(self, images if text is None else {"images": images, "text": text}, **kwargs)
 
+    def _sanitize_parameters(self, generate_kwargs=None, stop_sequence: str | list[str] | None = None, **kwargs):
+        generate_kwargs = _merge_generation_arguments(generate_kwargs, kwargs)
+        if stop_sequence is not None:
+            generate_kwargs["stop_strings"] = stop_sequence
+        return super()._sanitize_parameters(generate_kwargs=generate_kwargs or None, **kwargs)
+
     def preprocess(self, inputs=None, timeout: float | None = None, **kwargs):
         if hasattr(inputs, "messages"):
             return super().preprocess(inputs, timeout=timeout, **kwargs)
         inputs = {"text": "", **(inputs if isinstance(inputs, dict) else {"images": inputs})}
         images, text = inputs["images"], inputs["text"]
-        images = [_opened(image, timeout) for image in images] if isinstance(images, list) else _opened(images, timeout)
+        images = (
+            [_opened(image, timeout) for image in images] if isinstance(images, list) else _opened(images, timeout)
+        )
         processor_kwargs = kwargs.pop("processor_kwargs", None) or kwargs
         model_inputs = self.processor(images=images, text=text, return_tensors="pt", **processor_kwargs)
         return {**model_inputs.to(dtype=self.dtype), "text": text}
@@ -235,7 +244,7 @@ def _is_file(image) -> bool:
 
 
 def _opened(image, timeout: float | None):
-    """An image that is not open yet: of an open file, of the bytes of one, or at a URL with a timeout; else `image`."""
+    """The image in an open file or its bytes, or at a URL if there is a timeout; others as they are."""
     if image is None:
         raise ValueError(_NO_IMAGES)
     if isinstance(image, (bytes, bytearray)):
@@ -278,4 +287,4 @@ def _pair(images, texts) -> list[dict]:
     return [{"images": image, "text": text} for image, text in zip(images, texts)]
 
 
-__all__ = ["ImageToTextPipeline", "CoCaImageTextToTextPipeline"]
+__all__ = ["CoCaImageTextToTextPipeline", "ImageToTextPipeline"]

@@ -9,6 +9,7 @@ from transformers.processing_utils import Unpack
 
 from .processing_open_clip import OpenClipProcessor, OpenClipProcessorKwargs
 
+
 # The texts of messages, one behind the other: what a caption starts with. A captioner was taught no other marks.
 CHAT_TEMPLATE = (
     "{%- set prompt = namespace(text='') -%}"
@@ -181,8 +182,8 @@ def _last_turn(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     roles = [message["role"] for message in messages]
     if others := sorted({*roles} - {"user", "assistant"}):
         raise ValueError(
-            f"CoCaProcessor: got messages of the role {', '.join(others)}; a captioner takes no instructions: pass one "
-            "message of the user with an image, and perhaps a text that the caption starts with."
+            f"CoCaProcessor: got messages of the role {', '.join(others)}; a captioner takes no instructions: pass "
+            "one message of the user with an image, and perhaps a text that the caption starts with."
         )
     if "user" not in roles:
         raise ValueError("CoCaProcessor: got no message of the user, which would have an image to caption.")
