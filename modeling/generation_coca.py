@@ -7,10 +7,13 @@ from torch.nn import functional as F
 from transformers import Cache, EncoderDecoderCache, GenerationConfig
 from transformers.generation import GenerationMixin
 from transformers.generation.utils import GenerateOutput
+from transformers.utils import logging
 
 from .generation_group_beam_search import group_beam_search
 from .transformers_compat import CACHE_NAME
 
+
+logger = logging.get_logger(__name__)
 
 # open_clip's `seq_len`. As `max_length`, and not `max_new_tokens`, it also holds in transformers' pipelines.
 DEFAULT_MAX_LENGTH = 30
@@ -51,6 +54,8 @@ class CoCaGenerationMixin(GenerationMixin):
         `diversity_penalty`) included, and these.
 
         Args:
+            generation_config: settings as one object, by default the model's own. The longest caption that it allows
+                is cut to the model's positions, with a warning: programs set such limits for models of all kinds.
             inputs: token ids (images, length) to continue, the same as `input_ids`; by default `bos_token_id` alone.
                 Prompts of different lengths are padded and need an `attention_mask`. With one, the end-of-text token
                 of whole captions is dropped.
@@ -71,7 +76,7 @@ class CoCaGenerationMixin(GenerationMixin):
 
         Raises:
             ValueError: neither or both of `pixel_values` and `image_hidden_states`, images and prompts of different
-                number, or a caption that may outgrow `max_position_embeddings`.
+                number, or an argument with which a caption may outgrow `max_position_embeddings`.
         """
         if (pixel_values is None) == (image_hidden_states is None):
             raise ValueError("generate needs either pixel_values or image_hidden_states, and not both.")
@@ -99,9 +104,13 @@ class CoCaGenerationMixin(GenerationMixin):
         if not self.config.text_config.is_causal:
             # Each token changes all states of a bidirectional text tower: there is nothing to cache.
             kwargs["use_cache"] = False
+        if hasattr(kwargs.get("tokenizer"), "tokenizer"):  # `transformers serve` passes the processor
+            kwargs["tokenizer"] = kwargs["tokenizer"].tokenizer
         cache = self.cache_argument(cache, past_key_values)
         if cache is not None:
             kwargs[CACHE_NAME] = cache
+        if generation_config is not None and not kwargs.keys() & {"max_length", "max_new_tokens"}:
+            generation_config = self._with_length_that_fits(generation_config, input_ids.shape[1])
         kwargs.update(self._beam_search_arguments(generation_config, open_clip_scores, kwargs))
         outputs = super().generate(input_ids, generation_config, image_hidden_states=image_hidden_states, **kwargs)
         if image_embeds is not None and not isinstance(outputs, torch.Tensor):
@@ -112,6 +121,19 @@ class CoCaGenerationMixin(GenerationMixin):
         """Read a setting of `generate`: from the call, its configuration or the model's own, or `default`."""
         sources = [kwargs, *(vars(config) for config in (generation_config, self.generation_config) if config)]
         return next((source[name] for source in sources if source.get(name) is not None), default)
+
+    def _with_length_that_fits(self, generation_config: GenerationConfig, prompt_length: int) -> GenerationConfig:
+        """Cut the lengths that a configuration allows to the model's positions, in a copy."""
+        limit = self.config.max_position_embeddings
+        limits = {"max_length": limit, "max_new_tokens": limit - prompt_length}
+        too_long = {name: most for name, most in limits.items() if 0 < most < (getattr(generation_config, name) or 0)}
+        if too_long:
+            generation_config = copy(generation_config)
+            generation_config.update(**too_long)
+            logger.warning_once(
+                f"The model has {limit} positions: the generation_config's length is cut to {too_long}."
+            )
+        return generation_config
 
     def _beam_search_arguments(self, generation_config: GenerationConfig | None, open_clip_scores, kwargs) -> dict:
         """Return the arguments that hand the search over to [`group_beam_search`], where it is asked for."""

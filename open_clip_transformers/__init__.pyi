@@ -42,6 +42,10 @@ from .modeling.modeling_vit import OpenClipVitBackbone as OpenClipVitBackbone
 from .modeling.modeling_vit import OpenClipVitModel as OpenClipVitModel
 from .processing.image_processing_open_clip import OpenClipImageProcessor as OpenClipImageProcessor
 from .processing.image_processing_pil_open_clip import OpenClipImageProcessorPil as OpenClipImageProcessorPil
+from .processing.pipeline_image_feature_extraction import (
+    OpenClipImageFeatureExtractionPipeline as OpenClipImageFeatureExtractionPipeline,
+)
+from .processing.pipeline_image_to_text import CoCaImageTextToTextPipeline as CoCaImageTextToTextPipeline
 from .processing.pipeline_image_to_text import ImageToTextPipeline as ImageToTextPipeline
 from .processing.processing_coca import CoCaProcessor as CoCaProcessor
 from .processing.processing_open_clip import OpenClipProcessor as OpenClipProcessor

@@ -179,6 +179,7 @@ _TABLES = {
         "MODEL_MAPPING": _models,
         "MODEL_FOR_BACKBONE_MAPPING": _backbones,
         "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING": _image_text_to_text_models,
+        "MODEL_FOR_MULTIMODAL_LM_MAPPING": _image_text_to_text_models,
         "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING": _zero_shot_models,
         "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING": _image_classifiers,
     },
@@ -195,27 +196,45 @@ def _register_in_tables(module: str):
         from .auto_backbone_compat import let_local_folders_pass
 
         let_local_folders_pass()
+        # `transformers serve` looks here, and not at what is registered, for the models that take images.
+        names = import_module("transformers.models.auto.modeling_auto").MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+        names["open_clip_coca"] = "CoCaForConditionalGeneration"
 
 
-class _ImageToTextTask(dict):
+# Task -> module and class of our pipeline, and transformers' task whose other entries it has. Each hands models that
+# are not ours over to transformers' own pipeline.
+_PIPELINES = {
+    "image-to-text": ("pipeline_image_to_text", "ImageToTextPipeline", "image-text-to-text"),
+    "image-text-to-text": ("pipeline_image_to_text", "CoCaImageTextToTextPipeline", "image-text-to-text"),
+    "image-feature-extraction": (
+        "pipeline_image_feature_extraction",
+        "OpenClipImageFeatureExtractionPipeline",
+        "image-feature-extraction",
+    ),
+}
+
+
+class _Task(dict):
     """A task of transformers' pipelines whose class is imported when it is asked for."""
+
+    def __init__(self, module: str, pipeline: str, entries: dict):
+        super().__init__({name: value for name, value in entries.items() if name != "impl"})
+        self.module, self.pipeline = module, pipeline
 
     def __missing__(self, key):
         if key != "impl":
             raise KeyError(key)
-        from .processing.pipeline_image_to_text import ImageToTextPipeline
-
-        return ImageToTextPipeline
+        return getattr(import_module(f"{__package__}.processing.{self.module}"), self.pipeline)
 
 
-def _register_pipeline():
+def _register_pipelines():
     from .processing.pipelines_compat import let_registered_task_pass
 
     tasks = import_module("transformers.pipelines").PIPELINE_REGISTRY.supported_tasks
     # Not `register_pipeline`: with it, a pipeline's `save_pretrained` would copy our code beside the weights, and the
     # folder then ask for `trust_remote_code`.
-    entry = {name: value for name, value in tasks["image-text-to-text"].items() if name != "impl"}
-    tasks["image-to-text"] = _ImageToTextTask(entry)
+    for task, (module, pipeline, like) in _PIPELINES.items():
+        tasks[task] = _Task(module, pipeline, tasks[like])
     let_registered_task_pass("image-to-text")
 
 
@@ -223,4 +242,4 @@ def register():
     """Make transformers' Auto classes and pipelines know ours, as soon as transformers imports its own."""
     for module in _TABLES:
         after_import(f"transformers.models.auto.{module}", partial(_register_in_tables, module))
-    after_import("transformers.pipelines", _register_pipeline)
+    after_import("transformers.pipelines", _register_pipelines)

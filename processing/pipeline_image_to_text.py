@@ -1,11 +1,13 @@
-"""The image-to-text pipeline: captions, without a prompt or with one."""
+"""The pipelines that caption: image-to-text, and image-text-to-text, whose prompt may be left out here, too."""
 
-from collections.abc import Iterator
+import io
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import GenerationConfig
-from transformers.pipelines import ImageTextToTextPipeline
+from transformers.pipelines import ImageTextToTextPipeline, Pipeline
 
 from .image_settings_open_clip import open_image
 from .pipelines_compat import transformers_own_task
@@ -14,6 +16,7 @@ from .pipelines_compat import transformers_own_task
 TASK = "image-to-text"
 PROMPTED_TASK = "image-text-to-text"
 MODEL_TYPES = ("open_clip_coca",)
+_NO_IMAGES = "Got no images: pass an image, or a list, generator or dataset of images."
 
 # Arguments of `generate` that may be passed by name; the groups are CoCa's own.
 _GENERATION_ARGUMENTS = {name for name in vars(GenerationConfig()) if not name.startswith("_")} | {
@@ -28,7 +31,7 @@ class ImageToTextPipeline(ImageTextToTextPipeline):
 
     transformers 5 dropped the task of this name in favour of image-text-to-text, which asks for a text and returns it.
     Here a text is optional. Images are opened and converted by the model's image processor, as open_clip does: EXIF
-    data do not turn them.
+    data do not turn them. `stop_strings` are found with the pipeline's tokenizer.
 
     A model of another type gets what transformers itself has for it, an image-text-to-text pipeline.
 
@@ -74,8 +77,8 @@ class ImageToTextPipeline(ImageTextToTextPipeline):
         """Captions images.
 
         Args:
-            images: a path, a URL, a PIL image, an array or tensor as the image processor takes it, or `{"images":
-                image, "text": prompt}`; or a list, a generator or a torch dataset of these.
+            images: a path, a URL, an open file or its bytes, a PIL image, an array or tensor as the image processor
+                takes it, or `{"images": image, "text": prompt}`; or a list, a generator or a torch dataset of these.
             text: what every caption starts with, or a list of texts, one for each of a list of images.
             prompt: the same as `text`.
             batch_size: images that the model works on at once, 1 by default.
@@ -93,24 +96,24 @@ class ImageToTextPipeline(ImageTextToTextPipeline):
             list of these, for a generator or dataset an iterator over these.
 
         Raises:
-            ValueError: no images, texts and images of different number, or texts and images that do not fit in the
-                model.
+            ValueError: no images, or `None` among them, texts and images of different number, or texts and images that
+                do not fit in the model.
             OSError: an image cannot be opened.
         """
         if images is None:
-            raise ValueError("Got no images: pass an image, or a list, generator or dataset of images.")
+            raise ValueError(_NO_IMAGES)
         text = kwargs.pop("prompt", None) if text is None else text
         if isinstance(text, (list, tuple)):
-            images = _pair(images, text)
+            images = _pair(images, list(_checked(text, "Text")))
         elif text is not None:
             kwargs["prompt"] = text
-        if isinstance(images, tuple):
-            images = list(images)
-        elif isinstance(images, Iterator):
+        if isinstance(images, (list, tuple)):
+            images = list(_checked(images))
+        elif isinstance(images, Iterator) and not _is_file(images):
             images = _Stream(images)
         if isinstance(images, list) and not images:
             return []
-        return super(ImageTextToTextPipeline, self).__call__(images, **kwargs)
+        return Pipeline.__call__(self, images, **kwargs)
 
     def preprocess(self, inputs=None, prompt: str = "", timeout: float | None = None, **processor_kwargs) -> dict:
         image = inputs
@@ -118,8 +121,7 @@ class ImageToTextPipeline(ImageTextToTextPipeline):
             if not {"images"} <= inputs.keys() <= {"images", "text"}:
                 raise ValueError(f"Expected {{'images': image, 'text': prompt}}, got the keys {sorted(inputs)}.")
             image, prompt = inputs["images"], inputs.get("text", prompt)
-        if timeout is not None and isinstance(image, str):
-            image = open_image(image, timeout=timeout)
+        image = _opened(image, timeout)
         model_inputs = self.processor(images=image, return_tensors="pt", **processor_kwargs).to(dtype=self.dtype)
         return {"pixel_values": model_inputs["pixel_values"], "text": prompt}
 
@@ -132,7 +134,12 @@ class ImageToTextPipeline(ImageTextToTextPipeline):
             generate_kwargs["max_new_tokens"] = self._default_max_new_tokens(tokens["input_ids"].shape[1])
         sequences = self.model.generate(
             **tokens,
-            **{"pixel_values": model_inputs["pixel_values"], **generate_kwargs, "return_dict_in_generate": False},
+            **{
+                "pixel_values": model_inputs["pixel_values"],
+                "tokenizer": self.tokenizer,
+                **generate_kwargs,
+                "return_dict_in_generate": False,
+            },
         )
         return {
             "generated_sequence": sequences.reshape(len(prompts), -1, sequences.shape[-1]),
@@ -157,6 +164,96 @@ class ImageToTextPipeline(ImageTextToTextPipeline):
         return [{"generated_text": text} for text in texts]
 
 
+class CoCaImageTextToTextPipeline(ImageTextToTextPipeline):
+    """Captions images that come with a text: `pipeline("image-text-to-text", model=folder)(image, text=prompt)`.
+
+    As transformers' pipeline of this task, but that a text is optional, that images may be open files or bytes, and
+    that arguments of `generate` may be passed by name, `stop_strings` included, which are found with the pipeline's
+    tokenizer. A model of another type gets transformers' own.
+    """
+
+    def __new__(cls, model=None, *args, **kwargs):
+        if model is not None and model.config.model_type not in MODEL_TYPES:
+            return ImageTextToTextPipeline(model, *args, **kwargs)
+        return super().__new__(cls)
+
+    def __call__(self, images=None, text=None, **kwargs):
+        """Captions images; see [`~transformers.ImageTextToTextPipeline`].
+
+        Args:
+            images: an image, a list of images, `{"images": image, "text": prompt}`, a list, generator or dataset of
+                these, or a chat, whose last message of the user has one image.
+            text: what the captions start with, a text or a list of texts, one for each image; or a chat.
+            kwargs: as transformers' pipeline takes them.
+
+        Raises:
+            ValueError: no image, or `None` in place of an image or a text.
+        """
+        if any(_is_chat(argument) for argument in (images, text)):
+            return super().__call__(images, text, **kwargs)
+        if images is None:
+            raise ValueError(f"{_NO_IMAGES} This model writes captions, and continues no text alone.")
+        if isinstance(images, (list, tuple)):
+            images = list(_checked(images))
+            if text is None and not any(isinstance(image, dict) for image in images):
+                text = [""] * len(images)
+        elif isinstance(images, Iterator) and not _is_file(images):
+            images = _Stream(images)
+        if isinstance(text, (list, tuple)):
+            text = list(_checked(text, "Text"))
+        return Pipeline.__call__(self, images if text is None else {"images": images, "text": text}, **kwargs)
+
+    def _sanitize_parameters(self, generate_kwargs=None, stop_sequence: str | list[str] | None = None, **kwargs):
+        generate_kwargs = _merge_generation_arguments(generate_kwargs, kwargs)
+        if stop_sequence is not None:
+            generate_kwargs["stop_strings"] = stop_sequence
+        return super()._sanitize_parameters(generate_kwargs=generate_kwargs or None, **kwargs)
+
+    def preprocess(self, inputs=None, timeout: float | None = None, **kwargs):
+        if hasattr(inputs, "messages"):
+            return super().preprocess(inputs, timeout=timeout, **kwargs)
+        inputs = {"text": "", **(inputs if isinstance(inputs, dict) else {"images": inputs})}
+        images, text = inputs["images"], inputs["text"]
+        images = (
+            [_opened(image, timeout) for image in images] if isinstance(images, list) else _opened(images, timeout)
+        )
+        processor_kwargs = kwargs.pop("processor_kwargs", None) or kwargs
+        model_inputs = self.processor(images=images, text=text, return_tensors="pt", **processor_kwargs)
+        return {**model_inputs.to(dtype=self.dtype), "text": text}
+
+    def _forward(self, model_inputs, generate_kwargs=None):
+        return super()._forward(model_inputs, {"tokenizer": self.tokenizer, **(generate_kwargs or {})})
+
+
+def _is_chat(argument) -> bool:
+    """Whether an argument holds messages, of one chat or of several."""
+    first = argument[0] if isinstance(argument, (list, tuple)) and argument else argument
+    return "role" in first if isinstance(first, dict) else isinstance(first, (list, tuple)) and _is_chat(first)
+
+
+def _checked(items: Iterable, what: str = "Image") -> Iterator:
+    """The items of a list or stream, until one is `None` or has `None` for its image: a `ValueError` says which."""
+    for index, item in enumerate(items):
+        if (item.get("images", item) if isinstance(item, dict) else item) is None:
+            raise ValueError(f"{what} {index} (counted from 0) is None: leave it out, or put another in its place.")
+        yield item
+
+
+def _is_file(image) -> bool:
+    return hasattr(image, "read")
+
+
+def _opened(image, timeout: float | None):
+    """The image in an open file or its bytes, or at a URL if there is a timeout; others as they are."""
+    if image is None:
+        raise ValueError(_NO_IMAGES)
+    if isinstance(image, (bytes, bytearray)):
+        image = io.BytesIO(image)
+    if _is_file(image):
+        return Image.open(image)
+    return open_image(image, timeout=timeout) if timeout is not None and isinstance(image, str) else image
+
+
 def _given(**parameters) -> dict[str, Any]:
     """The parameters that are not `None`."""
     return {name: value for name, value in parameters.items() if value is not None}
@@ -169,7 +266,7 @@ class _Stream(torch.utils.data.IterableDataset):
         self.items = items
 
     def __iter__(self):
-        return self.items
+        return _checked(self.items)
 
 
 def _merge_generation_arguments(generate_kwargs: dict[str, Any] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -190,4 +287,4 @@ def _pair(images, texts) -> list[dict]:
     return [{"images": image, "text": text} for image, text in zip(images, texts)]
 
 
-__all__ = ["ImageToTextPipeline"]
+__all__ = ["CoCaImageTextToTextPipeline", "ImageToTextPipeline"]

@@ -1,5 +1,6 @@
 """Processor of CoCa: images with prompts to continue, or with whole captions to train on or to score."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers.feature_extraction_utils import BatchFeature
@@ -28,6 +29,18 @@ class CoCaProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-a
     _defaults = {}  # transformers 5.5 reads it
 
 
+# The texts of messages, one behind the other: what a caption starts with. A captioner was taught no other marks.
+CHAT_TEMPLATE = (
+    "{%- set prompt = namespace(text='') -%}"
+    "{%- for message in messages -%}"
+    "{%- if message.content is string -%}{%- set prompt.text = prompt.text ~ ' ' ~ message.content -%}"
+    "{%- else -%}{%- for part in message.content if part.type == 'text' -%}"
+    "{%- set prompt.text = prompt.text ~ ' ' ~ part.text -%}{%- endfor -%}{%- endif -%}"
+    "{%- endfor -%}"
+    "{{- prompt.text | trim -}}"
+)
+
+
 class CoCaProcessor(OpenClipProcessor):
     """Processor of [`CoCaModel`] and [`CoCaForConditionalGeneration`]: an image processor and a tokenizer.
 
@@ -48,12 +61,14 @@ class CoCaProcessor(OpenClipProcessor):
     Args:
         image_processor: an [`OpenClipImageProcessor`] or [`OpenClipImageProcessorPil`].
         tokenizer: an [`OpenClipTokenizer`]. Called directly it makes whole captions, never prompts.
+        chat_template: Jinja template that turns messages into a prompt, by default their texts; see
+            [`~CoCaProcessor.apply_chat_template`].
     """
 
     valid_processor_kwargs = CoCaProcessorKwargs
 
-    def __init__(self, image_processor=None, tokenizer=None, **kwargs):
-        super().__init__(image_processor, tokenizer, **kwargs)
+    def __init__(self, image_processor=None, tokenizer=None, chat_template: str = CHAT_TEMPLATE, **kwargs):
+        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
 
     def __call__(self, images=None, text=None, **kwargs: Unpack[CoCaProcessorKwargs]) -> BatchFeature:
         """Prepare images, texts, or both.
@@ -111,6 +126,35 @@ class CoCaProcessor(OpenClipProcessor):
         outputs.update(self._encode_prompts(prompts, **merged_kwargs["text_kwargs"]))
         return outputs
 
+    def apply_chat_template(self, conversation, *args, **kwargs):
+        """Prepare the image of a chat, and its text as a prompt.
+
+        A CoCa captions one image and sees no conversation: the last message of the user counts, and what the assistant
+        began to say behind it. What lies before is left out.
+
+        ```python
+        image = {"type": "image", "path": "photo.jpg"}  # or "url", "base64", or "image" with a PIL image
+        messages = [{"role": "user", "content": [image, {"type": "text", "text": "a photo of"}]}]
+        inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+        ```
+
+        Args:
+            conversation: messages with `"role"` and `"content"`, or a list of such chats. The last message of the user
+                has one image, and may have a text, with which the caption starts.
+            args, kwargs: as in [`~transformers.ProcessorMixin.apply_chat_template`].
+
+        Returns:
+            With `tokenize=True` and `return_dict=True` what the processor returns for image and prompt; else the
+            prompt or its ids.
+
+        Raises:
+            ValueError: the user's last message has no image or several, or there is a message of another role, such as
+                a system prompt.
+        """
+        is_chat = isinstance(conversation[0], dict) if len(conversation) else True
+        turns = [_last_turn(chat) for chat in ([conversation] if is_chat else conversation)]
+        return super().apply_chat_template(turns[0] if is_chat else turns, *args, **kwargs)
+
     def _encode_prompts(
         self,
         prompts: str | list[str],
@@ -154,6 +198,24 @@ class CoCaProcessor(OpenClipProcessor):
             kwargs: arguments of the tokenizer's `batch_decode`, such as `clean_up_tokenization_spaces`.
         """
         return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+
+
+def _last_turn(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last message of the user, and what follows it."""
+    roles = [message["role"] for message in messages]
+    if others := sorted({*roles} - {"user", "assistant"}):
+        raise ValueError(
+            f"CoCaProcessor: got messages of the role {', '.join(others)}; a captioner takes no instructions: pass "
+            "one message of the user with an image, and perhaps a text that the caption starts with."
+        )
+    if "user" not in roles:
+        raise ValueError("CoCaProcessor: got no message of the user, which would have an image to caption.")
+    start = len(roles) - 1 - roles[::-1].index("user")
+    content = messages[start]["content"]
+    images = 0 if isinstance(content, str) else [part["type"] for part in content].count("image")
+    if images != 1:
+        raise ValueError(f"CoCaProcessor: the last message of the user has {images} images; expected one to caption.")
+    return list(messages[start:])
 
 
 def _labels(input_ids, attention_mask):

@@ -20,10 +20,12 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
     AutoTokenizer,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
 import open_clip_transformers
 from open_clip_transformers import (
@@ -59,6 +61,7 @@ LOADED_AS = [
     ("siglip", AutoModelForZeroShotImageClassification, OpenClipSiglipModel),
     ("coca_for_generation", AutoModel, CoCaModel),
     ("coca", AutoModelForImageTextToText, CoCaForConditionalGeneration),
+    ("coca", AutoModelForMultimodalLM, CoCaForConditionalGeneration),
     ("coca", AutoModelForZeroShotImageClassification, CoCaForZeroShotImageClassification),
     ("image_classification", AutoModelForImageClassification, OpenClipForImageClassification),
 ]
@@ -328,3 +331,9 @@ _, task, _ = transformers.pipelines.PIPELINE_REGISTRY.check_task("image-to-text"
 assert task["impl"].__name__ == "ImageToTextPipeline"
 """
     assert run_python(check) == ""
+
+
+def test_transformers_serve_takes_a_captioner_for_a_model_of_images():
+    """It looks for model types and classes in this table of names."""
+    assert MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES["open_clip_coca"] == CoCaForConditionalGeneration.__name__
+    assert OpenClipModel.config_class.model_type not in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES

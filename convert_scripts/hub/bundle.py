@@ -19,7 +19,8 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
-from ...processing.pipeline_image_to_text import MODEL_TYPES, TASK, ImageToTextPipeline
+from ...processing.pipeline_image_feature_extraction import OpenClipImageFeatureExtractionPipeline
+from ...processing.pipeline_image_to_text import MODEL_TYPES, ImageToTextPipeline
 from ..common import PACKAGE, ConversionError, failing_as, project_address, read_json
 from ..outputs import write_files
 from .bundle_code import ENTRY, bundle_code
@@ -30,6 +31,12 @@ HEADER = """# {{path}} of open_clip_transformers {version}, copied as it is but 
 """
 # How the first line of a bundled file begins, in this version and earlier ones.
 _BUNDLED = re.compile(r"# \S+\.py of open_clip_transformers \S+, ")
+# Task -> our pipeline and the Auto class of its model, for a model that captions: its own task, and one for which
+# transformers' pipeline would return what the captions are chosen from.
+_PIPELINES = {
+    "image-to-text": (ImageToTextPipeline, "AutoModelForImageTextToText"),
+    "image-feature-extraction": (OpenClipImageFeatureExtractionPipeline, "AutoModel"),
+}
 CONFIG_FILE = "config.json"
 PROCESSOR_FILE = "processor_config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
@@ -68,8 +75,8 @@ def bundled_files(folder: Path) -> dict[str, str]:
     entries = {entry for auto_map in references.values() for entry in _flat(auto_map.values())}
     pipelines = {}
     if config.model_type in MODEL_TYPES:
-        pipelines = {TASK: {"impl": _reference(ImageToTextPipeline), "pt": ["AutoModelForImageTextToText"]}}
-        entries.add(ImageToTextPipeline)
+        pipelines = {task: {"impl": _reference(entry), "pt": [auto]} for task, (entry, auto) in _PIPELINES.items()}
+        entries |= {entry for entry, _ in _PIPELINES.values()}
     header = HEADER.format(version=import_module(PACKAGE).__version__)
     files = bundle_code(entries, _tower_types(config), header, project_address())
     for name, auto_map in references.items():

@@ -130,7 +130,8 @@ def test_bundle_names_an_auto_class_for_everything_that_transformers_loads(bundl
         "AutoModelForImageClassification",
         "AutoModelForZeroShotImageClassification",
     }
-    assert auto_map.keys() == expected | ({"AutoModelForImageTextToText"} if model.can_generate() else set())
+    captioner = {"AutoModelForImageTextToText", "AutoModelForMultimodalLM"}
+    assert auto_map.keys() == expected | (captioner if model.can_generate() else set())
     processors = json.loads((folder / "processor_config.json").read_text())
     assert processors["auto_map"]["AutoImageProcessor"].keys() == {"torchvision", "pil"}
     assert processors["image_processor"]["auto_map"]["AutoImageProcessor"].keys() == {"torchvision", "pil"}
@@ -163,7 +164,8 @@ def test_bundle_has_the_files_of_the_model_alone(bundled):
     own_files = {f"modeling_{model_type.removeprefix('open_clip_')}.py" for model_type in own}
     # The plain tower's file has what the ResNet needs, too.
     assert own_files <= names & towers <= own_files | {"modeling_vit.py"}
-    assert ("pipeline_image_to_text.py" in names) == ("modeling_coca.py" in names) == model.can_generate()
+    for name in ("pipeline_image_to_text.py", "pipeline_image_feature_extraction.py", "modeling_coca.py"):
+        assert (name in names) == model.can_generate()
 
 
 def test_bundled_files_say_where_they_come_from(bundled):

@@ -60,6 +60,9 @@ def use(folder: Path) -> tuple[dict, transformers.PreTrainedModel, transformers.
         ).tolist()
         for task, inputs in (("image-to-text", {}), ("image-text-to-text", {"text": "two"})):
             results[task] = transformers.pipeline(task, model=str(folder), **TRUSTED)(image, **inputs)
+        extract = transformers.pipeline("image-feature-extraction", model=str(folder), **TRUSTED)
+        results["features"] = numbers(extract(image, pool=True, return_tensors=True))
+        assert results["features"] == results["image"], results
     return results, model, processor
 
 

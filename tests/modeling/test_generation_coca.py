@@ -5,6 +5,7 @@ import torch
 from tiny_configs import tiny_coca_cfg
 from transformers import (
     DynamicCache,
+    GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     StaticCache,
@@ -205,6 +206,18 @@ def test_generate_reaches_the_last_position(model, pixel_values):
 def test_generate_refuses_what_cannot_be(arguments, message, model, pixel_values):
     with pytest.raises(ValueError, match=message):
         model.generate(**{"pixel_values": pixel_values, **arguments})
+
+
+@pytest.mark.parametrize("settings", [{"max_new_tokens": 1024}, {"max_length": 200}], ids="-".join)
+def test_generate_cuts_the_length_that_a_configuration_allows(model, pixel_values, settings, warnings_of_transformers):
+    """`transformers serve` allows each model at least 1024 tokens."""
+    allowed = GenerationConfig(**settings, eos_token_id=None)
+    prompts = torch.full((3, 4), 7)
+    expected = model.generate(prompts, pixel_values=pixel_values, max_length=10, eos_token_id=None)
+    assert torch.equal(model.generate(prompts, pixel_values=pixel_values, generation_config=allowed), expected)
+    assert expected.shape == (3, 10)
+    assert allowed.to_diff_dict().items() >= settings.items()
+    assert any("10 positions" in record.message for record in warnings_of_transformers.records)
 
 
 def test_generate_takes_max_new_tokens_without_a_warning(model, pixel_values, caplog):

@@ -69,7 +69,12 @@ def test_processes_change_no_loss_and_no_gradient(processes, tasks, tmp_path):
     running = [
         subprocess.Popen(
             [sys.executable, trainer_steps.__file__, tmp_path, *tasks],
-            env={**os.environ, **{k: str(v) for k, v in variables.items()}, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={
+                **os.environ,
+                **{k: str(v) for k, v in variables.items()},
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+            },
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

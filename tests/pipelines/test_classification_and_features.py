@@ -9,6 +9,10 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
+    ImageFeatureExtractionPipeline,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
     pipeline,
 )
 
@@ -105,6 +109,28 @@ def test_image_feature_extraction_gives_the_towers_outputs(tower_folder, images,
         torch.testing.assert_close(torch.tensor(list(results))[:, 0], expected, rtol=1e-4, atol=1e-5)
     single = torch.tensor(pipe(image_urls[1], pool=pool))
     torch.testing.assert_close(single, expected[1:2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "coca"])
+def test_image_feature_extraction_on_two_towers_is_that_of_the_image_tower(request, images, image_files, kind):
+    folder = request.getfixturevalue(f"{kind}_folder")
+    model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    with torch.no_grad():
+        expected = model.get_image_features(processor(images=images, return_tensors="pt").pixel_values)
+    pipe = pipeline("image-feature-extraction", model=str(folder))
+    for pool, rows in ((True, expected.pooler_output), (False, expected.last_hidden_state)):
+        results = torch.tensor(pipe([str(path) for path in image_files], pool=pool, batch_size=3))
+        torch.testing.assert_close(results[:, 0], rows, rtol=1e-4, atol=1e-5)
+
+
+def test_image_feature_extraction_leaves_other_models_to_transformers(images):
+    config = ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=16, patch_size=8
+    )
+    image_processor = ViTImageProcessor(size={"height": 16, "width": 16})
+    pipe = pipeline("image-feature-extraction", model=ViTModel(config), image_processor=image_processor)
+    assert type(pipe) is ImageFeatureExtractionPipeline
+    assert torch.tensor(pipe(images[0])).shape == (1, 5, 8)
 
 
 @pytest.fixture(scope="module", params=["clip", "siglip", "coca"])

@@ -1,6 +1,7 @@
 """pipeline("image-to-text") on a CoCa folder: every kind of input, prompts, batches and generation arguments."""
 
 import functools
+import io
 import json
 
 import numpy
@@ -87,6 +88,7 @@ def test_captions_of_different_images_differ(captions):
 def test_image_to_text_takes_one_image_in_every_form(pipe, images, image_files, image_urls, captions):
     array = numpy.array(images[0])
     forms = [images[0], str(image_files[0]), image_files[0], image_urls[0], array, torch.from_numpy(array)]
+    forms += [image_files[0].read_bytes(), io.BytesIO(image_files[0].read_bytes()), image_files[0].open("rb")]
     for image in [*forms, {"images": images[0]}, {"images": image_urls[0], "text": ""}]:
         assert pipe(image) == [{"generated_text": captions[0]}]
 
@@ -129,6 +131,34 @@ def test_image_to_text_reads_a_generator_as_it_goes(pipe, images, captions):
 
 def test_image_to_text_takes_lists_of_files_and_urls(pipe, image_files, image_urls, captions):
     assert texts(pipe([str(image_files[0]), image_urls[1], image_files[2], image_urls[3]], batch_size=3)) == captions
+
+
+def test_image_to_text_takes_lists_and_streams_of_open_files(pipe, image_files, captions):
+    contents = [path.read_bytes() for path in image_files]
+    assert texts(pipe([*map(io.BytesIO, contents[:2]), *contents[2:]], batch_size=3)) == captions
+    assert texts(pipe(map(io.BytesIO, contents))) == captions
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((["an image", None],), "Image 1 .* is None"),
+        (([None, "an image"], ["a", "b"]), "Image 0 .* is None"),
+        ((["an image", "an image"], ["a", None]), "Text 1 .* is None"),
+        ((["an image", {"images": None, "text": "a"}],), "Image 1 .* is None"),
+        (({"images": None},), "Got no images"),
+        ((None,), "Got no images"),
+    ],
+    ids=["second", "first", "text", "dict in a list", "dict", "alone"],
+)
+def test_image_to_text_says_which_is_none(pipe, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(*arguments)
+
+
+def test_image_to_text_says_which_of_a_stream_is_none(pipe, images):
+    with pytest.raises(ValueError, match=r"Image 2 .* is None"):
+        list(pipe(iter([*images[:2], None])))
 
 
 def test_image_to_text_of_nothing_is_nothing(pipe):

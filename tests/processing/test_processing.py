@@ -221,3 +221,73 @@ def test_auto_processor_loads_a_saved_folder(tmp_path, tokenizer, image, process
     outputs = loaded(images=image, text="a cat", return_tensors="pt")
     assert torch.equal(outputs.input_ids, expected.input_ids)
     torch.testing.assert_close(outputs.pixel_values, expected.pixel_values, rtol=0, atol=2e-6)
+
+
+def user(image, *texts) -> dict:
+    parts = [] if image is None else [{"type": "image", "image": image}]
+    return {"role": "user", "content": [*parts, *({"type": "text", "text": text} for text in texts)]}
+
+
+def said(text: str) -> dict:
+    return {"role": "assistant", "content": text}
+
+
+ASKED = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+
+
+def test_chat_is_its_image_and_its_text_as_a_prompt(coca, image, tmp_path):
+    image.save(tmp_path / "image.png")
+    for source in ({"image": image}, {"path": str(tmp_path / "image.png")}):
+        chat = [{"role": "user", "content": [{"type": "image", **source}, {"type": "text", "text": "a photo of"}]}]
+        inputs = coca.apply_chat_template(chat, add_generation_prompt=True, **ASKED)
+        expected = coca(images=image, text="a photo of", return_tensors="pt")
+        assert inputs.keys() == expected.keys()
+        assert all(torch.equal(inputs[name], tensor) for name, tensor in expected.items())
+    assert coca.apply_chat_template([user(image)], **ASKED).input_ids.tolist() == [[BOS]]
+    assert coca.apply_chat_template([user(image, "a", " cat ")]) == "a  cat"
+    assert coca.apply_chat_template([user(image, "a cat")], tokenize=True) == [[BOS, A, CAT]]
+
+
+def test_chats_of_a_batch_are_padded_as_prompts(coca, image):
+    chats = [[user(image, "a photo of")], [user(image)]]
+    inputs = coca.apply_chat_template(chats, **ASKED)
+    assert inputs.input_ids.tolist() == [[BOS, A, PHOTO, OF], [0, 0, 0, BOS]]
+    assert inputs.pixel_values.shape == (2, 3, 33, 33)
+
+
+def test_last_turn_of_a_chat_counts(coca, image):
+    black = Image.new("RGB", image.size)
+    chat = [user(black, "hello"), said("a photo of"), user(image, "a")]
+    inputs = coca.apply_chat_template(chat, **ASKED)
+    expected = coca(images=image, text="a", return_tensors="pt")
+    assert all(torch.equal(inputs[name], tensor) for name, tensor in expected.items())
+    begun = [user(image, "a"), said("photo")]
+    assert coca.apply_chat_template(begun, continue_final_message=True) == "a photo"
+
+
+@pytest.mark.parametrize(
+    ("chat", "message"),
+    [
+        ([user(None, "hello")], "has 0 images; expected one"),
+        ([{"role": "user", "content": "hello"}], "has 0 images; expected one"),
+        ([user("a.png"), said("a cat"), user(None, "and now?")], "has 0 images; expected one"),
+        ([{"role": "user", "content": [{"type": "image", "path": "a.png"}] * 2}], "has 2 images; expected one"),
+        ([{"role": "system", "content": "be brief"}, user("a.png")], "role system; a captioner takes no instructions"),
+        ([said("a cat")], "no message of the user"),
+        ([], "no message of the user"),
+    ],
+    ids=["text", "string", "follow-up", "two images", "system prompt", "assistant alone", "empty"],
+)
+def test_chat_that_no_caption_can_answer_is_refused(coca, chat, message):
+    with pytest.raises(ValueError, match=message):
+        coca.apply_chat_template(chat, **ASKED)
+
+
+def test_chat_template_is_saved_and_loaded(coca, image, tmp_path):
+    coca.save_pretrained(tmp_path)
+    assert (tmp_path / "chat_template.jinja").is_file()
+    (tmp_path / "chat_template.jinja").write_text("a {{ messages[0].content[1].text }}")
+    loaded = CoCaProcessor.from_pretrained(tmp_path)
+    assert loaded.apply_chat_template([user(image, "cat")]) == "a cat"
+    (tmp_path / "chat_template.jinja").unlink()  # folders from before have none
+    assert CoCaProcessor.from_pretrained(tmp_path).apply_chat_template([user(image, "cat")]) == "cat"
