@@ -15,15 +15,33 @@ from transformers.image_utils import (
     load_image,
 )
 from transformers.processing_utils import ImagesKwargs
+from transformers.utils import logging
 
 from ..configuration.configuration_common import IS_BUNDLED, AutoClassMixin
 from .image_batches import map_images
 
 
+logger = logging.get_logger(__name__)
+
 RESIZE_MODES = ("shortest", "longest", "squash")
 
 # Back end -> its image processor.
 _BACK_ENDS = {"torchvision": "OpenClipImageProcessor", "pil": "OpenClipImageProcessorPil"}
+
+
+# Settings of other image processors that do nothing here -> whether a value asks for nothing, and what to do.
+_WITHOUT_EFFECT: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "crop_size": (lambda value, size: value == size, "images are cropped to size, pass that."),
+    "do_pad": (lambda value, size: not value, "resize_mode='longest' pads images to size."),
+    "pad_size": (lambda value, size: value == size, "resize_mode='longest' pads images to size, pass that."),
+    "data_format": (
+        lambda value, size: value == ChannelDimension.FIRST,
+        "pixel_values have their channels first; permute them.",
+    ),
+}
+
+# What files of image processors hold beside settings.
+_FILE_FIELDS = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
 
 
 class OpenClipImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -81,13 +99,15 @@ class OpenClipImageSettings(AutoClassMixin):
     def _set_attributes(self, **kwargs):
         super()._set_attributes(**kwargs)
         # Not at the first call only: a folder with wrong settings should not load.
-        self._check_settings(self.size, self.resample, self.resize_mode)
+        self._check_settings({name: getattr(self, name) for name in self._valid_kwargs_names})
+        unknown = kwargs.keys() - set(self._valid_kwargs_names) - _FILE_FIELDS
+        if unknown:
+            logger.warning(f"{type(self).__name__} has no settings {sorted(unknown)}: they do nothing.")
 
-    def _validate_preprocess_kwargs(self, size=None, resample=None, resize_mode=None, **kwargs):
-        self._check_settings(size, resample, resize_mode)
+    def _validate_preprocess_kwargs(self, **kwargs):
+        self._check_settings(kwargs)
         # The crop is to `size`, which the base class calls `crop_size`.
-        kwargs["crop_size"] = size
-        super()._validate_preprocess_kwargs(size=size, resample=resample, **kwargs)
+        super()._validate_preprocess_kwargs(**{**kwargs, "crop_size": kwargs["size"]})
 
     def preprocess(self, images, *args, **kwargs):
         """Images as a `BatchFeature` with `pixel_values`; settings can be given as arguments."""
@@ -99,7 +119,8 @@ class OpenClipImageSettings(AutoClassMixin):
         self._validate_preprocess_kwargs(**settings)
         return self._preprocess_image_like_inputs(images, **settings)
 
-    def _check_settings(self, size, resample, resize_mode):
+    def _check_settings(self, settings: dict[str, Any]):
+        size, resample, resize_mode = (settings[name] for name in ("size", "resample", "resize_mode"))
         if not size or not size.get("height") or not size.get("width"):
             raise ValueError(f"{type(self).__name__}: got size={size}; expected {{'height': ..., 'width': ...}}.")
         if resize_mode not in RESIZE_MODES:
@@ -112,6 +133,10 @@ class OpenClipImageSettings(AutoClassMixin):
             raise ValueError(
                 f"{type(self).__name__}: got resample={resample}; open_clip resizes with bicubic (3) or bilinear (2)."
             )
+        for name, (takes, remedy) in _WITHOUT_EFFECT.items():
+            value = settings.get(name)
+            if value is not None and not takes(value, size):
+                raise ValueError(f"{type(self).__name__}: got {name}={value}, which would have no effect: {remedy}")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as they are saved; from a Hub repository's copy of this code, for both back ends again."""
