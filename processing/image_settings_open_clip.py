@@ -1,8 +1,10 @@
 """Settings, geometry and checks of both image processors (open_clip: `image_transform` in `transform.py`)."""
 
+import base64
 import os
 from collections.abc import Callable
 from functools import partial
+from io import BytesIO
 from typing import Any
 
 from PIL import Image
@@ -59,6 +61,10 @@ class OpenClipImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[c
 
 class OpenClipImageSettings(AutoClassMixin):
     """Settings of an image processor, a mixin for a back end of transformers.
+
+    Images are prepared as open_clip does: they are not turned as their EXIF data may say, and are converted to RGB
+    after resize and crop. transformers' pipelines, all but `image-to-text` here, do both before the image processor
+    sees an image; for open_clip's pixels call the processor and the model, or the command line.
 
     Args:
         size: height and width of the result in pixels; open_clip: `size`.
@@ -173,11 +179,11 @@ class OpenClipImageSettings(AutoClassMixin):
 def open_image(source: str | os.PathLike, timeout: float = 60) -> Image.Image:
     """The image at a path, URL or in a base64 string.
 
-    A file is opened as open_clip does it. What comes from elsewhere is left to transformers' `load_image`, which also
-    converts to RGB and turns the image as its EXIF data say.
+    It is opened as open_clip opens a file, in its own mode and not turned as its EXIF data may say. A URL is left to
+    transformers' `load_image`, which does both, turning and converting to RGB.
 
     Args:
-        source: path, URL or base64 string.
+        source: path, URL, or base64 string, in a data URL or not.
         timeout: seconds to wait for a download.
 
     Raises:
@@ -185,7 +191,23 @@ def open_image(source: str | os.PathLike, timeout: float = 60) -> Image.Image:
         ValueError: neither a file, nor a URL, nor base64.
     """
     source = os.fspath(source)
-    return Image.open(source) if os.path.isfile(source) else load_image(source, timeout=timeout)
+    try:
+        if os.path.isfile(source):
+            return Image.open(source)
+        if source.startswith(("http://", "https://")):
+            return load_image(source, timeout=timeout)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # of the network, or Pillow's own of images that are too large
+        raise OSError(f"Cannot open the image {source!r:.200}: {error}") from error
+    data = source.split(",", 1)[-1] if source.startswith("data:image/") else source
+    try:
+        return Image.open(BytesIO(base64.decodebytes(data.encode())))
+    except Exception as error:
+        raise ValueError(
+            f"Incorrect image source {source!r:.200}: expected the path of a file, an http(s) URL, or the base64 string "
+            "of an image."
+        ) from error
 
 
 def channels_first(image, input_data_format=None):

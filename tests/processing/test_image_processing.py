@@ -1,5 +1,6 @@
 """Inputs, outputs and settings of both image processors."""
 
+import base64
 import subprocess
 import sys
 import textwrap
@@ -204,6 +205,23 @@ def test_image_processor_ignores_exif_orientation(processor_class, array, tmp_pa
     processor = processor_class(size=SIZE)
     assert torch.equal(pixel_values(processor, tmp_path / "turned.png"), pixel_values(processor, image))
     assert torch.equal(pixel_values(processor, Image.open(tmp_path / "turned.png")), pixel_values(processor, image))
+
+
+@every_processor
+def test_image_processor_takes_base64_as_it_takes_the_file(processor_class, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    alpha = np.random.default_rng(1).integers(0, 256, (40, 25, 4), dtype=np.uint8)
+    Image.fromarray(alpha).save(tmp_path / "alpha.png", exif=exif)
+    text = base64.b64encode((tmp_path / "alpha.png").read_bytes()).decode()
+    expected = pixel_values(processor_class(size=SIZE), Image.open(tmp_path / "alpha.png"))
+    for source in (text, "data:image/png;base64," + text, tmp_path / "alpha.png"):
+        assert torch.equal(pixel_values(processor_class(size=SIZE), source), expected)
+
+
+def test_open_image_of_a_url_that_cannot_be_read():
+    with pytest.raises(OSError, match=r"Cannot open the image 'http://127.0.0.1:9/cat.png'"):
+        open_image("http://127.0.0.1:9/cat.png", timeout=1)
 
 
 def test_open_image_leaves_the_mode(tmp_path):
