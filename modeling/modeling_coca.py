@@ -272,6 +272,7 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         else:
             text_outputs, decoder_outputs = self._decode_next(*inputs, text_attention_mask, cache, **kwargs)
 
+        labels = self._labels_to_learn(labels, attention_mask)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(decoder_outputs.last_hidden_state[:, kept])
         text_embeds = logits_per_image = None
@@ -283,12 +284,7 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             raise ValueError("return_loss=True compares embeddings: pass pixel_values, and no cache.")
         return CoCaOutput(
             **named_cache(cache),
-            loss=self._loss(
-                logits,
-                self._labels_to_learn(labels, attention_mask),
-                logits_per_image if return_loss else None,
-                **kwargs,
-            ),
+            loss=self._loss(logits, labels, logits_per_image if return_loss else None, **kwargs),
             logits=logits,
             logits_per_image=logits_per_image,
             logits_per_text=None if logits_per_image is None else logits_per_image.transpose(0, -1),

@@ -1,5 +1,7 @@
 """Image processor on Pillow, bit-equal to open_clip (open_clip: `image_transform` in `transform.py`)."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from PIL import Image, ImageOps
@@ -32,6 +34,15 @@ class OpenClipImageProcessorPil(OpenClipImageSettings, PilBackend):
 
     def __init__(self, **kwargs: Unpack[OpenClipImageProcessorKwargs]):
         super().__init__(**kwargs)
+
+    def _check_settings(self, settings: dict[str, Any]):
+        super()._check_settings(settings)
+        device = settings.get("device")
+        if device is not None and torch.device(device).type != "cpu":
+            raise ValueError(
+                f"{type(self).__name__}: got device={device}, but Pillow works on the CPU: move pixel_values, or take "
+                "OpenClipImageProcessor."
+            )
 
     def process_image(self, image, do_convert_rgb=None, input_data_format=None, **kwargs) -> torch.Tensor:
         """The image as a tensor (channels, height, width), resized, cropped and then converted to RGB."""

@@ -1,8 +1,10 @@
 """Settings, geometry and checks of both image processors (open_clip: `image_transform` in `transform.py`)."""
 
+import base64
 import os
 from collections.abc import Callable
 from functools import partial
+from io import BytesIO
 from reprlib import repr as brief
 from typing import Any
 
@@ -16,10 +18,13 @@ from transformers.image_utils import (
     load_image,
 )
 from transformers.processing_utils import ImagesKwargs
+from transformers.utils import logging
 
 from ..configuration.configuration_common import IS_BUNDLED, PIXELS, AutoClassMixin, Range
 from .image_batches import map_images
 
+
+logger = logging.get_logger(__name__)
 
 # Pixels lie in [0, 1], or in 0..255 where they are not rescaled.
 _NUMBERS, _POSITIVE, _COLORS = Range(-1000, 1000), Range(1e-6, 1e6), Range(0, 255)
@@ -28,6 +33,21 @@ RESIZE_MODES = ("shortest", "longest", "squash")
 
 # Back end -> its image processor.
 _BACK_ENDS = {"torchvision": "OpenClipImageProcessor", "pil": "OpenClipImageProcessorPil"}
+
+
+# Settings of other image processors that do nothing here -> whether a value asks for nothing, and what to do.
+_WITHOUT_EFFECT: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "crop_size": (lambda value, size: value == size, "images are cropped to size, pass that."),
+    "do_pad": (lambda value, size: not value, "resize_mode='longest' pads images to size."),
+    "pad_size": (lambda value, size: value == size, "resize_mode='longest' pads images to size, pass that."),
+    "data_format": (
+        lambda value, size: value == ChannelDimension.FIRST,
+        "pixel_values have their channels first; permute them.",
+    ),
+}
+
+# What files of image processors hold beside settings.
+_FILE_FIELDS = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
 
 
 class OpenClipImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -45,6 +65,10 @@ class OpenClipImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[c
 
 class OpenClipImageSettings(AutoClassMixin):
     """Settings of an image processor, a mixin for a back end of transformers.
+
+    Images are prepared as open_clip does: they are not turned as their EXIF data may say, and are converted to RGB
+    after resize and crop. transformers' pipelines, all but `image-to-text` here, do both before the image processor
+    sees an image; for open_clip's pixels call the processor and the model, or the command line.
 
     Args:
         size: height and width of the result in pixels; open_clip: `size`.
@@ -85,17 +109,15 @@ class OpenClipImageSettings(AutoClassMixin):
     def _set_attributes(self, **kwargs):
         super()._set_attributes(**kwargs)
         # Not at the first call only: a folder with wrong settings should not load.
-        self._check_settings(self.size, self.resample, self.resize_mode)
-        check_fill_color(self.fill_color)
-        for name in ("image_mean", "image_std"):
-            if getattr(self, name) is not None:
-                channel_values(name, getattr(self, name))
+        self._check_settings({name: getattr(self, name) for name in self._valid_kwargs_names})
+        unknown = kwargs.keys() - set(self._valid_kwargs_names) - _FILE_FIELDS
+        if unknown:
+            logger.warning(f"{type(self).__name__} has no settings {sorted(unknown)}: they do nothing.")
 
-    def _validate_preprocess_kwargs(self, size=None, resample=None, resize_mode=None, **kwargs):
-        self._check_settings(size, resample, resize_mode)
+    def _validate_preprocess_kwargs(self, **kwargs):
+        self._check_settings(kwargs)
         # The crop is to `size`, which the base class calls `crop_size`.
-        kwargs["crop_size"] = size
-        super()._validate_preprocess_kwargs(size=size, resample=resample, **kwargs)
+        super()._validate_preprocess_kwargs(**{**kwargs, "crop_size": kwargs["size"]})
 
     def preprocess(self, images, *args, **kwargs):
         """Images as a `BatchFeature` with `pixel_values`; settings can be given as arguments."""
@@ -107,7 +129,8 @@ class OpenClipImageSettings(AutoClassMixin):
         self._validate_preprocess_kwargs(**settings)
         return self._preprocess_image_like_inputs(images, **settings)
 
-    def _check_settings(self, size, resample, resize_mode):
+    def _check_settings(self, settings: dict[str, Any]):
+        size, resample, resize_mode = (settings[name] for name in ("size", "resample", "resize_mode"))
         sides = [size.get("height"), size.get("width")] if hasattr(size, "get") else [None]
         if not all(type(side) is int and side in PIXELS for side in sides):
             raise ValueError(
@@ -123,6 +146,14 @@ class OpenClipImageSettings(AutoClassMixin):
             raise ValueError(
                 f"{type(self).__name__}: got resample={resample}; open_clip resizes with bicubic (3) or bilinear (2)."
             )
+        check_fill_color(settings["fill_color"])
+        for name in ("image_mean", "image_std"):
+            if settings[name] is not None:
+                channel_values(name, settings[name])
+        for name, (takes, remedy) in _WITHOUT_EFFECT.items():
+            value = settings.get(name)
+            if value is not None and not takes(value, size):
+                raise ValueError(f"{type(self).__name__}: got {name}={value}, which would have no effect: {remedy}")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as they are saved; from a Hub repository's copy of this code, for both back ends again."""
@@ -159,11 +190,11 @@ class OpenClipImageSettings(AutoClassMixin):
 def open_image(source: str | os.PathLike, timeout: float = 60) -> Image.Image:
     """The image at a path, URL or in a base64 string.
 
-    A file is opened as open_clip does it. What comes from elsewhere is left to transformers' `load_image`, which also
-    converts to RGB and turns the image as its EXIF data say.
+    It is opened as open_clip opens a file, in its own mode and not turned as its EXIF data may say. A URL is left to
+    transformers' `load_image`, which does both, turning and converting to RGB.
 
     Args:
-        source: path, URL or base64 string.
+        source: path, URL, or base64 string, in a data URL or not.
         timeout: seconds to wait for a download.
 
     Raises:
@@ -171,7 +202,23 @@ def open_image(source: str | os.PathLike, timeout: float = 60) -> Image.Image:
         ValueError: neither a file, nor a URL, nor base64.
     """
     source = os.fspath(source)
-    return Image.open(source) if os.path.isfile(source) else load_image(source, timeout=timeout)
+    try:
+        if os.path.isfile(source):
+            return Image.open(source)
+        if source.startswith(("http://", "https://")):
+            return load_image(source, timeout=timeout)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # of the network, or Pillow's own of images that are too large
+        raise OSError(f"Cannot open the image {source!r:.200}: {error}") from error
+    data = source.split(",", 1)[-1] if source.startswith("data:image/") else source
+    try:
+        return Image.open(BytesIO(base64.decodebytes(data.encode())))
+    except Exception as error:
+        raise ValueError(
+            f"Incorrect image source {source!r:.200}: expected the path of a file, an http(s) URL, or the base64 "
+            "string of an image."
+        ) from error
 
 
 def channel_values(name: str, values: Any) -> list[float]:

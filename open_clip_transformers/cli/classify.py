@@ -48,7 +48,8 @@ def classify(
 
     Prints a line `image<TAB>label<TAB>probability` for each of the most probable labels of an image, or with --json
     one {"image": ..., "labels": [{"label": ..., "score": ...}]} for each image. The probabilities of an image add up
-    to 1 over the labels; those of a SigLIP are independent of each other. Images that cannot be read are reported and
+    to 1 over the labels; those of a SigLIP are independent of each other. As in open_clip, images are not turned as
+    their EXIF data may say, which transformers' zero-shot pipeline does. Images that cannot be read are reported and
     left out; the exit code is then 1.
     """
     with errors_as_messages(traceback):

@@ -1,5 +1,6 @@
 """Inputs, outputs and settings of both image processors."""
 
+import base64
 import subprocess
 import sys
 import textwrap
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor
+from transformers.utils import logging
 
 from open_clip_transformers.processing.image_processing_open_clip import OpenClipImageProcessor
 from open_clip_transformers.processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
@@ -205,6 +207,23 @@ def test_image_processor_ignores_exif_orientation(processor_class, array, tmp_pa
     assert torch.equal(pixel_values(processor, Image.open(tmp_path / "turned.png")), pixel_values(processor, image))
 
 
+@every_processor
+def test_image_processor_takes_base64_as_it_takes_the_file(processor_class, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    alpha = np.random.default_rng(1).integers(0, 256, (40, 25, 4), dtype=np.uint8)
+    Image.fromarray(alpha).save(tmp_path / "alpha.png", exif=exif)
+    text = base64.b64encode((tmp_path / "alpha.png").read_bytes()).decode()
+    expected = pixel_values(processor_class(size=SIZE), Image.open(tmp_path / "alpha.png"))
+    for source in (text, "data:image/png;base64," + text, tmp_path / "alpha.png"):
+        assert torch.equal(pixel_values(processor_class(size=SIZE), source), expected)
+
+
+def test_open_image_of_a_url_that_cannot_be_read():
+    with pytest.raises(OSError, match=r"Cannot open the image 'http://127.0.0.1:9/cat.png'"):
+        open_image("http://127.0.0.1:9/cat.png", timeout=1)
+
+
 def test_open_image_leaves_the_mode(tmp_path):
     Image.new("P", (5, 4)).save(tmp_path / "palette.png")
     assert open_image(tmp_path / "palette.png").mode == "P"
@@ -222,14 +241,38 @@ def test_open_image_leaves_the_mode(tmp_path):
         ({"resize_mode": "stretch"}, "resize_mode='stretch'.*'shortest', 'longest', 'squash'"),
         ({"size": {"shortest_edge": 224}}, "expected {'height'"),
         ({"resample": 0}, "resample=0"),
+        ({"crop_size": 20}, "crop_size=.*no effect: images are cropped to size"),
+        ({"do_pad": True}, "do_pad=True.*no effect: resize_mode='longest'"),
+        ({"pad_size": 20}, "pad_size=.*no effect: resize_mode='longest'"),
+        ({"data_format": "channels_last"}, "data_format=channels_last.*no effect: pixel_values"),
     ],
-    ids=["resize_mode", "size", "resample"],
+    ids=["resize_mode", "size", "resample", "crop_size", "do_pad", "pad_size", "data_format"],
 )
 def test_image_processor_wrong_settings_are_refused(processor_class, array, settings, message):
     with pytest.raises(ValueError, match=message):
         processor_class(**settings)
     with pytest.raises(ValueError, match=message):
         processor_class()(Image.fromarray(array), **settings)
+
+
+def test_pil_back_end_refuses_other_devices(array):
+    with pytest.raises(ValueError, match="device=meta, but Pillow works on the CPU"):
+        OpenClipImageProcessorPil()(Image.fromarray(array), device="meta")
+    assert OpenClipImageProcessorPil()(Image.fromarray(array), device="cpu", return_tensors="pt")
+
+
+@every_processor
+def test_image_processor_takes_settings_of_others_that_change_nothing(processor_class, array, tmp_path, caplog):
+    image, settings = Image.fromarray(array), {"crop_size": 33, "do_pad": False, "data_format": "channels_first"}
+    expected = pixel_values(processor_class(size=33), image)
+    logging.enable_propagation()
+    assert torch.equal(pixel_values(processor_class(size=33), image, **settings), expected)
+    processor_class(size=33, **settings).save_pretrained(tmp_path)
+    assert torch.equal(pixel_values(processor_class.from_pretrained(tmp_path), image), expected)
+    assert caplog.text == ""
+    processor_class(size=33, resise_mode="squash")
+    logging.disable_propagation()
+    assert f"{processor_class.__name__} has no settings ['resise_mode']: they do nothing." in caplog.text
 
 
 @every_processor
