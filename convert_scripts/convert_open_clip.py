@@ -168,5 +168,5 @@ def convert_open_clip_checkpoint(
         )
         if bundle:
             bundle_folder(folder)
-        write_provenance(folder, report, license_beside(weights))
+        write_provenance(folder, report, options, license_beside(weights))
     return report

@@ -36,6 +36,13 @@ _EXTRA_OUTPUTS = {
     "sanitize_control_tokens",
 }
 
+# Saved behind the padding side. A tokenizer of transformers' own, which AutoTokenizer and AutoProcessor would take in
+# silence where they do not know this class, cleans no texts and gives other ids: it refuses such a side, and shows it.
+_LOADING_NOTE = (
+    "this tokenizer is of the package open_clip_transformers. Import the package before loading, or have "
+    "`open-clip-transformers bundle` put its code into the folder and pass trust_remote_code=True"
+)
+
 _NEEDED_TOKENS = {
     "strip_sep_token": ("sep_token",),
     "class_token_last": ("bos_token", "eos_token", "cls_token"),
@@ -121,6 +128,8 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
     ):
         if not IS_BUNDLED:
             kwargs.pop("auto_map", None)
+        if isinstance(kwargs.get("padding_side"), str):
+            kwargs["padding_side"] = kwargs["padding_side"].partition(":")[0]
         self._tokenizer = _backend(tokenizer_file, kwargs.pop("tokenizer_object", None))
         self._is_clip_bpe = is_clip_bpe(self._tokenizer)
         if self._is_clip_bpe:
@@ -525,6 +534,11 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         return super()._save_pretrained(save_directory, file_names, **kwargs)
+
+    def save_chat_templates(self, save_directory, tokenizer_config: dict[str, Any], *args):
+        """Saves chat templates, if there are, just before the other settings, of which `padding_side` gets a note."""
+        tokenizer_config = {**tokenizer_config, "padding_side": f"{self.padding_side}: {_LOADING_NOTE}"}
+        return super().save_chat_templates(save_directory, tokenizer_config, *args)
 
 
 def _are_texts(texts) -> bool:

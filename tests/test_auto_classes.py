@@ -337,3 +337,19 @@ def test_transformers_serve_takes_a_captioner_for_a_model_of_images():
     """It looks for model types and classes in this table of names."""
     assert MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES["open_clip_coca"] == CoCaForConditionalGeneration.__name__
     assert OpenClipModel.config_class.model_type not in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+
+
+def test_without_the_import_nothing_is_loaded_in_part(folder):
+    """Neither a bare tokenizer in place of the processor, nor one that gives other ids."""
+    code = f"""
+import transformers
+for name in ("AutoProcessor", "AutoTokenizer", "AutoModel"):
+    try:
+        print(getattr(transformers, name).from_pretrained({str(folder)!r}))
+    except ValueError as error:
+        print(name, error)
+"""
+    lines = run_python(code)
+    assert "AutoProcessor Unrecognized processing class" in lines
+    assert "AutoTokenizer Padding side" in lines and "Import the package before loading" in lines
+    assert "AutoModel The checkpoint you are trying to load has model type `open_clip" in lines

@@ -160,6 +160,13 @@ INTERNALS = (
     Internal(TOKENIZER, "_decode", ("token_ids",), "special tokens go as in open_clip", "decode"),
     Internal(TOKENIZER, "_get_padding_truncation_strategies", ("padding", "truncation"), "fixed length", "__call__"),
     Internal(TOKENIZER, "_save_pretrained", ("save_directory", "file_names"), "no slow vocabulary", "save_pretrained"),
+    Internal(
+        TOKENIZER,
+        "save_chat_templates",
+        ("save_directory", "tokenizer_config"),
+        "a note in tokenizer_config.json keeps transformers' own tokenizers away",
+        "put the note there elsewhere; test_saved_files_are_refused_by_a_tokenizer_that_would_not_clean",
+    ),
     Internal(TOKENIZER, "_eventual_warn_about_too_long_sequence", ("ids", "max_length", "verbose"), "warning", "drop"),
     Internal(TOKENIZER, "_tokenizer", why="the tokenizer of tokenizers", when_gone="backend_tokenizer"),
     *(
@@ -210,7 +217,13 @@ INTERNALS = (
     Internal(
         "transformers.AutoBackbone", "from_pretrained", ("pretrained_model_name_or_path",), "local folders", "drop"
     ),
-    Internal("transformers.pipelines.PIPELINE_REGISTRY", "supported_tasks", why="image-to-text", when_gone="register"),
+    Internal("transformers.pipelines.PIPELINE_REGISTRY", "supported_tasks", why="our tasks", when_gone="register"),
+    Internal(
+        "transformers.models.auto.modeling_auto",
+        "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
+        why="`transformers serve` looks for captioners in it",
+        when_gone="look where it finds models of images now",
+    ),
     # huggingface_hub.
     Internal("huggingface_hub.utils", "httpx", why="errors of a connection", when_gone="the client's own errors"),
     Internal("huggingface_hub.hf_api", "RepoSibling", why="files of a repository", when_gone="list_repo_tree"),

@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,10 @@ from transformers import AutoConfig, AutoImageProcessor
 from transformers.configuration_utils import PreTrainedConfig
 
 from ..common import PACKAGE, ConversionError, project_address
+from ..outputs import write_files
 from ..verify.report import MARKDOWN_FILE
 from .bundle_code import TESTED_TRANSFORMERS
-from .provenance import read_provenance
+from .provenance import is_published, read_provenance
 from .push import CARD_FILE
 
 
@@ -32,12 +35,35 @@ _TOWER_TASKS = {"vision_config": "image-feature-extraction", "text_config": "fea
 _HUB_ID = re.compile(r"(?:hf-hub:)?([\w.-]+/[\w.-]+)(?:@\S+)?")
 
 
-def write_model_card(folder: str | os.PathLike, model_id: str | None = None) -> Path:
-    """Writes the model card of a converted folder, `README.md`.
+@dataclass(frozen=True)
+class CardFacts:
+    """What a folder does not say of its model, or says otherwise, for its card.
 
     Args:
-        folder: a folder written by this package.
+        model_id: the Hub id that the examples are to name, by default the folder's name.
+        license: the Hub's name of a licence, by default that of the original weights.
+        base_model: Hub id of the model that it was made of, by default the repository that was converted.
+        datasets: Hub ids, or names, of what it was trained on.
+        languages: ISO codes of the languages of its texts.
+    """
+
+    model_id: str | None = None
+    license: str | None = None
+    base_model: str | None = None
+    datasets: Sequence[str] = ()
+    languages: Sequence[str] = ()
+
+
+def write_model_card(
+    folder: str | os.PathLike, model_id: str | None = None, *, force: bool = False, **facts: Any
+) -> Path:
+    """Writes the model card of a folder, `README.md`.
+
+    Args:
+        folder: a folder written by this package, by a conversion or by `save_pretrained`.
         model_id: the Hub id that its examples are to name, by default the folder's name.
+        force: replace a card that is there.
+        facts: the other fields of [`CardFacts`].
 
     Returns:
         Path of the card.
@@ -47,13 +73,13 @@ def write_model_card(folder: str | os.PathLike, model_id: str | None = None) -> 
     """
     folder = Path(folder).expanduser()
     path = folder / CARD_FILE
-    if path.exists():
-        raise ConversionError(f"{path} exists: move it away to have a new one written.")
-    path.write_text(str(build_model_card(folder, model_id)), encoding="utf-8")
+    if path.exists() and not force:
+        raise ConversionError(f"{path} exists: move it away to have a new one written, or pass force (--force).")
+    write_files(folder, {CARD_FILE: str(build_model_card(folder, model_id, **facts))})
     return path
 
 
-def build_model_card(folder: str | os.PathLike, model_id: str | None = None) -> ModelCard:
+def build_model_card(folder: str | os.PathLike, model_id: str | None = None, **facts: Any) -> ModelCard:
     """The card that `write_model_card` writes."""
     folder = Path(folder).expanduser()
     if not (folder / "config.json").is_file():
@@ -61,16 +87,21 @@ def build_model_card(folder: str | os.PathLike, model_id: str | None = None) -> 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if not type(config).__module__.startswith(f"{PACKAGE}."):
         raise ConversionError(f"{folder} holds a model of type {config.model_type!r}, which is not of this package.")
+    given = CardFacts(model_id, **facts)
+    name = given.model_id or folder.resolve().name
     provenance = read_provenance(folder)
     family = _family(config)
-    license = (provenance or {}).get("license")
+    original_license = (provenance or {}).get("license")
     hub_id = _HUB_ID.fullmatch((provenance or {}).get("source", ""))
+    base_model = given.base_model or (hub_id[1] if hub_id else None)
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=_TOWER_TASKS.get(config.base_config_key) or _TASKS.get(family, "zero-shot-image-classification"),
         tags=["open_clip", "safetensors", {"tower": "clip", "coca": "coca", "siglip": "siglip"}.get(family, "clip")],
-        license=license,
-        base_model=hub_id[1] if hub_id else None,
+        license=given.license or original_license,
+        base_model=base_model,
+        datasets=list(given.datasets) or None,
+        language=list(given.languages) or None,
     )
     templates = Environment(
         loader=FileSystemLoader([*import_module(f"{PACKAGE}.model_cards").__path__]),
@@ -79,15 +110,19 @@ def build_model_card(folder: str | os.PathLike, model_id: str | None = None) -> 
         undefined=StrictUndefined,
     )
     body = templates.get_template("TEMPLATE.md").render(
-        model_name=(model_id or folder.resolve().name).rpartition("/")[2],
-        model_id=model_id or folder.resolve().name,
+        model_name=name.rpartition("/")[2],
+        model_id=name,
         family=family,
         config=config,
         max_length=min(30, getattr(getattr(config, "text_config", config), "max_position_embeddings", 30)),
         image_processor=_image_settings(folder),
         provenance=provenance,
+        is_published=is_published(provenance),
         verification_table=_verification_table(folder),
-        license=license,
+        license=data.license,
+        is_original_license=data.license == original_license,
+        base_model=base_model,
+        datasets=given.datasets,
         tested=TESTED_TRANSFORMERS,
         address=project_address(),
     )

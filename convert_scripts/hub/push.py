@@ -8,6 +8,7 @@ import glob
 import hashlib
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,6 +42,10 @@ _PICKLE_BEGINNING = re.compile(rb"\x80[\x02-\x05]|PK\x03\x04")
 # What a card must say for the Hub to show the model rightly.
 CARD_FIELDS = ("library_name", "pipeline_tag")
 
+# Examples of a card, and what they load: from_pretrained("org/name"), model="org/name".
+_EXAMPLE = re.compile(r"^```(?:py|python)\n.*?^```", re.MULTILINE | re.DOTALL)
+_LOADED = re.compile(r"""(?P<call>from_pretrained\(\s*|\bmodel\s*=\s*)(?P<quote>["'])(?P<name>[^"'\n]+)(?P=quote)""")
+
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token with write access"
 _FULL = (
     "The storage of the account is full, or a file too large: make room, upload to another account, or convert with a "
@@ -73,6 +78,8 @@ class PushPlan:
         actions: files -> `"add"`, `"change"` or `"same"`.
         kept: files that the repository has and the folder does not; they stay.
         code: contents of files that are written into the folder first, those of the model's code.
+        card: contents of the card that is written first, whose examples name the repository; `None` where they do.
+        notes: what there is to say about the plan.
     """
 
     folder: Path
@@ -84,6 +91,8 @@ class PushPlan:
     actions: Mapping[str, str]
     kept: tuple[str, ...] = ()
     code: Mapping[str, str] = field(default_factory=dict)
+    card: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def changes(self) -> list[str]:
@@ -100,6 +109,7 @@ class PushPlan:
         lines = [f"{self.folder} -> {repository}repository {self.repo_id}, {branch}branch {self.revision}"]
         lines += [f"  {self.actions[name]:<7} {_readable(size):>9}  {name}" for name, size in self.sizes.items()]
         lines += [f"  {'keep':<7} {'':>9}  {name}" for name in self.kept]
+        lines += [f"  note: {note}" for note in self.notes]
         counts = ", ".join(f"{list(self.actions.values()).count(action)} to {action}" for action in ("add", "change"))
         return "\n".join([*lines, f"  {counts}, {_readable(self.num_bytes)} to send"])
 
@@ -121,6 +131,7 @@ def plan_push(
     revision: str = MAIN,
     with_code: bool = False,
     token: str | None = None,
+    without_network: bool = False,
 ) -> PushPlan:
     """Compares a folder with a repository, and checks that it can be uploaded. Nothing is changed here or there.
 
@@ -131,21 +142,31 @@ def plan_push(
         with_code: also upload the model's code, as `bundle_folder` puts it beside the weights. A model of
             transformers' own needs none.
         token: by default the one that huggingface_hub finds.
+        without_network: where the Hub is out of reach, plan as for a new repository, and say so in the notes. Such a
+            plan is for reading.
 
     Raises:
-        ConversionError: no model, no valid card, pickle files, a malformed id, or the Hub refuses or is out of reach.
+        ConversionError: no model, no valid card, one whose examples load other models, pickle files, a malformed id,
+            or the Hub refuses or is out of reach.
     """
     folder = Path(folder).expanduser()
     check_repo_id(repo_id)
     local: dict[str, Path | bytes] = dict(_files_of(folder))
     _check_files(folder, list(local))
     code = bundled_files(folder) if with_code and has_own_code(folder) else {}
-    local = dict(sorted({**local, **{name: content.encode() for name, content in code.items()}}.items()))
-    api = HfApi(token=token)
-    with _explained(repo_id):
-        if "/" not in repo_id:
-            repo_id = f"{api.whoami()['name']}/{repo_id}"
-        is_new, is_new_branch, remote = _remote_files(api, repo_id, revision)
+    notes = []
+    try:
+        repo_id, is_new, is_new_branch, remote = _repository(repo_id, revision, token)
+    except _OutOfReachError as error:
+        if not without_network:
+            raise
+        is_new, is_new_branch, remote = True, revision != MAIN, {}
+        notes.append(f"the Hub was not asked what it has already: {error}")
+    card, renamed = _card_for(folder, repo_id)
+    if renamed:
+        notes.append(f"the examples in {CARD_FILE} load {', '.join(renamed)}; there and here they will load {repo_id}")
+    written = code if card is None else {**code, CARD_FILE: card}
+    local = dict(sorted({**local, **{name: content.encode() for name, content in written.items()}}.items()))
     return PushPlan(
         folder=folder,
         repo_id=repo_id,
@@ -156,6 +177,8 @@ def plan_push(
         actions={name: _action(content, remote.get(name)) for name, content in local.items()},
         kept=tuple(sorted(remote.keys() - local.keys())),
         code=code,
+        card=card,
+        notes=tuple(notes),
     )
 
 
@@ -186,6 +209,8 @@ def push_folder(
     if create_pr and plan.revision != MAIN:
         raise ConversionError(f"A pull request is for the branch {MAIN}: leave out the revision {plan.revision!r}.")
     write_files(plan.folder, {name: content for name, content in plan.code.items() if name in plan.changes})
+    if plan.card is not None:
+        write_files(plan.folder, {CARD_FILE: plan.card})
     api = HfApi(token=token)
     with _explained(plan.repo_id):
         if plan.is_new:
@@ -236,6 +261,32 @@ def _check_files(folder: Path, names: list[str]):
         )
 
 
+def _card_for(folder: Path, repo_id: str) -> tuple[str | None, list[str]]:
+    """The card with examples that load `repo_id`, or `None` where they do already, and the names that they had.
+
+    Raises:
+        ConversionError: they load several other models, of which it does not show which is this one.
+    """
+    text = (folder / CARD_FILE).read_bytes().decode()
+    names = {match["name"] for example in _EXAMPLE.findall(text) for match in _LOADED.finditer(example)}
+    # The one that all of them load, or the name that a new card has by default.
+    own = names if len(names) == 1 else names & {folder.resolve().name}
+    own = sorted(own - {repo_id})
+    if not own and names and repo_id not in names:
+        raise ConversionError(
+            f"The examples in {folder / CARD_FILE} load {', '.join(sorted(names))}, and not {repo_id}: name it there, "
+            "or write the card anew with `open-clip-transformers card "
+            f"{shlex.quote(str(folder))} --model-id {repo_id} --force`."
+        )
+
+    def load_repo(match: re.Match) -> str:
+        name = repo_id if match["name"] in own else match["name"]
+        return f"{match['call']}{match['quote']}{name}{match['quote']}"
+
+    card = _EXAMPLE.sub(lambda example: _LOADED.sub(load_repo, example[0]), text)
+    return (card if own else None), own
+
+
 def _can_run_code(path: Path) -> bool:
     if path.suffix.lower() in PICKLE_SUFFIXES:
         return True
@@ -244,6 +295,19 @@ def _can_run_code(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return _PICKLE_BEGINNING.match(file.read(4)) is not None
+
+
+class _OutOfReachError(ConversionError):
+    """The Hub cannot be asked: no network, offline mode, or no token to ask whose account it is."""
+
+
+def _repository(repo_id: str, revision: str, token: str | None) -> tuple[str, bool, bool, dict[str, RepoSibling]]:
+    """The id with its account, and what `_remote_files` finds."""
+    api = HfApi(token=token)
+    with _explained(repo_id):
+        if "/" not in repo_id:
+            repo_id = f"{api.whoami()['name']}/{repo_id}"
+        return repo_id, *_remote_files(api, repo_id, revision)
 
 
 def _remote_files(api: HfApi, repo_id: str, revision: str) -> tuple[bool, bool, dict[str, RepoSibling]]:
@@ -297,27 +361,30 @@ def _explained(repo_id: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        message = _explanation(error, repo_id)
-        if message is None:
+        explained = _explanation(error, repo_id)
+        if explained is None:
             raise
-        raise ConversionError(message) from error
+        raise explained from error
 
 
-def _explanation(error: Exception, repo_id: str) -> str | None:
-    """Message for the user; `None` for errors that speak for themselves, such as those of local files."""
+def _explanation(error: Exception, repo_id: str) -> ConversionError | None:
+    """Error for the user; `None` for errors that speak for themselves, such as those of local files."""
     cause: BaseException | None = error
     while cause is not None:  # huggingface_hub raises errors of its own from those of a large file
         if isinstance(cause, LocalTokenNotFoundError):
-            return f"There is no token for the Hub: {_LOGIN}."
+            return _OutOfReachError(f"There is no token for the Hub: {_LOGIN}.")
         if isinstance(cause, OfflineModeIsEnabled):
-            return f"The Hub cannot be reached for {repo_id}, as HF_HUB_OFFLINE is set: unset it to upload."
+            return _OutOfReachError(
+                f"The Hub cannot be reached for {repo_id}, as HF_HUB_OFFLINE is set: unset it to upload."
+            )
         if isinstance(cause, HfHubHTTPError):
             status = cause.response.status_code
             says = (cause.server_message or str(cause)).strip()
             advice = _ADVICE.get(status, "Push again: it goes on where it stopped.")
-            return f"The Hub refuses {repo_id} ({status}). {_FULL if _ABOUT_STORAGE.search(says) else advice}\n{says}"
+            advice = _FULL if _ABOUT_STORAGE.search(says) else advice
+            return ConversionError(f"The Hub refuses {repo_id} ({status}). {advice}\n{says}")
         if isinstance(cause, (httpx.TransportError, ConnectionError, TimeoutError)):
-            return (
+            return _OutOfReachError(
                 f"The Hub cannot be reached for {repo_id}: {cause}. Push again when there is a network: what was sent "
                 "is not sent again."
             )
@@ -325,7 +392,7 @@ def _explanation(error: Exception, repo_id: str) -> str | None:
     if isinstance(error, OSError):
         return None
     advice = _FULL if _ABOUT_STORAGE.search(str(error)) else "Push again: it goes on where it stopped."
-    return f"Uploading to {repo_id} failed. {advice}\n{type(error).__name__}: {error}"
+    return ConversionError(f"Uploading to {repo_id} failed. {advice}\n{type(error).__name__}: {error}")
 
 
 def _readable(size: float) -> str:

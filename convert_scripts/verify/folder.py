@@ -3,6 +3,7 @@
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from importlib import import_module
@@ -14,7 +15,7 @@ import torch
 
 from ..checkpoint import LoadedCheckpoint, load_checkpoint
 from ..common import PACKAGE, ConversionError, dtype_name, listing
-from ..hub.provenance import public_name
+from ..hub.provenance import public_name, recorded_source
 from ..sources.source import SourceOptions
 from ..sources.weights import file_sha256
 from ..write.folder import DTYPES, ConvertedFolder, read_converted_folder
@@ -49,7 +50,7 @@ LIBRARIES = ("open_clip_torch", "torch", "torchvision", "transformers", "timm")
 
 def verify_folder(
     folder: str | os.PathLike,
-    source: str | os.PathLike,
+    source: str | os.PathLike | None = None,
     *,
     model_name: str | None = None,
     config: str | os.PathLike | Mapping[str, Any] | None = None,
@@ -71,7 +72,8 @@ def verify_folder(
 
     Args:
         folder: a converted folder.
-        source: the checkpoint; this and the next five as for `convert_open_clip_checkpoint`.
+        source: the checkpoint; this and the next five as for `convert_open_clip_checkpoint`. By default the one that
+            `conversion.json` names, with what was given of it then.
         model_name: open_clip's name of its architecture.
         config: its configuration.
         pretrained: open_clip's tag of it.
@@ -95,9 +97,14 @@ def verify_folder(
     wanted = _check_arguments(dtypes, skip, pairs)
     require_open_clip()
     converted = read_converted_folder(Path(folder).expanduser())
+    if source is not None:
+        options = SourceOptions(source, model_name, config, pretrained, revision, ema)
+    elif model_name or config or pretrained or revision or ema:
+        raise ConversionError("What is said of the source (such as --model, --config, --ema) goes with it: --against.")
+    else:
+        options = recorded_source(converted.path)
     fused = getattr(converted.config.vision_config, "reparameterized", False)
-    options = SourceOptions(source, model_name, config, pretrained, revision, ema, reparameterize=fused)
-    checkpoint = load_checkpoint(options)
+    checkpoint = load_checkpoint(replace(options, reparameterize=fused))
     comparison = FolderComparison(converted, checkpoint, set(GROUPS) - set(skip), pairs)
     report = VerificationReport(
         model=converted.path.resolve().name,

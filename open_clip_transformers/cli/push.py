@@ -23,13 +23,16 @@ def push(
         bool,
         typer.Option("--bundle/--no-bundle", help="Put the model's code beside it, as bundle does, and upload it."),
     ] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and change nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan, and change nothing; needs no network.")
+    ] = False,
     traceback: Traceback = False,
 ):
     """Upload a converted folder to the Hugging Face Hub.
 
     First prints what will be added, changed and kept. Files that the repository has already are not sent; after an
-    interruption the same command goes on. Files that could run code when loaded are refused.
+    interruption the same command goes on. Files that could run code when loaded are refused. Examples of the card that
+    load the model under another name are changed to REPO_ID.
     """
     with errors_as_messages(traceback):
         if not folder.expanduser().is_dir():
@@ -44,7 +47,7 @@ def push(
         except ValueError as error:
             raise UsageError(str(error)) from error
         hide_progress_bars_in_logs()
-        plan = plan_push(folder, repo_id, revision=revision, with_code=with_code)
+        plan = plan_push(folder, repo_id, revision=revision, with_code=with_code, without_network=dry_run)
         typer.echo(str(plan))
         if not dry_run:
             typer.echo(push_folder(plan, private=private, create_pr=create_pr))

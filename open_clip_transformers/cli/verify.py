@@ -29,7 +29,13 @@ class Skip(str, Enum):
 
 def verify(
     folder: Annotated[Path, typer.Argument(help="A converted folder.")],
-    against: Annotated[str, typer.Option(metavar="SOURCE", help=f"What it was converted from. {SOURCE_HELP}")],
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help=f"What it was converted from, by default what conversion.json in FOLDER names. {SOURCE_HELP}",
+        ),
+    ] = None,
     model: ModelName = None,
     config: ConfigFile = None,
     pretrained: PretrainedTag = None,

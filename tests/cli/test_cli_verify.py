@@ -8,6 +8,8 @@ from safetensors.torch import load_file, save_file
 from tiny_configs import save_open_clip_folder, tiny_clip_cfg
 
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
+from open_clip_transformers.convert_scripts.hub.provenance import recorded_source
+from open_clip_transformers.convert_scripts.sources.source import SourceOptions
 from open_clip_transformers.convert_scripts.verify import reference as open_clip_reference
 
 
@@ -84,6 +86,52 @@ def test_verify_leaves_the_folder_and_the_source_as_they_were(run, folders, tmp_
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert {path.name for path in after.keys() - before.keys()} == {"verification.md", "verification.json"}
     assert all(after[path] == content for path, content in before.items())
+
+
+FAST = ["--dtype", "float32", "--skip", "gradients", "--skip", "losses", "--images", "2"]
+
+
+def test_verify_alone_takes_the_source_of_the_conversion(run, folders):
+    """A local source is known by its name alone, and looked for beside the folder."""
+    source, folder = folders
+    assert run("verify", folder, *FAST).stdout.startswith(f"Verified model against {source.name}\n")
+    source.rename(source.with_name("moved"))
+    assert "give its path (--against)" in run("verify", folder, *FAST, exit_code=1).stderr
+
+
+def test_verify_alone_takes_what_was_said_of_the_source(run, folders, tmp_path):
+    source, _ = folders
+    run("verify", tmp_path / "model", *FAST)
+    weights, config = tmp_path / "weights.safetensors", tmp_path / "config.json"
+    (source / "open_clip_model.safetensors").rename(weights)
+    (source / "open_clip_config.json").rename(config)
+    convert_open_clip_checkpoint(weights, tmp_path / "other", config=config, with_processor=False, verify="none")
+    stderr = run("verify", tmp_path / "other", *FAST, exit_code=1).stderr
+    assert "does not hold: give both (--against, --config)" in stderr
+    assert "goes with it: --against" in run("verify", tmp_path / "model", "--ema", exit_code=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "expected"),
+    [
+        ("org/name@dev", {}, {"source": "org/name@dev"}),
+        ("org/name", {"revision": "dev"}, {"source": "org/name", "revision": "dev"}),
+        ("ViT-B-32", {"pretrained": "openai"}, {"source": "ViT-B-32", "pretrained": "openai"}),
+    ],
+    ids=["repository", "revision", "tag"],
+)
+def test_record_of_a_conversion_tells_its_published_source(folders, source, options, expected):
+    _, folder = folders
+    record = json.loads((folder / "conversion.json").read_text())
+    record["options"] |= {"source": source, **options}
+    (folder / "conversion.json").write_text(json.dumps(record))
+    assert recorded_source(folder) == SourceOptions(**expected)
+
+
+def test_verify_alone_says_that_there_is_no_record(run, folders):
+    _, folder = folders
+    (folder / "conversion.json").unlink()
+    assert "has no conversion.json" in run("verify", folder, *FAST, exit_code=1).stderr
 
 
 def missing_folder(source, folder):

@@ -10,7 +10,9 @@ from PIL import Image
 from tiny_configs import save_open_clip_folder, tiny_coca_cfg
 from tiny_families import FAMILIES, save_tiny_family
 from tiny_folders import COCA_CLIP_VOCABULARY
+from typer.testing import CliRunner
 
+from open_clip_transformers.cli import app
 from open_clip_transformers.convert_scripts import common
 from open_clip_transformers.convert_scripts.common import ConversionError
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
@@ -112,6 +114,8 @@ def test_write_model_card_keeps_a_card_that_is_there(tmp_path):
     with pytest.raises(ConversionError, match="exists: move it away"):
         write_model_card(tmp_path)
     assert (tmp_path / "README.md").read_text() == "mine"
+    write_model_card(tmp_path, force=True)
+    assert ModelCard.load(tmp_path / "README.md").data.library_name == "transformers"
 
 
 def test_write_model_card_refuses_what_is_not_ours(tmp_path):
@@ -133,3 +137,46 @@ def test_card_says_what_to_install(address, tmp_path, monkeypatch):
 def test_address_is_the_url_of_the_installed_package(url, monkeypatch):
     monkeypatch.setattr(common, "metadata", lambda name: {"Home-page": url})
     assert common.project_address() == (None if url is None else f"git+{url}")
+
+
+def test_card_command_says_what_the_folder_does_not(tmp_path):
+    save_tiny_family("coca", tmp_path / "model")
+    options = ["--model-id", "me/coca", "--license", "cc-by-nc-4.0", "--base-model", "org/base"]
+    options += ["--dataset", "mine", "--dataset", "org/pairs", "--language", "en", "--language", "de"]
+    result = CliRunner().invoke(app, ["card", str(tmp_path / "model"), *options])
+    assert result.exit_code == 0 and result.stdout.strip() == str(tmp_path / "model" / "README.md")
+    card = ModelCard.load(tmp_path / "model" / "README.md")
+    expected = {
+        "license": "cc-by-nc-4.0",
+        "base_model": "org/base",
+        "datasets": ["mine", "org/pairs"],
+        "language": ["en", "de"],
+    }
+    assert expected.items() <= card.data.to_dict().items()
+    assert 'model="me/coca"' in card.text
+    assert "Trained on mine, org/pairs." in card.text
+    assert "Made of [org/base](https://huggingface.co/org/base)" in card.text
+    assert "Its licence is cc-by-nc-4.0." in card.text
+    repeated = CliRunner().invoke(app, ["card", str(tmp_path / "model"), "--force"])
+    assert repeated.exit_code == 0 and "me/coca" not in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_card_of_a_run_of_your_own_sends_nobody_to_another_card(source, tmp_path):
+    """Neither weights of a training run nor what Trainer saved have an original with a card."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "open_clip_config.json").write_bytes((source / "open_clip_config.json").read_bytes())
+    (tmp_path / "run" / "open_clip_model.safetensors").symlink_to(source / "open_clip_model.safetensors")
+    convert_open_clip_checkpoint(tmp_path / "run", tmp_path / "converted", verify="none")
+    save_tiny_family("coca", tmp_path / "saved")
+    for folder in ("converted", "saved"):
+        text = build_model_card(tmp_path / folder).text
+        assert "these weights come from no published model" in text and "No licence was given" in text
+        assert "original" not in text
+    assert "Saved by transformers" in build_model_card(tmp_path / "saved").text
+
+
+def test_card_says_what_transformers_says_without_the_code(tmp_path):
+    save_tiny_family("clip", tmp_path / "model")
+    text = " ".join(build_model_card(tmp_path / "model").text.split())
+    assert "does not know `open_clip` by itself" in text and "does not recognize this architecture" in text
+    assert "`trust_remote_code=True`" in text and "`import open_clip_transformers`" in text

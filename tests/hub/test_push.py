@@ -291,6 +291,24 @@ def test_push_without_network(hub, folder, run, monkeypatch):
     assert "Push again when there is a network" in stderr
 
 
+@pytest.mark.parametrize("repo_id", [REPO, "mine"])
+def test_dry_run_needs_no_network(hub, folder, run, monkeypatch, repo_id):
+    before, online = contents(folder), run("push", folder, REPO, "--dry-run").stdout
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    stdout = run("push", folder, repo_id, "--dry-run").stdout
+    assert f"note: the Hub was not asked what it has already: The Hub cannot be reached for {repo_id}" in stdout
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE is set" in run("push", folder, repo_id, "--dry-run").stdout
+    assert contents(folder) == before
+    files = [line for line in online.splitlines() if line.startswith("  add") and "README.md" not in line]
+    assert len(files) > 10 and set(files) <= set(stdout.splitlines())
+
+
+def test_dry_run_under_a_name_of_your_own_needs_no_token(hub, folder, run, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "")
+    assert "There is no token for the Hub" in run("push", folder, "mine", "--dry-run").stdout
+
+
 def test_push_in_offline_mode(hub, folder, run, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE is set: unset it to upload" in run("push", folder, REPO, exit_code=1).stderr
@@ -365,3 +383,43 @@ def test_push_says_what_the_hub_finds_wrong_with_the_card(hub, folder, run):
 
     hub.on_request = refuse
     assert "license must be one of those" in run("push", folder, REPO, exit_code=1).stderr
+
+
+EXAMPLE = 'print("it")\nmodel = AutoModel.from_pretrained("{0}")\npipeline("image-to-text", model=\'{0}\')\n'
+METADATA = "---\nlibrary_name: transformers\npipeline_tag: zero-shot-image-classification\n---\n"
+
+
+def write_card(folder: Path, *names: str) -> str:
+    """A card that tells of the names, with an example for each; returns its text."""
+    examples = "".join(f"```python\n{EXAMPLE.format(name)}```\n" for name in names)
+    text = f'{METADATA}# {names}\n{examples}\nAs model="{names[0]}".\n'
+    (folder / "README.md").write_text(text)
+    return text
+
+
+@pytest.mark.parametrize("names", [["model"], ["elsewhere/model"], ["model", "a/base"]], ids=", ".join)
+def test_push_has_the_examples_of_a_card_load_the_repository(hub, folder, run, names):
+    before = write_card(folder, *names)
+    stdout = run("push", folder, REPO, "--dry-run").stdout
+    assert f"note: the examples in README.md load {names[0]}; there and here they will load {REPO}" in stdout
+    assert (folder / "README.md").read_text() == before
+    run("push", folder, REPO)
+    expected = before.replace(EXAMPLE.format(names[0]), EXAMPLE.format(REPO))
+    assert expected != before and uploaded(hub)["README.md"].decode() == expected
+    assert uploaded(hub) == contents(folder)
+    assert "note:" not in run("push", folder, REPO).stdout
+
+
+@pytest.mark.parametrize("names", [[REPO], [REPO, "a/base"]], ids=", ".join)
+def test_push_leaves_a_card_that_loads_the_repository(hub, folder, run, names):
+    before = write_card(folder, *names)
+    assert "note:" not in run("push", folder, REPO).stdout
+    assert uploaded(hub)["README.md"].decode() == before
+
+
+def test_push_refuses_a_card_that_loads_several_other_models(hub, folder, run):
+    before = write_card(folder, "a/first", "b/second")
+    stderr = run("push", folder, REPO, exit_code=1).stderr
+    assert f"load a/first, b/second, and not {REPO}: name it there" in stderr
+    assert f"card {folder} --model-id {REPO} --force" in stderr
+    assert hub.repos == {} and (folder / "README.md").read_text() == before

@@ -10,7 +10,13 @@ import open_clip
 import pytest
 import torch
 from tokenizers import AddedToken
-from transformers import AutoTokenizer, CLIPTokenizer, DataCollatorWithPadding, TextStreamer
+from transformers import (
+    AutoTokenizer,
+    CLIPTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerFast,
+    TextStreamer,
+)
 
 from open_clip_transformers.processing.tokenization_open_clip import OpenClipTokenizer
 
@@ -335,6 +341,26 @@ def test_saved_files_are_self_contained(tmp_path):
     assert backend["padding"] is None
     assert backend["truncation"] is None
     assert [token["content"] for token in backend["added_tokens"]] == ["<start_of_text>", "<end_of_text>"]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_saved_files_are_refused_by_a_tokenizer_that_would_not_clean(tmp_path, side):
+    """transformers' own, which the Auto classes take where they do not know ours, says what to do."""
+    OpenClipTokenizer(padding_side=side).save_pretrained(tmp_path / "first")
+    again = OpenClipTokenizer.from_pretrained(tmp_path / "first")
+    again.save_pretrained(tmp_path / "second")
+    for loaded in (again, OpenClipTokenizer.from_pretrained(tmp_path / "second")):
+        assert loaded.padding_side == side
+    for folder in ("first", "second"):
+        with pytest.raises(
+            ValueError, match=r"open_clip_transformers\. Import the package before.*trust_remote_code=True"
+        ):
+            PreTrainedTokenizerFast.from_pretrained(tmp_path / folder)
+
+
+def test_padding_sides_that_there_are_not_are_refused():
+    with pytest.raises(ValueError, match="'right' and 'left', current value: above"):
+        OpenClipTokenizer(padding_side="above")
 
 
 def test_auto_tokenizer_loads_a_saved_folder(tmp_path):
