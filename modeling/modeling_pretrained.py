@@ -1,5 +1,6 @@
 """Base classes of the models and vision towers, and the checks of their inputs."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -135,6 +136,50 @@ def positions_of(attention_mask: torch.Tensor) -> torch.Tensor:
     positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     padding = (attention_mask.cumsum(-1) == 0).sum(-1, keepdim=True)
     return (positions - padding).clamp(min=0)
+
+
+def select_hidden_states(
+    hidden_states: Sequence[torch.Tensor], selection: bool | int | Sequence[int] | None
+) -> tuple[torch.Tensor | None, ...] | None:
+    """The `hidden_states` that `output_hidden_states` asks for, as transformers' `capture_outputs` gives them.
+
+    Args:
+        hidden_states: all that there are.
+        selection: whether to give them, or the index or indices of those to give, from the end where negative.
+
+    Returns:
+        A tuple as long as `hidden_states`, `None` for those that are not selected; or `None`.
+    """
+    if not selection:
+        return None
+    if selection is True:
+        return tuple(hidden_states)
+    places = range(len(hidden_states))
+    wanted = {
+        index % len(places)
+        for index in ([selection] if isinstance(selection, int) else selection)
+        if -len(places) <= index < len(places)
+    }
+    return tuple(states if place in wanted else None for place, states in zip(places, hidden_states))
+
+
+def ids_of_embeddings(inputs_embeds: torch.Tensor, hidden_size: int, pad_token_id: int) -> torch.Tensor:
+    """Ids (batch, length) that stand for token embeddings: any that is no padding, which only a mask can tell.
+
+    Raises:
+        ValueError: `inputs_embeds` are not (batch, length, hidden_size).
+    """
+    shape = tuple(inputs_embeds.shape)
+    if len(shape) != 3 or shape[2] != hidden_size:
+        raise ValueError(f"inputs_embeds have shape {shape}, the model expects (batch, length, {hidden_size}).")
+    return torch.full(shape[:2], pad_token_id + 1, device=inputs_embeds.device)
+
+
+def check_one_given(**arguments: torch.Tensor | None):
+    """Raise `ValueError` unless exactly one of `arguments` is given."""
+    given = [name for name, value in arguments.items() if value is not None]
+    if len(given) != 1:
+        raise ValueError(f"Pass either {' or '.join(arguments)}, got {' and '.join(given) or 'neither'}.")
 
 
 def check_input_ids(input_ids: torch.Tensor, max_position_embeddings: int):

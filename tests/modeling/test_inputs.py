@@ -243,6 +243,17 @@ def test_training_on_prompts_without_end_is_told(caplog):
     assert "labels without an end-of-text token (id 96)" in caplog.text and "return_labels=True" in caplog.text
 
 
+def test_labels_want_a_logit_each():
+    model = tiny_model("coca")
+    inputs = tiny_inputs(model)
+    with pytest.raises(
+        ValueError, match=r"labels have shape \(3, 10\), the logits are for \(3, 1\) tokens.*input_ids"
+    ):
+        model(pixel_values=inputs["pixel_values"], labels=inputs["input_ids"])
+    with pytest.raises(ValueError, match="no logits_to_keep"):
+        model(**inputs, labels=inputs["input_ids"], logits_to_keep=1)
+
+
 def test_forward_takes_its_arguments_in_the_order_of_clip():
     from inspect import signature
 
