@@ -116,6 +116,7 @@ class CoCaDecoderModel(OpenClipPreTrainedModel):
             `last_hidden_state` (rows, length, hidden_size), normalised; on request `hidden_states`, `attentions` and
             `cross_attentions`.
         """
+        self.check_kwargs(kwargs)
         cache = self.cache_argument(cache, past_key_values)
         self_attention_cache = None
         if cache is None:
@@ -273,6 +274,7 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
                 once, a cache under two names or under one that is not known, or where
                 the text tower is bidirectional or gradient checkpointing would fill it twice.
         """
+        self.check_kwargs(kwargs)
         cache = self.cache_argument(cache, past_key_values)
         vision_outputs = image_embeds = None
         if image_hidden_states is None and pixel_values is not None:

@@ -99,7 +99,23 @@ class HfTextModel(OpenClipPreTrainedModel):
         super().__init__(config)
         self.hf_model = build_encoder(config.hf_config, config.has_pooling_layer)
         self.projection = _projection(config)
+        # A new encoder has its weights; of one that is about to be loaded, some may turn out to be missing.
+        self._encoder_is_initialized = not self._encoder_is_meta()
         self.post_init()
+
+    def _encoder_is_meta(self) -> bool:
+        return any(parameter.is_meta for parameter in self.hf_model.parameters())
+
+    def _initialize_weights(self, module: nn.Module, *args):
+        # Inside a model that is not its own, transformers passes over modules without tensors, and by these T5's
+        # encoders initialise: once everything else is done, they are asked for.
+        super()._initialize_weights(module, *args)
+        if module is self and not self._encoder_is_initialized and not self._encoder_is_meta():
+            for part in self.hf_model.modules():
+                if not (part._parameters or part._buffers):
+                    part._is_hf_initialized = False
+            self.hf_model.initialize_weights()
+            self._encoder_is_initialized = True
 
     def get_input_embeddings(self) -> nn.Module:
         return self.hf_model.get_input_embeddings()
@@ -166,6 +182,7 @@ class HfTextModel(OpenClipPreTrainedModel):
             ValueError: no text, one without tokens or longer than `max_position_embeddings`, or no batch of texts;
                 both ids and embeddings, or embeddings padded on the left where the encoder cannot know it.
         """
+        self.check_kwargs(kwargs)
         check_one_given(input_ids=input_ids, inputs_embeds=inputs_embeds)
         if inputs_embeds is not None:
             input_ids = ids_of_embeddings(inputs_embeds, self.config.token_dim, self.config.pad_token_id)

@@ -161,9 +161,6 @@ def attend(
     Returns:
         The context (batch, length, heads, head_dim), and the weights (batch, heads, length, key length) or `None`.
     """
-    unread = [name for name, argument in kwargs.items() if isinstance(argument, Cache)]
-    if unread:
-        raise ValueError(f"Got a cache as {', '.join(unread)}, a name that is not read here: pass it as `cache`.")
     attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
         module.config._attn_implementation, eager_attention_forward
     )

@@ -1,5 +1,6 @@
 """Base classes of the models and vision towers, and the checks of their inputs."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import TransformersKwargs
 
 from ..configuration.configuration_common import AutoClassMixin, height_and_width
 from .modeling_layers import (
@@ -21,6 +23,11 @@ from .modeling_layers import (
 
 # Keys of a dual model or CoCa that belong to neither tower: no news to someone who loads a tower from its folder.
 COMPOSITE_KEYS = (r"^logit_", r"^multimodal_decoder\.", r"^lm_head\.")
+
+# What transformers passes to any model beside arguments of its own: for outputs, losses and attention functions, from
+# configurations, and from tokenizers.
+_FURTHER_KWARGS = TransformersKwargs.__annotations__.keys() | {"use_cache", "token_type_ids"}
+_FURTHER_KWARGS -= {"output_router_logits"}
 
 
 class OpenClipPreTrainedModel(AutoClassMixin, PreTrainedModel):
@@ -67,6 +74,17 @@ class OpenClipPreTrainedModel(AutoClassMixin, PreTrainedModel):
                 "or call gradient_checkpointing_disable()."
             )
         return cache
+
+    def check_kwargs(self, kwargs: dict[str, Any]):
+        """Raise `ValueError` for further arguments of `forward` that nothing reads; `None` asks for nothing."""
+        unread = [name for name, value in kwargs.items() if value is not None and name not in _FURTHER_KWARGS]
+        if unread:
+            listed = ", ".join(f"a cache as {name}" if isinstance(kwargs[name], Cache) else name for name in unread)
+            names = [name for name in inspect.signature(self.forward).parameters if name != "kwargs"]
+            raise ValueError(
+                f"Got {listed}, {'a name that is' if len(unread) == 1 else 'names that are'} not read here: leave it "
+                f"out, or check the spelling. {type(self).__name__} takes {', '.join(names)}."
+            )
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

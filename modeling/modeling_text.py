@@ -233,6 +233,7 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
                 names or under one that is not known, or where gradient checkpointing would fill it twice.
         """
         cache = self.cache_argument(cache, past_key_values)
+        self.check_kwargs(kwargs)
         check_one_given(input_ids=input_ids, inputs_embeds=inputs_embeds)
         if inputs_embeds is not None:
             input_ids = ids_of_embeddings(inputs_embeds, self.config.hidden_size, self.config.pad_token_id)

@@ -135,6 +135,11 @@ class TimmVisionModel(OpenClipVisionTower):
         Raises:
             ValueError: the shape is not the model's, or timm's model cannot give hidden states.
         """
+        self.check_kwargs(kwargs)
+        if kwargs.get("output_attentions"):
+            logger.warning_once(
+                "timm computes attention itself and returns no weights: output_attentions does nothing."
+            )
         check_pixel_values(pixel_values, 3, self.config.image_size, any_size=interpolate_pos_encoding)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
