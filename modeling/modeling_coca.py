@@ -213,13 +213,6 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
     def set_output_embeddings(self, value: nn.Module):
         self.lm_head = value
 
-    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
-        """Resize the vocabulary of the whole model; see [`~transformers.PreTrainedModel.resize_token_embeddings`]."""
-        embeddings = super().resize_token_embeddings(*args, **kwargs)
-        # transformers sets that of `get_text_config()` alone.
-        self.config.vocab_size = self.config.multimodal_config.vocab_size
-        return embeddings
-
     @can_return_tuple
     def forward(
         self,

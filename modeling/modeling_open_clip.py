@@ -124,6 +124,13 @@ class OpenClipDualModel(OpenClipPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module):
         self.text_model.set_input_embeddings(value)
 
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """Resize the vocabulary of the whole model; see [`~transformers.PreTrainedModel.resize_token_embeddings`]."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        # transformers sets that of `get_text_config()`, which is the decoder's in a CoCa.
+        self.config.text_config.vocab_size = self.config.get_text_config().vocab_size
+        return embeddings
+
     @can_return_tuple
     def get_image_features(
         self,
