@@ -29,8 +29,9 @@ class CoCaDecoderConfig(OpenClipTransformerConfig):
 class CoCaConfig(OpenClipDualConfig):
     r"""Configuration of [`CoCaModel`] and [`CoCaForConditionalGeneration`] (https://arxiv.org/abs/2205.01917).
 
-    Takes the fields of [`OpenClipDualConfig`] and these. As a text configuration (`get_text_config()`) it describes
-    the whole causal stack, the text tower's layers followed by the decoder's.
+    Takes the fields of [`OpenClipDualConfig`] and these. As a decoder's configuration
+    (`get_text_config(decoder=True)`) it describes the whole causal stack, the text tower's layers followed by the
+    decoder's.
 
     Args:
         multimodal_config: configuration of the multimodal decoder, or its fields; open_clip: `multimodal_cfg`.
@@ -63,9 +64,12 @@ class CoCaConfig(OpenClipDualConfig):
             if getattr(self, name) is None:
                 setattr(self, name, getattr(self.text_config, name))
 
-    def get_text_config(self, decoder=None, encoder=None) -> "CoCaConfig":
-        """This configuration itself, from whose properties `generate` sizes its cache."""
-        return self
+    def get_text_config(self, decoder=None, encoder=None) -> "CoCaConfig | CoCaDecoderConfig":
+        """The decoder's configuration, whose layers' attentions and hidden states CoCa's outputs hold.
+
+        With `decoder=True` this configuration itself, the whole causal stack, for which `generate` sizes its cache.
+        """
+        return self if decoder else self.multimodal_config
 
     @property
     def num_hidden_layers(self) -> int:

@@ -10,6 +10,7 @@ from transformers.generation.utils import GenerateOutput
 from transformers.utils import logging
 
 from .generation_group_beam_search import group_beam_search
+from .modeling_pretrained import check_one_given, ids_of_embeddings
 from .transformers_compat import CACHE_NAME
 
 
@@ -46,6 +47,7 @@ class CoCaGenerationMixin(GenerationMixin):
         open_clip_scores: bool | None = None,
         cache: Cache | None = None,
         past_key_values: Cache | None = None,
+        labels: torch.Tensor | None = None,
         **kwargs,
     ) -> GenerateOutput | torch.Tensor:
         """Caption images.
@@ -58,7 +60,8 @@ class CoCaGenerationMixin(GenerationMixin):
                 is cut to the model's positions, with a warning: programs set such limits for models of all kinds.
             inputs: token ids (images, length) to continue, the same as `input_ids`; by default `bos_token_id` alone.
                 Prompts of different lengths are padded and need an `attention_mask`. With one, the end-of-text token
-                of whole captions is dropped.
+                of whole captions is dropped. `inputs_embeds` (images, length, width of the text tower), as for
+                `forward`, can stand instead of ids; and `pixel_values` here, known by their floating dtype.
             pixel_values: (images, channels, height, width), normalised as the image processor does.
             image_hidden_states: (images, tokens, hidden_size) instead of `pixel_values`, to caption images that were
                 encoded before.
@@ -68,9 +71,12 @@ class CoCaGenerationMixin(GenerationMixin):
                 other use.
             cache: of the tokens that `inputs` begins with, from an earlier call.
             past_key_values: the name of `cache` before transformers 5.24.
+            labels: of a batch to learn from, as Seq2SeqTrainer passes them: `input_ids` are then continued from what
+                stands before the first label, the start of text at least, and `return_loss` has no effect.
 
         Returns:
-            Token ids (images * num_return_sequences, length), prompts included and padded on the left. With
+            Token ids (images * num_return_sequences, length), prompts included and padded on the left; behind
+            `inputs_embeds` the new ones alone. With
             `return_dict_in_generate=True` transformers' output object, with one more field where `pixel_values` were
             given: `image_embeds` (images, projection_dim), of length 1, from the same pass.
 
@@ -78,6 +84,9 @@ class CoCaGenerationMixin(GenerationMixin):
             ValueError: neither or both of `pixel_values` and `image_hidden_states`, images and prompts of different
                 number, or an argument with which a caption may outgrow `max_position_embeddings`.
         """
+        if inputs is not None and inputs.is_floating_point():
+            check_one_given(inputs=inputs, pixel_values=pixel_values)
+            inputs, pixel_values = None, inputs
         if (pixel_values is None) == (image_hidden_states is None):
             raise ValueError("generate needs either pixel_values or image_hidden_states, and not both.")
         image_embeds = None
@@ -85,37 +94,71 @@ class CoCaGenerationMixin(GenerationMixin):
             vision_outputs = self.get_image_features(pixel_values, interpolate_pos_encoding, return_dict=True)
             image_hidden_states = vision_outputs.last_hidden_state
             image_embeds = F.normalize(vision_outputs.pooler_output, dim=-1)
-        input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
-        images = image_hidden_states.shape[0]
-        if input_ids is None:
-            # On the images' device: transformers takes that of the first weight, "meta" where that is offloaded.
-            bos_token_id = self._setting("bos_token_id", generation_config, kwargs, self.config.bos_token_id)
-            input_ids = torch.full((images, 1), bos_token_id, device=image_hidden_states.device)
-        if len(input_ids) != images:
-            raise ValueError(f"generate got {images} images and {len(input_ids)} prompts: pass one for each image.")
-        attention_mask = kwargs.get("attention_mask")
-        if attention_mask is not None and attention_mask.shape == input_ids.shape:
-            input_ids, attention_mask = _padded_left(input_ids, attention_mask)
-            eos_token_id = self._setting("eos_token_id", generation_config, kwargs, None)
-            if cache is None and past_key_values is None and eos_token_id is not None:
-                pad_token_id = self._setting("pad_token_id", generation_config, kwargs, self.config.pad_token_id)
-                input_ids, attention_mask = _without_end(input_ids, attention_mask, eos_token_id, pad_token_id)
-            kwargs["attention_mask"] = attention_mask
-        if not self.config.text_config.is_causal:
-            # Each token changes all states of a bidirectional text tower: there is nothing to cache.
-            kwargs["use_cache"] = False
+        if inputs is not None:
+            kwargs["input_ids"] = inputs
+        cache = self.cache_argument(cache, past_key_values)
+        kwargs = self._prepare_prompts(image_hidden_states, generation_config, labels, cache, **kwargs)
         if hasattr(kwargs.get("tokenizer"), "tokenizer"):  # `transformers serve` passes the processor
             kwargs["tokenizer"] = kwargs["tokenizer"].tokenizer
-        cache = self.cache_argument(cache, past_key_values)
         if cache is not None:
             kwargs[CACHE_NAME] = cache
         if generation_config is not None and not kwargs.keys() & {"max_length", "max_new_tokens"}:
-            generation_config = self._with_length_that_fits(generation_config, input_ids.shape[1])
+            prompts = kwargs.get("input_ids", kwargs.get("inputs_embeds"))
+            generation_config = self._with_length_that_fits(generation_config, prompts.shape[1])
         kwargs.update(self._beam_search_arguments(generation_config, open_clip_scores, kwargs))
-        outputs = super().generate(input_ids, generation_config, image_hidden_states=image_hidden_states, **kwargs)
-        if image_embeds is not None and not isinstance(outputs, torch.Tensor):
+        kwargs["generation_config"] = generation_config
+        outputs = super().generate(image_hidden_states=image_hidden_states, **kwargs)
+        if isinstance(outputs, torch.Tensor):
+            return outputs
+        if image_embeds is not None:
             outputs["image_embeds"] = image_embeds
+        if isinstance(cache, EncoderDecoderCache):
+            outputs[CACHE_NAME] = cache
         return outputs
+
+    def _prepare_prompts(
+        self,
+        image_hidden_states: torch.Tensor,
+        generation_config: GenerationConfig | None,
+        labels: torch.Tensor | None,
+        cache: Cache | None,
+        input_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> dict:
+        """Return the arguments of `generate` with a prompt for each image, padded on the left."""
+        if labels is not None:
+            kwargs.pop("return_loss", None)
+            if input_ids is not None:
+                input_ids, attention_mask = _before_labels(input_ids, attention_mask, labels)
+        images = image_hidden_states.shape[0]
+        if inputs_embeds is not None:
+            check_one_given(input_ids=input_ids, inputs_embeds=inputs_embeds)
+        elif input_ids is None:
+            # On the images' device: transformers takes that of the first weight, "meta" where that is offloaded.
+            bos_token_id = self._setting("bos_token_id", generation_config, kwargs, self.config.bos_token_id)
+            input_ids = torch.full((images, 1), bos_token_id, device=image_hidden_states.device)
+        name, prompts = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
+        if len(prompts) != images:
+            raise ValueError(f"generate got {images} images and {len(prompts)} prompts: pass one for each image.")
+        if attention_mask is not None:
+            if attention_mask.shape == prompts.shape[:2]:
+                prompts, attention_mask = _padded_left(prompts, attention_mask)
+                eos_token_id = self._setting("eos_token_id", generation_config, kwargs, None)
+                if cache is None and inputs_embeds is None and eos_token_id is not None:
+                    pad_token_id = self._setting("pad_token_id", generation_config, kwargs, self.config.pad_token_id)
+                    prompts, attention_mask = _without_end(prompts, attention_mask, eos_token_id, pad_token_id)
+            kwargs["attention_mask"] = attention_mask
+        if not self.config.text_config.is_causal:
+            if inputs_embeds is not None:
+                raise ValueError(
+                    "The text tower of this CoCa is bidirectional, and cannot have a cache, from which alone "
+                    "transformers continues embeddings: pass input_ids."
+                )
+            # Each token changes all states of a bidirectional text tower: there is nothing to cache.
+            kwargs["use_cache"] = False
+        return {name: prompts, **kwargs}
 
     def _setting(self, name: str, generation_config: GenerationConfig | None, kwargs: dict, default):
         """Read a setting of `generate`: from the call, its configuration or the model's own, or `default`."""
@@ -177,31 +220,50 @@ class CoCaGenerationMixin(GenerationMixin):
         )
         return input_ids, {"image_hidden_states": image_hidden_states, **kwargs}
 
-    def _prepare_generated_length(self, generation_config, **kwargs):
+    def _prepare_generated_length(self, generation_config, model_input_name, inputs_tensor, **kwargs):
         # `max_new_tokens` in a call replaces the model's own `max_length`; only two lengths in a call are worth the
         # warning that transformers gives.
         is_default = generation_config.max_length == self.generation_config.max_length
         if generation_config.max_new_tokens is not None and is_default:
             generation_config.max_length = None
-        return super()._prepare_generated_length(generation_config=generation_config, **kwargs)
+        generation_config = super()._prepare_generated_length(
+            generation_config=generation_config,
+            model_input_name=model_input_name,
+            inputs_tensor=inputs_tensor,
+            **kwargs,
+        )
+        # Embeddings have positions too, which transformers does not count as part of the text.
+        if model_input_name == "inputs_embeds":
+            self._check_length(inputs_tensor.shape[1], inputs_tensor.shape[1] + generation_config.max_length)
+        return generation_config
 
     def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length):
-        limit = self.config.max_position_embeddings
-        if max(generation_config.max_length, input_ids_length + 1) > limit:
-            raise ValueError(
-                f"A prompt of {input_ids_length} tokens with max_length={generation_config.max_length} does not fit "
-                f"in the model's {limit} positions: pass max_length <= {limit}, and a prompt shorter than that."
-            )
+        self._check_length(input_ids_length, generation_config.max_length)
         super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
 
-    def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **kwargs):
+    def _check_length(self, prompt_length: int, max_length: int):
+        limit = self.config.max_position_embeddings
+        if max(max_length, prompt_length + 1) > limit:
+            raise ValueError(
+                f"A prompt of {prompt_length} tokens with max_length={max_length} does not fit in the model's {limit} "
+                f"positions: pass max_length <= {limit}, and a prompt shorter than that."
+            )
+
+    def prepare_inputs_for_generation(self, input_ids, attention_mask=None, inputs_embeds=None, **kwargs):
         cache = kwargs.get(CACHE_NAME)
         if cache is not None:
             cache = kwargs[CACHE_NAME] = self.wrap_cache(cache, kwargs.get("image_hidden_states"))
-        model_inputs = super().prepare_inputs_for_generation(input_ids, attention_mask=attention_mask, **kwargs)
+        model_inputs = super().prepare_inputs_for_generation(
+            input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
+        )
         if cache is not None:
+            tokens = model_inputs.get("inputs_embeds", model_inputs["input_ids"])
+            if inputs_embeds is not None:
+                text_config = self.config.text_config
+                prompt_ids = ids_of_embeddings(inputs_embeds, text_config.token_dim, text_config.pad_token_id)
+                input_ids = torch.cat([prompt_ids, input_ids], dim=1)
             model_inputs["text_attention_mask"] = self.text_attention_mask(
-                input_ids, attention_mask, cache, model_inputs["input_ids"].shape[1]
+                input_ids, attention_mask, cache, tokens.shape[1]
             )
         return model_inputs
 
@@ -233,7 +295,20 @@ def _without_end(
     return input_ids[:, -longest:], attention_mask[:, -longest:]
 
 
-def _padded_left(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _before_labels(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens before the first label of each text, the first token at least, padded on the left; and their mask."""
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    is_first = attention_mask.cumsum(dim=1) == 1
+    attention_mask = attention_mask * (is_first | ((labels != -100).cumsum(dim=1) == 0))
+    input_ids, attention_mask = _padded_left(input_ids, attention_mask)
+    longest = int(attention_mask.sum(dim=1).max())
+    return input_ids[:, -longest:], attention_mask[:, -longest:]
+
+
+def _padded_left(prompts: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Move the padding of prompts to the left; batches that transformers' pipelines make have it on the right."""
     order = attention_mask.argsort(dim=1, stable=True)
-    return input_ids.gather(1, order), attention_mask.gather(1, order)
+    return prompts[torch.arange(len(order), device=order.device)[:, None], order], attention_mask.gather(1, order)

@@ -233,7 +233,7 @@ class _Search:
         group_numbers = torch.arange(shape[0] * shape[1], device=input_ids.device)
         self.first_rows = group_numbers.view(shape[0], shape[1], 1) * self.num_beams  # the batch row of a first beam
         tokens = input_ids.new_full((*shape, self.max_length), self.pad_token_id)
-        tokens[..., : self.length] = input_ids.view(*shape, -1)
+        tokens[..., : self.length] = input_ids.view(*shape, self.length)
         rows = input_ids.new_full((*shape, self.max_length - self.length), -1)
         scores = torch.full(shape, IMPOSSIBLE, device=input_ids.device)
         scores[..., 0] = 0.0  # the beams of a group are equal at first: let only one of them continue

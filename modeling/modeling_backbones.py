@@ -72,6 +72,7 @@ class TowerBackbone(BackboneMixin):
         **kwargs: Unpack[TransformersKwargs],
     ) -> TowerBackboneOutput:
         """Compute the feature maps of images, which are given and refused as by the tower itself."""
+        self.check_kwargs(kwargs)
         return self.feature_maps(pixel_values, self.embed(pixel_values, interpolate_pos_encoding), **kwargs)
 
     def feature_maps(self, pixel_values: torch.Tensor, hidden_states: torch.Tensor, **kwargs) -> TowerBackboneOutput:

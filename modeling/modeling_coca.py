@@ -31,7 +31,13 @@ from .modeling_layers import (
     norm_layer,
 )
 from .modeling_open_clip import OpenClipDualModel, OpenClipForImageClassification, OpenClipModel
-from .modeling_pretrained import OpenClipPreTrainedModel, positions_of
+from .modeling_pretrained import (
+    OpenClipPreTrainedModel,
+    check_one_given,
+    ids_of_embeddings,
+    positions_of,
+    select_hidden_states,
+)
 from .transformers_compat import named_cache
 
 
@@ -110,6 +116,7 @@ class CoCaDecoderModel(OpenClipPreTrainedModel):
             `last_hidden_state` (rows, length, hidden_size), normalised; on request `hidden_states`, `attentions` and
             `cross_attentions`.
         """
+        self.check_kwargs(kwargs)
         cache = self.cache_argument(cache, past_key_values)
         self_attention_cache = None
         if cache is None:
@@ -125,11 +132,12 @@ class CoCaDecoderModel(OpenClipPreTrainedModel):
             hidden_states = layer(hidden_states, attention_mask, cache=self_attention_cache, **kwargs)
             hidden_states = cross_attention_layer(hidden_states, image_hidden_states, cache=cache, **kwargs)
         hidden_states = self.final_layer_norm(hidden_states)
-        output_hidden_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=hidden_states,
             **named_cache(cache),
-            hidden_states=(*layer_inputs, hidden_states) if output_hidden_states else None,
+            hidden_states=select_hidden_states(
+                (*layer_inputs, hidden_states), kwargs.get("output_hidden_states", self.config.output_hidden_states)
+            ),
         )
 
 
@@ -141,7 +149,8 @@ class CoCaOutput(CausalLMOutputWithCrossAttentions):
         loss: scalar: the caption loss with `labels`, the contrastive loss with `return_loss=True`, their weighted sum
             with both.
         logits: (rows, length, vocab_size), prediction of the token behind each input token.
-        cache: the cache, with `use_cache`; called `past_key_values` before transformers 5.24.
+        cache: the cache, with `use_cache`; called `past_key_values` before transformers 5.24. A caller's
+            `EncoderDecoderCache` itself, and around any other one a pair of it and one for the images.
         hidden_states: per decoder layer (rows, length, hidden_size), its input first, on request.
         attentions: per decoder layer (rows, heads, length, past + length), on request.
         cross_attentions: per decoder layer (rows, heads, length, image tokens), on request.
@@ -220,6 +229,7 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         logits_to_keep: int | torch.Tensor = 0,
         interpolate_pos_encoding: bool = False,
         past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CoCaOutput:
         """Embed images and texts and predict each text's next tokens.
@@ -243,6 +253,9 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             logits_to_keep: compute the logits of that many last tokens, or of those indices; 0 for all.
             interpolate_pos_encoding: accept other image sizes than the model's.
             past_key_values: the name of `cache` before transformers 5.24.
+            inputs_embeds: (rows, length, width of the text tower) instead of `input_ids`, soft prompts for example:
+                what `get_input_embeddings()` makes of ids, without positions. None of them is taken for padding, but
+                where `attention_mask` says so.
 
         Returns:
             [`CoCaOutput`].
@@ -250,9 +263,11 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         Raises:
             TypeError: a `cache` of another class than those of transformers.
             ValueError: no image where one is needed, a text that is too long, images of another size,
-                `return_loss` with unequal counts, a cache under two names or under one that is not known, or where
+                `return_loss` with unequal counts, `labels` of another shape than the logits, ids and embeddings at
+                once, a cache under two names or under one that is not known, or where
                 the text tower is bidirectional or gradient checkpointing would fill it twice.
         """
+        self.check_kwargs(kwargs)
         cache = self.cache_argument(cache, past_key_values)
         vision_outputs = image_embeds = None
         if image_hidden_states is None and pixel_values is not None:
@@ -261,16 +276,21 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             )
             image_hidden_states = vision_outputs.last_hidden_state
             image_embeds = F.normalize(vision_outputs.pooler_output, dim=-1)
-        is_new_cache = cache is None
+        if inputs_embeds is not None:
+            check_one_given(input_ids=input_ids, inputs_embeds=inputs_embeds)
+            text_config = self.config.text_config
+            input_ids = ids_of_embeddings(inputs_embeds, text_config.token_dim, text_config.pad_token_id)
+        given_cache, is_new_cache = cache, cache is None
         cache = self._prepare_cache(cache, use_cache, image_hidden_states)
         input_ids = self._check_inputs(input_ids, image_hidden_states, cache)
         if is_new_cache and cache is not None:
             text_attention_mask = self.text_attention_mask(input_ids, attention_mask, cache, input_ids.shape[1])
         inputs = (input_ids, image_hidden_states, position_ids, attention_mask)
         if cache is None:
-            text_outputs, decoder_outputs = self._decode_all(*inputs, **kwargs)
+            text_outputs, decoder_outputs = self._decode_all(*inputs, inputs_embeds, **kwargs)
         else:
-            text_outputs, decoder_outputs = self._decode_next(*inputs, text_attention_mask, cache, **kwargs)
+            decode = self._decode_next
+            text_outputs, decoder_outputs = decode(*inputs, inputs_embeds, text_attention_mask, cache, **kwargs)
 
         labels = self._labels_to_learn(labels, attention_mask)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -283,7 +303,7 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         elif return_loss:
             raise ValueError("return_loss=True compares embeddings: pass pixel_values, and no cache.")
         return CoCaOutput(
-            **named_cache(cache),
+            **named_cache(given_cache if isinstance(given_cache, EncoderDecoderCache) else cache),
             loss=self._loss(logits, labels, logits_per_image if return_loss else None, **kwargs),
             logits=logits,
             logits_per_image=logits_per_image,
@@ -376,8 +396,14 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             )
         return input_ids
 
-    def _decode_all(self, input_ids, image_hidden_states, position_ids, attention_mask, **kwargs):
-        text_outputs = self.text_model(input_ids, attention_mask, position_ids, **kwargs)
+    def _decode_all(self, input_ids, image_hidden_states, position_ids, attention_mask, inputs_embeds, **kwargs):
+        text_outputs = self.text_model(
+            input_ids if inputs_embeds is None else None,
+            attention_mask,
+            position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
         # open_clip's decoder has no padding mask: behind a text there is nothing to predict.
         decoder_mask = None if attention_mask is None else attention_mask.cumsum(-1) > 0
         decoder_outputs = self.multimodal_decoder(
@@ -386,7 +412,15 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         return text_outputs, decoder_outputs
 
     def _decode_next(
-        self, input_ids, image_hidden_states, position_ids, attention_mask, text_attention_mask, cache, **kwargs
+        self,
+        input_ids,
+        image_hidden_states,
+        position_ids,
+        attention_mask,
+        inputs_embeds,
+        text_attention_mask,
+        cache,
+        **kwargs,
     ):
         # Made here, for both parts of the causal stack, because the text tower's layers will have grown the cache.
         decoder_mask = create_causal_mask(
@@ -399,9 +433,10 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         if position_ids is None and attention_mask is not None:
             position_ids = positions_of(attention_mask)[:, -input_ids.shape[1] :]
         text_outputs = self.text_model(
-            input_ids,
+            input_ids if inputs_embeds is None else None,
             decoder_mask if text_attention_mask is None else text_attention_mask,
             position_ids,
+            inputs_embeds=inputs_embeds,
             cache=cache.self_attention_cache,
             **kwargs,
         )
@@ -440,6 +475,11 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
     def _loss(self, logits, labels, logits_per_image, num_items_in_batch=None, **kwargs) -> torch.Tensor | None:
         losses, share = [], 1
         if labels is not None:
+            if labels.shape != logits.shape[:2]:
+                raise ValueError(
+                    f"labels have shape {tuple(labels.shape)}, the logits are for {tuple(logits.shape[:2])} tokens: "
+                    "pass input_ids of the shape of labels, whose tokens those predict, and no logits_to_keep."
+                )
             kwargs |= {"vocab_size": self.config.vocab_size, "num_items_in_batch": num_items_in_batch}
             losses.append((self.config.caption_loss_weight, self.loss_function(logits, labels, **kwargs)))
             if num_items_in_batch is not None:

@@ -10,7 +10,14 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..configuration.configuration_hf_text import POOLING_LAYER_MODEL_TYPES, HfTextConfig
-from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel, check_input_ids, positions_of
+from .modeling_pretrained import (
+    COMPOSITE_KEYS,
+    OpenClipPreTrainedModel,
+    check_input_ids,
+    check_one_given,
+    ids_of_embeddings,
+    positions_of,
+)
 
 
 # model_type -> its folder in transformers, and the class that is the encoder alone. Only classes of transformers are
@@ -23,6 +30,8 @@ _ENCODERS = {
     "t5": ("t5", "T5Stack"),
     "m2m_100": ("m2m_100", "M2M100Encoder"),
 }
+# Those that count positions from the first id that is no padding, and embeddings from the first one.
+_COUNT_POSITIONS = ("roberta", "xlm-roberta", "m2m_100")
 
 
 def build_encoder(config: PreTrainedConfig, add_pooling_layer: bool) -> PreTrainedModel:
@@ -90,7 +99,23 @@ class HfTextModel(OpenClipPreTrainedModel):
         super().__init__(config)
         self.hf_model = build_encoder(config.hf_config, config.has_pooling_layer)
         self.projection = _projection(config)
+        # A new encoder has its weights; of one that is about to be loaded, some may turn out to be missing.
+        self._encoder_is_initialized = not self._encoder_is_meta()
         self.post_init()
+
+    def _encoder_is_meta(self) -> bool:
+        return any(parameter.is_meta for parameter in self.hf_model.parameters())
+
+    def _initialize_weights(self, module: nn.Module, *args):
+        # Inside a model that is not its own, transformers passes over modules without tensors, and by these T5's
+        # encoders initialise: once everything else is done, they are asked for.
+        super()._initialize_weights(module, *args)
+        if module is self and not self._encoder_is_initialized and not self._encoder_is_meta():
+            for part in self.hf_model.modules():
+                if not (part._parameters or part._buffers):
+                    part._is_hf_initialized = False
+            self.hf_model.initialize_weights()
+            self._encoder_is_initialized = True
 
     def get_input_embeddings(self) -> nn.Module:
         return self.hf_model.get_input_embeddings()
@@ -103,8 +128,17 @@ class HfTextModel(OpenClipPreTrainedModel):
         """Whether the `pooler_output` of a text is the same however much padding follows it."""
         return True
 
-    def encode(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None, **kwargs) -> ModelOutput:
-        """The encoder's output for (batch, length) of ids, in which padding is hidden."""
+    def encode(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs,
+    ) -> ModelOutput:
+        """The encoder's output for (batch, length) of ids, in which padding is hidden.
+
+        With `inputs_embeds`, tokens that are already embedded, the ids only tell padding.
+        """
         # The other encoders count positions themselves: from the padding, or relative to one another.
         if position_ids is not None and self.config.hf_config.model_type == "bert":
             kwargs["position_ids"] = position_ids
@@ -112,7 +146,8 @@ class HfTextModel(OpenClipPreTrainedModel):
             if getattr(self.config, name):  # the encoder reads its own configuration alone
                 kwargs.setdefault(name, True)
         attention_mask = (input_ids != self.config.pad_token_id).long()
-        return self.hf_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+        tokens = {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+        return self.hf_model(**tokens, attention_mask=attention_mask, return_dict=True, **kwargs)
 
     def pool(self, outputs: ModelOutput, input_ids: torch.Tensor) -> torch.Tensor:
         """The encoder's output for (batch, length) of ids -> (batch, token_dim)."""
@@ -122,9 +157,10 @@ class HfTextModel(OpenClipPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """Encode texts.
@@ -135,19 +171,30 @@ class HfTextModel(OpenClipPreTrainedModel):
                 An encoder's own pooling layer (`"cls_pooler"`) wants no left padding.
             position_ids: (batch, length), by default 0, 1, ... from the first token that is no left padding; read by
                 BERT, the other encoders need none.
+            inputs_embeds: (batch, length, hidden_size of the encoder) instead of `input_ids`; padding among them is
+                what `attention_mask` says.
 
         Returns:
             `last_hidden_state` (batch, length, token_dim), without the first token with `cls_pooler`; `pooler_output`
             (batch, projection_dim), not normalised; on request `hidden_states` and `attentions`.
 
         Raises:
-            ValueError: no text, one without tokens or longer than `max_position_embeddings`, or no batch of texts.
+            ValueError: no text, one without tokens or longer than `max_position_embeddings`, or no batch of texts;
+                both ids and embeddings, or embeddings padded on the left where the encoder cannot know it.
         """
+        self.check_kwargs(kwargs)
+        check_one_given(input_ids=input_ids, inputs_embeds=inputs_embeds)
+        if inputs_embeds is not None:
+            input_ids = ids_of_embeddings(inputs_embeds, self.config.token_dim, self.config.pad_token_id)
+            if attention_mask is not None:
+                if self.config.hf_config.model_type in _COUNT_POSITIONS and (attention_mask[:, 0] == 0).any():
+                    raise ValueError("This encoder counts positions from ids: pad inputs_embeds on the right.")
+                input_ids = input_ids.masked_fill(attention_mask == 0, self.config.pad_token_id)
         check_input_ids(input_ids, self.config.max_position_embeddings)
         if attention_mask is not None:
             input_ids = input_ids.masked_fill(attention_mask.cumsum(-1) == 0, self.config.pad_token_id)
             position_ids = positions_of(attention_mask) if position_ids is None else position_ids
-        outputs = self.encode(input_ids, position_ids, **kwargs)
+        outputs = self.encode(input_ids, position_ids, inputs_embeds, **kwargs)
         tokens = outputs.last_hidden_state
         return BaseModelOutputWithPooling(
             last_hidden_state=tokens[:, 1:] if self.config.pool_type == "cls_pooler" else tokens,

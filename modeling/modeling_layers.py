@@ -107,6 +107,11 @@ class NormedMLP(MLP):
         return self.fc2(self.norm(self.activation_fn(self.fc1(hidden_states))))
 
 
+def _by_row(attn_weights: torch.Tensor, rows_per_key: int) -> torch.Tensor:
+    """(images, heads, rows an image * length, tokens) -> (rows, heads, length, tokens)."""
+    return attn_weights.unflatten(2, (rows_per_key, -1)).transpose(1, 2).flatten(0, 1)
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -115,15 +120,24 @@ def eager_attention_forward(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
+    rows_per_key: int = 1,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention that returns its weights; shapes as in transformers' attention interface."""
+    """Attention that returns its weights; shapes as in transformers' attention interface.
+
+    With `rows_per_key` rows of queries, one behind the other in the length of `query`, the weights are per row. Those
+    returned are those used, so that gradients reach them.
+    """
     attn_weights = torch.matmul(query, key.transpose(-1, -2)) * scaling
     if attention_mask is not None:
         attn_weights = attn_weights + attention_mask
     attn_weights = F.softmax(attn_weights, dim=-1, dtype=torch.float32).to(query.dtype)
     attn_weights = F.dropout(attn_weights, p=dropout, training=module.training)
-    return torch.matmul(attn_weights, value).transpose(1, 2), attn_weights
+    if rows_per_key == 1:
+        return torch.matmul(attn_weights, value).transpose(1, 2), attn_weights
+    attn_weights = _by_row(attn_weights, rows_per_key)
+    folded_weights = attn_weights.unflatten(0, (-1, rows_per_key)).transpose(1, 2).flatten(2, 3)
+    return torch.matmul(folded_weights, value).transpose(1, 2), attn_weights
 
 
 def attend(
@@ -147,9 +161,6 @@ def attend(
     Returns:
         The context (batch, length, heads, head_dim), and the weights (batch, heads, length, key length) or `None`.
     """
-    unread = [name for name, argument in kwargs.items() if isinstance(argument, Cache)]
-    if unread:
-        raise ValueError(f"Got a cache as {', '.join(unread)}, a name that is not read here: pass it as `cache`.")
     attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
         module.config._attn_implementation, eager_attention_forward
     )
@@ -314,9 +325,11 @@ class CrossAttention(nn.Module):
         rows, length = query.shape[:2]
         # Beams and samples of an image become more queries of it, so that its keys and values are never copied.
         query = query.reshape(images, -1, num_heads, self.head_dim).transpose(1, 2)
+        if rows > images:
+            kwargs |= {"rows_per_key": rows // images}
         context, attn_weights = attend(self, query, key, value, None, **kwargs)
-        if attn_weights is not None:
-            attn_weights = attn_weights.unflatten(2, (rows // images, length)).transpose(1, 2).flatten(0, 1)
+        if attn_weights is not None and attn_weights.shape[0] < rows:
+            attn_weights = _by_row(attn_weights, rows // images)
         return self.out_proj(context.reshape(rows, length, -1)), attn_weights
 
     def project_value(self, image_hidden_states: torch.Tensor) -> torch.Tensor:

@@ -254,6 +254,7 @@ class ModifiedResNetModel(OpenClipVisionTower):
         smaller than the image. `attentions` are those of the pooling alone, one tensor
         (batch, heads, 1, 1 + height * width) whose first key is the mean.
         """
+        self.check_kwargs(kwargs)
         feature_map = self.encoder(self.embed(pixel_values, interpolate_pos_encoding))
         tokens = feature_map.flatten(2).transpose(1, 2)
         pooled = self.attn_pool(tokens, tuple(feature_map.shape[-2:]), **kwargs)

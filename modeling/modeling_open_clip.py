@@ -47,8 +47,8 @@ class OpenClipOutput(ModelOutput):
         loss: scalar, with `return_loss=True`.
         logits_per_image: (images, texts), cosine similarities scaled by `logit_scale.exp()`, plus `logit_bias`.
         logits_per_text: (texts, images), its transpose.
-        text_embeds: (texts, projection_dim), of length 1.
-        image_embeds: (images, projection_dim), of length 1.
+        text_embeds: (texts, projection_dim), of length 1; `None` without texts.
+        image_embeds: (images, projection_dim), of length 1; `None` without images.
         text_model_output: output of the text tower.
         vision_model_output: output of the vision tower.
     """
@@ -123,6 +123,13 @@ class OpenClipDualModel(OpenClipPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module):
         self.text_model.set_input_embeddings(value)
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """Resize the vocabulary of the whole model; see [`~transformers.PreTrainedModel.resize_token_embeddings`]."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        # transformers sets that of `get_text_config()`, which is the decoder's in a CoCa.
+        self.config.text_config.vocab_size = self.config.get_text_config().vocab_size
+        return embeddings
 
     @can_return_tuple
     def get_image_features(
@@ -218,15 +225,15 @@ class OpenClipModel(OpenClipDualModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor,
-        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> OpenClipOutput:
-        """Compare images with texts.
+        """Compare images with texts, or embed one kind of them, which leaves out what belongs to the other.
 
         Args:
             input_ids: (texts, length).
@@ -240,17 +247,29 @@ class OpenClipModel(OpenClipDualModel):
             [`OpenClipOutput`].
 
         Raises:
-            ValueError: the image size is not the model's, a text is too long, or `return_loss` with unequal counts.
+            ValueError: neither images nor texts, the image size is not the model's, a text is too long, or
+                `return_loss` with unequal counts.
         """
-        vision_outputs = self.get_image_features(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
-        text_outputs = self.get_text_features(input_ids, attention_mask, position_ids, return_dict=True, **kwargs)
-        image_embeds = F.normalize(vision_outputs.pooler_output, dim=-1)
-        text_embeds = F.normalize(text_outputs.pooler_output, dim=-1)
-        logits_per_image = self.compute_logits(image_embeds, text_embeds)
+        self.check_kwargs(kwargs)
+        if pixel_values is None and input_ids is None:
+            raise ValueError(f"{type(self).__name__} needs pixel_values, input_ids or both, got neither.")
+        vision_outputs = text_outputs = image_embeds = text_embeds = logits_per_image = None
+        if pixel_values is not None:
+            vision_outputs = self.get_image_features(
+                pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs
+            )
+            image_embeds = F.normalize(vision_outputs.pooler_output, dim=-1)
+        if input_ids is not None:
+            text_outputs = self.get_text_features(input_ids, attention_mask, position_ids, return_dict=True, **kwargs)
+            text_embeds = F.normalize(text_outputs.pooler_output, dim=-1)
+        if image_embeds is not None and text_embeds is not None:
+            logits_per_image = self.compute_logits(image_embeds, text_embeds)
+        elif return_loss:
+            raise ValueError("return_loss=True compares embeddings: pass pixel_values and input_ids.")
         return OpenClipOutput(
             loss=self.contrastive_loss(logits_per_image) if return_loss else None,
             logits_per_image=logits_per_image,
-            logits_per_text=logits_per_image.transpose(0, -1),
+            logits_per_text=None if logits_per_image is None else logits_per_image.transpose(0, -1),
             text_embeds=text_embeds,
             image_embeds=image_embeds,
             text_model_output=text_outputs,
@@ -289,6 +308,7 @@ class OpenClipVisionModelWithProjection(OpenClipPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> OpenClipVisionModelOutput:
         """(images, channels, height, width) -> [`OpenClipVisionModelOutput`]."""
+        self.check_kwargs(kwargs)
         outputs = self.vision_model(
             pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
         )
@@ -327,6 +347,7 @@ class OpenClipTextModelWithProjection(OpenClipPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> OpenClipTextModelOutput:
         """(texts, length) of ids -> [`OpenClipTextModelOutput`]."""
+        self.check_kwargs(kwargs)
         outputs = self.text_model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, return_dict=True, **kwargs
         )
@@ -374,6 +395,7 @@ class OpenClipForImageClassification(OpenClipPreTrainedModel):
         Returns:
             `logits` (images, num_labels), and on request `hidden_states` and `attentions`.
         """
+        self.check_kwargs(kwargs)
         outputs = self.vision_model(
             pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
         )

@@ -1,5 +1,7 @@
 """Base classes of the models and vision towers, and the checks of their inputs."""
 
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,6 +10,7 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import TransformersKwargs
 
 from ..configuration.configuration_common import AutoClassMixin, height_and_width
 from .modeling_layers import (
@@ -20,6 +23,11 @@ from .modeling_layers import (
 
 # Keys of a dual model or CoCa that belong to neither tower: no news to someone who loads a tower from its folder.
 COMPOSITE_KEYS = (r"^logit_", r"^multimodal_decoder\.", r"^lm_head\.")
+
+# What transformers passes to any model beside arguments of its own: for outputs, losses and attention functions, from
+# configurations, and from tokenizers.
+_FURTHER_KWARGS = TransformersKwargs.__annotations__.keys() | {"use_cache", "token_type_ids"}
+_FURTHER_KWARGS -= {"output_router_logits"}
 
 
 class OpenClipPreTrainedModel(AutoClassMixin, PreTrainedModel):
@@ -66,6 +74,17 @@ class OpenClipPreTrainedModel(AutoClassMixin, PreTrainedModel):
                 "or call gradient_checkpointing_disable()."
             )
         return cache
+
+    def check_kwargs(self, kwargs: dict[str, Any]):
+        """Raise `ValueError` for further arguments of `forward` that nothing reads; `None` asks for nothing."""
+        unread = [name for name, value in kwargs.items() if value is not None and name not in _FURTHER_KWARGS]
+        if unread:
+            listed = ", ".join(f"a cache as {name}" if isinstance(kwargs[name], Cache) else name for name in unread)
+            names = [name for name in inspect.signature(self.forward).parameters if name != "kwargs"]
+            raise ValueError(
+                f"Got {listed}, {'a name that is' if len(unread) == 1 else 'names that are'} not read here: leave it "
+                f"out, or check the spelling. {type(self).__name__} takes {', '.join(names)}."
+            )
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -135,6 +154,50 @@ def positions_of(attention_mask: torch.Tensor) -> torch.Tensor:
     positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     padding = (attention_mask.cumsum(-1) == 0).sum(-1, keepdim=True)
     return (positions - padding).clamp(min=0)
+
+
+def select_hidden_states(
+    hidden_states: Sequence[torch.Tensor], selection: bool | int | Sequence[int] | None
+) -> tuple[torch.Tensor | None, ...] | None:
+    """The `hidden_states` that `output_hidden_states` asks for, as transformers' `capture_outputs` gives them.
+
+    Args:
+        hidden_states: all that there are.
+        selection: whether to give them, or the index or indices of those to give, from the end where negative.
+
+    Returns:
+        A tuple as long as `hidden_states`, `None` for those that are not selected; or `None`.
+    """
+    if not selection:
+        return None
+    if selection is True:
+        return tuple(hidden_states)
+    places = range(len(hidden_states))
+    wanted = {
+        index % len(places)
+        for index in ([selection] if isinstance(selection, int) else selection)
+        if -len(places) <= index < len(places)
+    }
+    return tuple(states if place in wanted else None for place, states in zip(places, hidden_states))
+
+
+def ids_of_embeddings(inputs_embeds: torch.Tensor, hidden_size: int, pad_token_id: int) -> torch.Tensor:
+    """Ids (batch, length) that stand for token embeddings: any that is no padding, which only a mask can tell.
+
+    Raises:
+        ValueError: `inputs_embeds` are not (batch, length, hidden_size).
+    """
+    shape = tuple(inputs_embeds.shape)
+    if len(shape) != 3 or shape[2] != hidden_size:
+        raise ValueError(f"inputs_embeds have shape {shape}, the model expects (batch, length, {hidden_size}).")
+    return torch.full(shape[:2], pad_token_id + 1, device=inputs_embeds.device)
+
+
+def check_one_given(**arguments: torch.Tensor | None):
+    """Raise `ValueError` unless exactly one of `arguments` is given."""
+    given = [name for name, value in arguments.items() if value is not None]
+    if len(given) != 1:
+        raise ValueError(f"Pass either {' or '.join(arguments)}, got {' and '.join(given) or 'neither'}.")
 
 
 def check_input_ids(input_ids: torch.Tensor, max_position_embeddings: int):

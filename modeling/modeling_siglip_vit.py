@@ -349,6 +349,7 @@ class SiglipVitModel(PatchTowerMixin, OpenClipVisionTower):
         The tokens are class and register tokens and patches behind the last layer norm, or before it with
         `use_fc_norm`. With `ignore_head` there is no `pooler_output`.
         """
+        self.check_kwargs(kwargs)
         kwargs |= self.layer_kwargs()
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
         hidden_states = self.pre_layernorm(self.patch_dropout(hidden_states))

@@ -13,7 +13,14 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_text import OpenClipTextConfig
 from .modeling_layers import Encoder, norm_layer
-from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel, check_input_ids, positions_of
+from .modeling_pretrained import (
+    COMPOSITE_KEYS,
+    OpenClipPreTrainedModel,
+    check_input_ids,
+    check_one_given,
+    ids_of_embeddings,
+    positions_of,
+)
 from .transformers_compat import named_cache
 
 
@@ -41,10 +48,17 @@ class OpenClipTextEmbeddings(nn.Module):
             init.normal_(self.class_embedding, std=std)
 
     def forward(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None, append_class_token: bool = False
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+        append_class_token: bool = False,
+        inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(batch, length) of ids -> (batch, length, hidden_size), one token longer with the class token."""
-        hidden_states = self.token_embedding(input_ids)
+        """(batch, length) of ids -> (batch, length, hidden_size), one token longer with the class token.
+
+        With `inputs_embeds`, tokens that are already embedded, the ids are only counted.
+        """
+        hidden_states = self.token_embedding(input_ids) if inputs_embeds is None else inputs_embeds
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
         if append_class_token:
@@ -170,11 +184,14 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
                 return hidden_states[rows, ends.argmax(dim=-1)]
         return hidden_states
 
-    def _decode(self, input_ids, attention_mask, position_ids, cache, **kwargs) -> BaseModelOutputWithPooling:
+    def _decode(
+        self, input_ids, attention_mask, position_ids, cache, inputs_embeds, **kwargs
+    ) -> BaseModelOutputWithPooling:
         if position_ids is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device)
             position_ids = positions.unsqueeze(0) + cache.get_seq_length()
-        hidden_states = self._encode(self.embeddings(input_ids, position_ids), attention_mask, cache, **kwargs)
+        hidden_states = self.embeddings(input_ids, position_ids, inputs_embeds=inputs_embeds)
+        hidden_states = self._encode(hidden_states, attention_mask, cache, **kwargs)
         if not self.config.embed_cls:
             hidden_states = self.final_layer_norm(hidden_states)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states)
@@ -183,11 +200,12 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         cache: Cache | None = None,
         past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """Encode texts.
@@ -200,6 +218,8 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
             position_ids: (batch, length), by default 0, 1, ... from the first token that is no left padding.
             cache: of the tokens before `input_ids`, to which theirs are added (causal towers only).
             past_key_values: the name of `cache` before transformers 5.24.
+            inputs_embeds: (batch, length, hidden_size) instead of `input_ids`, without positions; padding among them
+                is what `attention_mask` says.
 
         Returns:
             `last_hidden_state` (batch, length, hidden_size), without CoCa's class token; `pooler_output`
@@ -208,19 +228,25 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
 
         Raises:
             TypeError: a `cache` of another class than those of transformers.
-            ValueError: no text, one without tokens or longer than `max_position_embeddings`, or no batch of texts; a
-                cache under two names or under one that is not known, or where gradient checkpointing would fill it
-                twice.
+            ValueError: no text, one without tokens or longer than `max_position_embeddings`, or no batch of texts;
+                both ids and embeddings, or embeddings where the end of a text is known by its id; a cache under two
+                names or under one that is not known, or where gradient checkpointing would fill it twice.
         """
         cache = self.cache_argument(cache, past_key_values)
+        self.check_kwargs(kwargs)
+        check_one_given(input_ids=input_ids, inputs_embeds=inputs_embeds)
+        if inputs_embeds is not None:
+            input_ids = ids_of_embeddings(inputs_embeds, self.config.hidden_size, self.config.pad_token_id)
         check_input_ids(input_ids, self.config.max_position_embeddings)
         if cache is not None:
-            return self._decode(input_ids, attention_mask, position_ids, cache, **kwargs)
+            return self._decode(input_ids, attention_mask, position_ids, cache, inputs_embeds, **kwargs)
 
         embed_cls = self.config.embed_cls
         if position_ids is None and attention_mask is not None:
             position_ids = positions_of(attention_mask)
-        hidden_states = self.embeddings(input_ids, position_ids, append_class_token=embed_cls)
+        if inputs_embeds is not None and not embed_cls and self.config.pool_type in ("argmax", "eos"):
+            raise ValueError("This text tower pools at the end of a text, which it knows by its id: pass input_ids.")
+        hidden_states = self.embeddings(input_ids, position_ids, embed_cls, inputs_embeds)
         hidden_states = self._encode(hidden_states, self.key_mask(input_ids, attention_mask), **kwargs)
         if embed_cls:
             tokens, pooled = hidden_states[:, :-1], self.final_layer_norm(hidden_states[:, -1])

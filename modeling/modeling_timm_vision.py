@@ -8,7 +8,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from ..configuration.configuration_timm_vision import TimmVisionConfig
-from .modeling_pretrained import OpenClipVisionTower, check_pixel_values
+from .modeling_pretrained import OpenClipVisionTower, check_pixel_values, select_hidden_states
 from .modeling_timm_factory import build_modules, reparameterize
 
 
@@ -114,7 +114,7 @@ class TimmVisionModel(OpenClipVisionTower):
         self,
         pixel_values: torch.Tensor,
         interpolate_pos_encoding: bool = False,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """Encode images.
@@ -123,7 +123,7 @@ class TimmVisionModel(OpenClipVisionTower):
             pixel_values: (batch, channels, height, width), normalised as the image processor does; any floating dtype.
             interpolate_pos_encoding: accept other image sizes than the model's, where timm's model does: convolutions,
                 and transformers with `model_args={"dynamic_img_size": True}`.
-            output_hidden_states: also return what timm's `forward_intermediates` does.
+            output_hidden_states: also return what timm's `forward_intermediates` does, all or those at these indices.
 
         Returns:
             `last_hidden_state` (batch, tokens, token_dim): timm's features, a token for each place of a feature map in
@@ -135,6 +135,11 @@ class TimmVisionModel(OpenClipVisionTower):
         Raises:
             ValueError: the shape is not the model's, or timm's model cannot give hidden states.
         """
+        self.check_kwargs(kwargs)
+        if kwargs.get("output_attentions"):
+            logger.warning_once(
+                "timm computes attention itself and returns no weights: output_attentions does nothing."
+            )
         check_pixel_values(pixel_values, 3, self.config.image_size, any_size=interpolate_pos_encoding)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -148,14 +153,14 @@ class TimmVisionModel(OpenClipVisionTower):
         return BaseModelOutputWithPooling(
             last_hidden_state=self._as_tokens(features),
             pooler_output=self.head(pooled),
-            hidden_states=hidden_states,
+            hidden_states=select_hidden_states(hidden_states, output_hidden_states),
         )
 
-    def _encode(self, pixel_values: torch.Tensor, output_hidden_states: bool):
+    def _encode(self, pixel_values: torch.Tensor, output_hidden_states: bool | int | list[int] | None):
         """timm's features, what it makes of them before open_clip's head, and the feature maps on the way."""
         if not output_hidden_states:
             features = self.timm_model.forward_features(pixel_values)
-            return features, self.timm_model.forward_head(features), None
+            return features, self.timm_model.forward_head(features), ()
         if not hasattr(self.timm_model, "forward_intermediates"):
             raise ValueError(
                 f"timm's {self.config.architecture} gives no hidden states: leave out output_hidden_states."

@@ -167,6 +167,7 @@ class OpenClipVitModel(PatchTowerMixin, OpenClipVisionTower):
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """Encode images, see [`OpenClipVisionTower`]: the tokens are patches, or those of the attentional pooler."""
+        self.check_kwargs(kwargs)
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
         hidden_states = self.pre_layernorm(self.patch_dropout(hidden_states))
         hidden_states = self.encoder(hidden_states, **kwargs)

@@ -8,7 +8,13 @@ from typing import NamedTuple
 
 import torch
 from tiny_models import PAD, tiny_inputs, tiny_model
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainingArguments,
+)
 
 
 SAMPLES = 8
@@ -62,7 +68,7 @@ def task_inputs(task: Task, model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def make_trainer(model: PreTrainedModel, inputs: dict, return_loss: bool = False, **arguments) -> Trainer:
-    """A Trainer whose one step moves the weights by the gradient of `inputs`."""
+    """A Trainer, for `predict_with_generate` a Seq2SeqTrainer, whose one step goes by the gradient of `inputs`."""
     samples = [dict(zip(inputs, values, strict=True)) for values in zip(*inputs.values(), strict=True)]
 
     def collate(rows: list[dict]) -> dict:
@@ -84,8 +90,10 @@ def make_trainer(model: PreTrainedModel, inputs: dict, return_loss: bool = False
         "use_cpu": True,
         "disable_tqdm": True,
     }
-    arguments = TrainingArguments(**{**defaults, **arguments})
-    return Trainer(model, arguments, data_collator=collate, train_dataset=samples, eval_dataset=samples)
+    kinds = (Trainer, TrainingArguments), (Seq2SeqTrainer, Seq2SeqTrainingArguments)
+    trainer_class, arguments_class = kinds["predict_with_generate" in arguments]
+    arguments = arguments_class(**{**defaults, **arguments})
+    return trainer_class(model, arguments, data_collator=collate, train_dataset=samples, eval_dataset=samples)
 
 
 def train_step(name: str, accumulation: int = 1, processes: int = 1) -> Step:

@@ -89,7 +89,8 @@ INTERNALS = (
         MODEL,
         "_initialize_weights",
         ("module",),
-        "weights and tables of timm's towers come from timm, also those built without storage",
+        "weights and tables of timm's towers come from timm, also those built without storage; T5's encoders make "
+        "their missing weights",
         "do it in _init_weights of the tower",
     ),
     Internal(

@@ -124,7 +124,8 @@ def test_height_and_width_of_a_side_or_a_pair():
 @pytest.mark.floor
 def test_coca_configuration_describes_the_whole_causal_stack():
     config = CoCaConfig(text_config={"num_hidden_layers": 5, "embed_cls": True, "max_position_embeddings": 40})
-    assert config.get_text_config() is config.get_text_config(decoder=True) is config
+    assert config.get_text_config(decoder=True) is config
+    assert config.get_text_config() is config.multimodal_config
     assert config.num_hidden_layers == 5 + 12
     assert config.max_position_embeddings == 40
     config.vocab_size = 1000

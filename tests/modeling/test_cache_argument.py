@@ -45,19 +45,22 @@ def test_forward_fills_a_cache_given_by_either_name(name, coca, inputs):
 def test_forward_uses_both_parts_of_a_pair_of_caches(coca, inputs):
     ids, pixel_values = torch.randint(10, 90, (3, 7)), inputs["pixel_values"]
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    coca(ids[:, :4], pixel_values, cache=cache)
+    assert coca(ids[:, :4], pixel_values, cache=cache)[CACHE_NAME] is cache
     assert cache.get_seq_length() == 4 and all(cache.is_updated.values())
     # The images are in the cache by now.
     rest = coca(ids[:, 4:], cache=cache).logits
     torch.testing.assert_close(rest, coca(ids, pixel_values).logits[:, 4:], rtol=1e-4, atol=1e-5)
 
 
-def test_generate_uses_a_pair_of_caches(coca, inputs):
-    pixel_values = inputs["pixel_values"]
+@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+def test_generate_uses_a_pair_of_caches_and_hands_it_back(strategy, coca, inputs):
+    arguments = {"pixel_values": inputs["pixel_values"], "max_new_tokens": 4, "eos_token_id": None, **strategy}
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    captions = coca.generate(pixel_values=pixel_values, max_new_tokens=4, eos_token_id=None, cache=cache)
-    assert torch.equal(captions, coca.generate(pixel_values=pixel_values, max_new_tokens=4, eos_token_id=None))
-    assert cache.get_seq_length() == 4
+    torch.manual_seed(0)
+    outputs = coca.generate(**arguments, cache=cache, return_dict_in_generate=True)
+    torch.manual_seed(0)
+    assert torch.equal(outputs.sequences, coca.generate(**arguments))
+    assert outputs[CACHE_NAME] is cache and cache.get_seq_length() == 4
 
 
 @pytest.mark.parametrize("name", NAMES)

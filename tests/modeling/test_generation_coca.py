@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny_configs import tiny_coca_cfg
+from tiny_models import tiny_inputs
 from transformers import (
     DynamicCache,
     GenerationConfig,
@@ -371,3 +372,21 @@ def test_generate_belongs_to_both_class_names(pixel_values, tmp_path):
 def test_generate_in_half_precision(model, pixel_values):
     sequences = model.to(torch.bfloat16).generate(pixel_values=pixel_values, num_beams=2)
     assert sequences[:, 0].tolist() == [BOS] * 3
+
+
+def test_images_may_come_first(model, pixel_values):
+    assert torch.equal(model.generate(pixel_values), model.generate(pixel_values=pixel_values))
+    with pytest.raises(ValueError, match="either inputs or pixel_values, got inputs and pixel_values"):
+        model.generate(pixel_values, pixel_values=pixel_values)
+
+
+def test_prompts_of_a_training_batch_end_before_their_labels(model):
+    inputs = tiny_inputs(model)
+    labels = inputs["input_ids"].clone()
+    labels[0, :3] = labels[1, :2] = -100
+    arguments = {"max_new_tokens": 3, "eos_token_id": None}
+    captions = model.generate(**inputs, labels=labels, return_loss=True, **arguments)
+    for row, length in enumerate((3, 2, 1)):
+        image = {"pixel_values": inputs["pixel_values"][row : row + 1]}
+        expected = model.generate(inputs["input_ids"][row : row + 1, :length], **image, **arguments)
+        assert captions[row, 3 - length :].tolist() == expected[0].tolist()

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from tiny_configs import HF_ENCODERS, tiny_hf_text_cfg
 from tiny_models import CLIP, COCA, MODELS, SIGLIP, tiny_config
 
 from open_clip_transformers.modeling.modeling_coca import CoCaModel
@@ -97,3 +99,21 @@ def test_parts_have_their_own_initializer_range():
     model = OpenClipModel(config)
     assert spread(model.vision_model.encoder.layers[0].mlp.fc1.weight) == pytest.approx(0.5, rel=0.2)
     assert spread(model.text_model.encoder.layers[0].mlp.fc1.weight) == pytest.approx(0.001, rel=0.2)
+
+
+@pytest.mark.parametrize("encoder", HF_ENCODERS)
+@pytest.mark.parametrize("missing", ["text_model.", "text_model.hf_model"], ids=["tower", "encoder"])
+def test_weights_that_a_file_lacks_start_as_in_a_new_encoder(encoder, missing, tmp_path):
+    config = tiny_config(tiny_hf_text_cfg(encoder))
+    expected = OpenClipModel(config)
+    expected.save_pretrained(tmp_path)
+    # One tensor of each module that has a weight and a bias is there.
+    lost = {k for k in expected.state_dict() if k.startswith(missing) and k.endswith("weight") and ".q." not in k}
+    kept = {k: v for k, v in expected.state_dict().items() if k not in lost}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model = OpenClipModel.from_pretrained(tmp_path)
+    for name, weight in model.state_dict().items():
+        if name not in lost:
+            assert torch.equal(weight, kept[name]), name
+        else:
+            assert spread(weight) == pytest.approx(spread(expected.state_dict()[name]), rel=0.35), name

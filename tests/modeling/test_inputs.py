@@ -2,10 +2,13 @@
 
 import pytest
 import torch
-from tiny_models import BOS, CLIP, EOS, PAD, main_outputs, randomized, tiny_config, tiny_inputs, tiny_model
+from tiny_models import BOS, CLIP, EOS, MODELS, PAD, main_outputs, randomized, tiny_config, tiny_inputs, tiny_model
 from transformers.utils import logging
 
+from open_clip_transformers.modeling.modeling_modified_resnet import ModifiedResNetBackbone
+from open_clip_transformers.modeling.modeling_siglip_vit import SiglipVitBackbone
 from open_clip_transformers.modeling.modeling_text import OpenClipTextModel
+from open_clip_transformers.modeling.modeling_vit import OpenClipVitBackbone
 from open_clip_transformers.modeling.transformers_compat import CACHE_NAME
 
 
@@ -241,6 +244,75 @@ def test_training_on_prompts_without_end_is_told(caplog):
     other(**inputs, labels=endless)
     logging.disable_propagation()
     assert "labels without an end-of-text token (id 96)" in caplog.text and "return_labels=True" in caplog.text
+
+
+def test_labels_want_a_logit_each():
+    model = tiny_model("coca")
+    inputs = tiny_inputs(model)
+    with pytest.raises(
+        ValueError, match=r"labels have shape \(3, 10\), the logits are for \(3, 1\) tokens.*input_ids"
+    ):
+        model(pixel_values=inputs["pixel_values"], labels=inputs["input_ids"])
+    with pytest.raises(ValueError, match="no logits_to_keep"):
+        model(**inputs, labels=inputs["input_ids"], logits_to_keep=1)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_arguments_that_nothing_reads_are_refused(name):
+    model = tiny_model(name)
+    inputs = tiny_inputs(model)
+    with pytest.raises(
+        ValueError, match=rf"Got normalize, a name that is not read here.*{type(model).__name__} takes"
+    ):
+        model(**inputs, normalize=True)
+    with pytest.raises(ValueError, match="Got attention_masks, crop, names that are not read here"):
+        model(**inputs, attention_masks=inputs, crop=0)
+    with torch.no_grad():
+        expected = main_outputs(model(**inputs))
+        passed = {"num_items_in_batch": 3, "max_length_q": 5, "output_attentions": False, "decoder_input_ids": None}
+        outputs = main_outputs(model(**inputs, **passed))
+    assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip_with_siglip_vit", "clip_resnet", "clip_timm_vision", "clip_hf_text"])
+def test_features_refuse_arguments_that_nothing_reads(name):
+    model = tiny_model(name)
+    inputs = tiny_inputs(model)
+    with pytest.raises(ValueError, match="Got normalize"):
+        model.get_image_features(inputs["pixel_values"], normalize=True)
+    with pytest.raises(ValueError, match="Got normalize"):
+        model.get_text_features(inputs["input_ids"], normalize=True)
+    with pytest.raises(ValueError, match="Got inputs_embeds"):
+        model(**inputs, inputs_embeds=torch.randn(3, 10, 36))
+
+
+@pytest.mark.parametrize(
+    ("tower", "backbone"),
+    [("vit", OpenClipVitBackbone), ("siglip_vit", SiglipVitBackbone), ("resnet", ModifiedResNetBackbone)],
+)
+def test_backbones_refuse_arguments_that_nothing_reads(tower, backbone):
+    model = backbone(MODELS[tower][1]())
+    with pytest.raises(ValueError, match="Got normalize"):
+        model(**tiny_inputs(model), normalize=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["clip", "siglip", "clip_resnet", "clip_timm_vision", "clip_hf_text", "coca_for_zero_shot"]
+)
+def test_dual_model_embeds_one_side_alone(name):
+    model = tiny_model(name)
+    inputs = tiny_inputs(model)
+    with torch.no_grad():
+        expected = model(**inputs)
+        for side, embeds in (("pixel_values", "image_embeds"), ("input_ids", "text_embeds")):
+            outputs = model(**{side: inputs[side]})
+            assert torch.equal(outputs[embeds], expected[embeds])
+            assert torch.equal(model(**{side: inputs[side]}, return_dict=False)[0], expected[embeds])
+            assert outputs.logits_per_image is outputs.logits_per_text is None
+            with pytest.raises(ValueError, match="return_loss=True compares embeddings"):
+                model(**{side: inputs[side]}, return_loss=True)
+    with pytest.raises(ValueError, match="needs pixel_values, input_ids or both, got neither"):
+        model()
 
 
 def test_forward_takes_its_arguments_in_the_order_of_clip():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_configs import VOCAB_SIZE
 from tiny_models import MODELS, main_outputs, tiny_inputs, tiny_model
+from transformers.utils import output_capturing
 
 
 IMAGES, LENGTH = 3, 10
@@ -213,3 +214,62 @@ def test_input_embeddings_can_be_set(name):
     new = torch.nn.Identity()
     model.set_input_embeddings(new)
     assert model.get_input_embeddings() is new
+
+
+@pytest.mark.parametrize("captions", [1, 2], ids=["one_caption_an_image", "two_captions_an_image"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+def test_gradients_of_logits_reach_cross_attentions(captions, checkpointing):
+    model = tiny_model("coca")
+    model.set_attn_implementation("eager")
+    inputs = tiny_inputs(model)
+    inputs["input_ids"] = inputs["input_ids"].repeat_interleave(captions, dim=0)
+    if checkpointing:
+        model.train().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    outputs = model(**inputs, output_attentions=True)
+    for layers in (outputs.cross_attentions, outputs.attentions, outputs.text_model_output.attentions):
+        for weights, gradient in zip(layers, torch.autograd.grad(outputs.logits[1, 5, 7], layers, retain_graph=True)):
+            assert gradient.shape == weights.shape
+            assert gradient[1].any() and not gradient[torch.arange(len(gradient)) != 1].any()
+
+
+@pytest.mark.parametrize("name", ["resnet", "clip_resnet"])
+def test_gradients_of_embeddings_reach_the_attentions_of_a_resnet(name):
+    model = tiny_model(name)
+    model.set_attn_implementation("eager")
+    outputs = model(**tiny_inputs(model), output_attentions=True)
+    tower = outputs if name == "resnet" else outputs.vision_model_output
+    (gradient,) = torch.autograd.grad(tower.pooler_output[0, 3], tower.attentions)
+    assert gradient.shape == tower.attentions[0].shape and gradient[0].any() and not gradient[1:].any()
+
+
+@pytest.mark.parametrize(
+    "name", ["vit", "siglip_vit", "resnet", "timm_vision", "text", "hf_text", "coca", "coca_hf_text"]
+)
+@pytest.mark.parametrize("selection", [[0], [1, -1], -2, [0, 40]], ids=str)
+def test_hidden_states_are_selected_by_index(name, selection):
+    model = tiny_model(name)
+    with torch.no_grad():
+        every = model(**tiny_inputs(model), output_hidden_states=True).hidden_states
+        selected = model(**tiny_inputs(model), output_hidden_states=selection).hidden_states
+    if not hasattr(output_capturing, "selected_hidden_states") and not name.startswith(("coca", "timm")):
+        pytest.skip("this transformers takes a selection for True")
+    indices = [selection] if isinstance(selection, int) else selection
+    wanted = {range(len(every))[index] for index in indices if index < len(every)}
+    assert len(selected) == len(every)
+    for index, states in enumerate(every):
+        assert selected[index] is None if index not in wanted else torch.equal(selected[index], states)
+
+
+def test_text_configuration_of_coca_counts_what_generate_records():
+    model = tiny_model("coca")
+    model.set_attn_implementation("eager")
+    outputs = model.generate(
+        pixel_values=tiny_inputs(model)["pixel_values"],
+        max_new_tokens=3,
+        return_dict_in_generate=True,
+        output_attentions=True,
+        output_hidden_states=True,
+    )
+    layers = model.config.get_text_config().num_hidden_layers
+    assert [len(attentions) for attentions in outputs.attentions] == [layers] * 3
+    assert [len(states) for states in outputs.hidden_states] == [layers + 1] * 3

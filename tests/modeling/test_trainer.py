@@ -64,17 +64,12 @@ def test_processes_change_no_loss_and_no_gradient(processes, tasks, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    variables = {"WORLD_SIZE": processes, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    variables = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     variables |= {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
     running = [
         subprocess.Popen(
             [sys.executable, trainer_steps.__file__, tmp_path, *tasks],
-            env={
-                **os.environ,
-                **{k: str(v) for k, v in variables.items()},
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-            },
+            env={**os.environ, **variables, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -116,3 +111,18 @@ def test_label_smoothing_says_that_it_leaves_out_the_contrastive_loss(warnings_o
     inputs = task_inputs(TASKS["captions"], model)
     make_trainer(model, inputs, return_loss=True, label_smoothing_factor=0.1).evaluate()
     assert "leaves out the contrastive loss" in warnings_of_transformers.text
+
+
+@pytest.mark.parametrize("return_loss", [False, True], ids=["captions", "captions_and_pairs"])
+def test_evaluation_with_generate_captions_the_images(return_loss):
+    model = tiny_model("coca")
+    inputs = task_inputs(TASKS["captions"], model)
+    trainer = make_trainer(
+        model, inputs, return_loss, predict_with_generate=True, generation_max_length=8, label_names=["labels"]
+    )
+    outputs = trainer.predict(trainer.eval_dataset)
+    with torch.no_grad():
+        expected = model(**inputs, return_loss=return_loss).loss.item()
+    assert outputs.metrics["test_loss"] == pytest.approx(expected, rel=1e-5)
+    captions = model.generate(pixel_values=inputs["pixel_values"], max_length=8)
+    assert outputs.predictions[:, : captions.shape[1]].tolist() == captions.tolist()
