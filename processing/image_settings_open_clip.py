@@ -185,7 +185,7 @@ def channel_values(name: str, values: Any) -> list[float]:
     if (
         not isinstance(values, list | tuple)
         or len(values) != 3
-        or not all(isinstance(value, int | float) and value in numbers for value in values)
+        or not all(type(value) in (int, float) and value in numbers for value in values)
     ):
         raise ValueError(f"{name} must be three numbers in {numbers}, got {brief(values)}.")
     return list(values)
