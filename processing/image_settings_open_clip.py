@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from enum import Enum
 from functools import partial
 from reprlib import repr as brief
 from typing import Any
@@ -87,6 +88,8 @@ class OpenClipImageSettings(AutoClassMixin):
         # Not at the first call only: a folder with wrong settings should not load.
         self._check_settings(self.size, self.resample, self.resize_mode)
         check_fill_color(self.fill_color)
+        if type(self.rescale_factor) not in (int, float) or self.rescale_factor not in _POSITIVE:
+            raise ValueError(f"rescale_factor must be a number in {_POSITIVE}, got {brief(self.rescale_factor)}.")
         for name in ("image_mean", "image_std"):
             if getattr(self, name) is not None:
                 channel_values(name, getattr(self, name))
@@ -119,7 +122,8 @@ class OpenClipImageSettings(AutoClassMixin):
                 f"{', '.join(map(repr, RESIZE_MODES))}."
             )
         filters = (PILImageResampling.BICUBIC, PILImageResampling.BILINEAR)
-        if isinstance(resample, int) and resample not in filters:
+        is_pillow = isinstance(resample, int) or not isinstance(resample, Enum | None)
+        if is_pillow and resample not in filters:
             raise ValueError(
                 f"{type(self).__name__}: got resample={resample}; open_clip resizes with bicubic (3) or bilinear (2)."
             )
@@ -167,10 +171,19 @@ def open_image(source: str | os.PathLike, timeout: float = 60) -> Image.Image:
         timeout: seconds to wait for a download.
 
     Raises:
-        OSError: the file is no image, or a download fails.
+        OSError: the file is no image, or one of more pixels than Pillow allows, or a download fails.
         ValueError: neither a file, nor a URL, nor base64.
     """
     source = os.fspath(source)
+    try:
+        return _open(source, timeout)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # of Pillow's limit, and of the library that downloads
+        raise OSError(f"{source:.200} cannot be read as an image: {type(error).__name__}: {error}") from error
+
+
+def _open(source: str, timeout: float) -> Image.Image:
     return Image.open(source) if os.path.isfile(source) else load_image(source, timeout=timeout)
 
 
