@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, wraps
@@ -11,28 +10,15 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from ..configuration.errors import UserError
+
 
 # The import package that this folder is part of.
 PACKAGE = __package__.rpartition(".")[0]
 DATA_FOLDER = Path(__file__).with_name("data")
-
-
-# Characters that a terminal obeys or that turn the direction of a line, none of which a message needs.
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+# How the file begins that Git LFS leaves in place of another.
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 Function = TypeVar("Function", bound=Callable)
-
-
-def printable(text: str, keep: str = "\n") -> str:
-    """`text` with escapes in place of control characters but those of `keep`: names and files may hold any."""
-    return _CONTROLS.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
-
-
-class UserError(ValueError):
-    """An error whose message is meant for users: what was found, what was expected and what to do."""
-
-    def __init__(self, message: object = ""):
-        super().__init__(printable(str(message)))
 
 
 class ConversionError(UserError):

@@ -18,7 +18,7 @@ from .mapping.config import TokenIds, build_config, build_model_cfg, default_tok
 from .mapping.plan import plan_conversion, rename_table
 from .mapping.state_dict import Step, resolve
 from .outputs import check_output, new_folder
-from .processors.image import preprocess_cfg_of
+from .processors.image import IMAGE_PROCESSOR_FILES, preprocess_cfg_of
 from .processors.tokenizers import save_plain_tokenizer, tokenizer_cfg_of
 from .sources.weights import CONFIG_FILE, WEIGHTS_FILES, read_weights
 from .verify.conversion import Verification, check_mode, reference_outputs, verify_conversion
@@ -134,13 +134,12 @@ def _load_tokenizer(source: ConvertedFolder) -> OpenClipTokenizer:
 
 
 def _preprocess_cfg(source: ConvertedFolder) -> dict[str, Any]:
-    try:
-        image_processor = OpenClipImageProcessorPil.from_pretrained(source.path)
-    except OSError as error:
+    if not any((source.path / name).is_file() for name in IMAGE_PROCESSOR_FILES):
         raise ConversionError(
             f"{source.path} has no image processor: save it there, or convert with with_processor=False."
-        ) from error
-    return preprocess_cfg_of(image_processor, source.config)
+        )
+    with failing_as(f"The image processor in {source.path} cannot be used"):
+        return preprocess_cfg_of(OpenClipImageProcessorPil.from_pretrained(source.path), source.config)
 
 
 def _notes(config, model_cfg: Mapping[str, Any], tokenizer: OpenClipTokenizer | None) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import base64
 import os
 from collections.abc import Callable
+from enum import Enum
 from functools import partial
 from io import BytesIO
 from reprlib import repr as brief
@@ -142,11 +143,15 @@ class OpenClipImageSettings(AutoClassMixin):
                 f"{', '.join(map(repr, RESIZE_MODES))}."
             )
         filters = (PILImageResampling.BICUBIC, PILImageResampling.BILINEAR)
-        if isinstance(resample, int) and resample not in filters:
+        is_pillow = isinstance(resample, int) or not isinstance(resample, Enum | None)
+        if is_pillow and resample not in filters:
             raise ValueError(
                 f"{type(self).__name__}: got resample={resample}; open_clip resizes with bicubic (3) or bilinear (2)."
             )
         check_fill_color(settings["fill_color"])
+        factor = settings["rescale_factor"]
+        if type(factor) not in (int, float) or factor not in _POSITIVE:
+            raise ValueError(f"rescale_factor must be a number in {_POSITIVE}, got {brief(factor)}.")
         for name in ("image_mean", "image_std"):
             if settings[name] is not None:
                 channel_values(name, settings[name])
@@ -198,7 +203,7 @@ def open_image(source: str | os.PathLike, timeout: float = 60) -> Image.Image:
         timeout: seconds to wait for a download.
 
     Raises:
-        OSError: the file is no image, or a download fails.
+        OSError: the file is no image, or one of more pixels than Pillow allows, or a download fails.
         ValueError: neither a file, nor a URL, nor base64.
     """
     source = os.fspath(source)
@@ -232,7 +237,7 @@ def channel_values(name: str, values: Any) -> list[float]:
     if (
         not isinstance(values, list | tuple)
         or len(values) != 3
-        or not all(isinstance(value, int | float) and value in numbers for value in values)
+        or not all(type(value) in (int, float) and value in numbers for value in values)
     ):
         raise ValueError(f"{name} must be three numbers in {numbers}, got {brief(values)}.")
     return list(values)

@@ -136,6 +136,8 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
             pad_token = "!" if pad_token is None else pad_token
             kwargs = {"bos_token": BOS_TOKEN, "eos_token": EOS_TOKEN, **kwargs}
             model_max_length = 77 if model_max_length is None else model_max_length
+        if model_max_length is not None and (type(model_max_length) not in (int, float) or not model_max_length >= 1):
+            raise ValueError(f"model_max_length must be a number of tokens, 1 or more, got {model_max_length!r}.")
         self.clean = clean or ("lower" if self._is_clip_bpe else "whitespace")
         self._clean_text = get_text_cleaner(self.clean)
         self.strip_sep_token, self.class_token_last = strip_sep_token, class_token_last

@@ -17,6 +17,8 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 
+from ..configuration.errors import MissingPackageError, UserError
+
 
 if TYPE_CHECKING:
     import datasets
@@ -71,7 +73,7 @@ def embed_texts(
 def _pooled(features: torch.Tensor) -> torch.Tensor:
     """Return the features, once it is clear that there is one vector for each input."""
     if features.ndim != 2:
-        raise ValueError(f"This model does not pool: its embeddings have the shape {tuple(features.shape)}.")
+        raise UserError(f"This model does not pool: its embeddings have the shape {tuple(features.shape)}.")
     return features
 
 
@@ -99,9 +101,9 @@ def build_zero_shot_classifier(
         ValueError: no classes or templates, a template without {}, or a model that does not pool.
     """
     if not class_names or not templates or isinstance(class_names, str) or isinstance(templates, str):
-        raise ValueError(f"Expected lists of class names and templates, got {class_names!r} and {templates!r}.")
+        raise UserError(f"Expected lists of class names and templates, got {class_names!r} and {templates!r}.")
     if lacking := [template for template in templates if "{}" not in template]:
-        raise ValueError(f"The template {lacking[0]!r} has no {{}} for the class, as in 'a photo of a {{}}.'.")
+        raise UserError(f"The template {lacking[0]!r} has no {{}} for the class, as in 'a photo of a {{}}.'.")
     prompts = [template.replace("{}", name) for name in class_names for template in templates]
 
     def build() -> torch.Tensor:
@@ -172,7 +174,7 @@ def evaluate_zero_shot(
     labels = torch.tensor(_column(dataset, label_column))
     names = _class_names(dataset, label_column, class_names)
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
-        raise ValueError(
+        raise UserError(
             f"Labels of the column {label_column!r} go from {int(labels.min())} to {int(labels.max())}, but there are "
             f"{len(names)} class names: pass a name for each label from 0 on."
         )
@@ -197,11 +199,11 @@ def _class_names(dataset: "datasets.Dataset", label_column: str, class_names: Se
         return list(class_names)
     names = getattr(dataset.features[label_column], "names", None)
     if not names:
-        raise ValueError(f"The column {label_column!r} holds labels without names: pass class_names.")
+        raise UserError(f"The column {label_column!r} holds labels without names: pass class_names.")
     if all(len(name) == 9 and name[0] == "n" and name[1:].isdigit() for name in names):
         if len(names) == len(IMAGENET["class_names"]):
             return IMAGENET["class_names"]
-        raise ValueError(
+        raise UserError(
             f"Classes are called {names[0]}, ..., which are ids of WordNet and no words that a model knows, and there "
             f"are {len(names)}, not ImageNet's {len(IMAGENET['class_names'])}: pass class_names."
         )
@@ -265,12 +267,12 @@ def retrieval_recall(
         image_of_text = torch.arange(len(text_embeds), device=text_embeds.device)
     images, texts = len(image_embeds), len(text_embeds)
     if not images or image_embeds.shape[1:] != text_embeds.shape[1:] or image_of_text.shape != (texts,):
-        raise ValueError(
+        raise UserError(
             "Expected embeddings (images, dim) and (texts, dim) and an image's index for each text, got "
             f"{tuple(image_embeds.shape)}, {tuple(text_embeds.shape)} and {tuple(image_of_text.shape)}."
         )
     if image_of_text.unique().tolist() != list(range(images)):
-        raise ValueError(f"Expected at least one text for each of {images} images, and none for others.")
+        raise UserError(f"Expected at least one text for each of {images} images, and none for others.")
     return {
         **_recall("image_to_text", image_embeds, text_embeds, torch.arange(images), image_of_text),
         **_recall("text_to_image", text_embeds, image_embeds, image_of_text, torch.arange(images)),
@@ -337,11 +339,11 @@ def caption_metrics(captions: Sequence[str], references: Sequence[Sequence[str]]
         ValueError: not as many lists of references as captions, or an empty one.
     """
     if len(captions) != len(references) or not captions or not all(references):
-        raise ValueError(f"Expected references for each of {len(captions)} captions, got {len(references)} lists.")
+        raise UserError(f"Expected references for each of {len(captions)} captions, got {len(references)} lists.")
     try:
         import sacrebleu
     except ImportError as error:
-        raise ImportError("Caption metrics need sacrebleu: pip install sacrebleu") from error
+        raise MissingPackageError("Caption metrics need sacrebleu: pip install sacrebleu") from error
     captions = [caption.lower() for caption in captions]
     lowered = [[text.lower() for text in texts] for texts in references]
     # sacrebleu takes the first references of all captions, then the second, and so on; None where there is none.
@@ -363,11 +365,11 @@ def find_column(dataset: "datasets.Dataset", argument: str, name: str | None, ki
     """
     if name is not None:
         if name not in dataset.column_names:
-            raise ValueError(f"{argument}={name!r} is none of the columns: {', '.join(dataset.column_names)}.")
+            raise UserError(f"{argument}={name!r} is none of the columns: {', '.join(dataset.column_names)}.")
         return name
     found = [column for column, feature in dataset.features.items() if type(feature).__name__ == kind]
     if len(found) != 1:
-        raise ValueError(
+        raise UserError(
             f"{'None' if not found else 'Several'} of the columns {', '.join(dataset.column_names)} "
             f"{'is' if not found else 'are'} of type {kind}: pass {argument}."
         )
@@ -390,7 +392,7 @@ def read_texts(dataset: "datasets.Dataset", text_column: str) -> list[list[str]]
     texts = [[row] if isinstance(row, str) else list(row or ()) for row in rows]
     for index, row in enumerate(texts):
         if not row or not all(isinstance(text, str) for text in row):
-            raise ValueError(f"Row {index} of the column {text_column!r} holds {rows[index]!r}, expected texts.")
+            raise UserError(f"Row {index} of the column {text_column!r} holds {rows[index]!r}, expected texts.")
     return texts
 
 
@@ -432,7 +434,7 @@ def pixel_batches(
         ValueError: no images.
     """
     if not len(dataset):
-        raise ValueError("The data set has no rows to evaluate.")
+        raise UserError("The data set has no rows to evaluate.")
     pixels = PixelDataset(dataset, processor.image_processor, image_column)
     batches: Iterable[torch.Tensor] = DataLoader(pixels, batch_size=batch_size, num_workers=num_workers)
     with tqdm(total=len(dataset), unit="image", disable=None, leave=False) as progress:
@@ -456,7 +458,7 @@ def load_dataset(data: str, split: str | None = None) -> "datasets.Dataset":
     try:
         import datasets
     except ImportError as error:
-        raise ImportError("Evaluating on a data set needs datasets: pip install datasets") from error
+        raise MissingPackageError("Evaluating on a data set needs datasets: pip install datasets") from error
     if not Path(data).is_dir():
         loaded = datasets.load_dataset(data, split=split)
     elif any((Path(data) / name).is_file() for name in ("dataset_dict.json", "state.json")):
@@ -468,7 +470,7 @@ def load_dataset(data: str, split: str | None = None) -> "datasets.Dataset":
     if split is None:
         split = next((name for name in ("test", "validation") if name in loaded), None) or next(iter(loaded))
         if split not in ("test", "validation") and len(loaded) > 1:
-            raise ValueError(f"{data} has the splits {', '.join(loaded)}: choose one with `split`.")
+            raise UserError(f"{data} has the splits {', '.join(loaded)}: choose one with `split`.")
     if split not in loaded:
-        raise ValueError(f"split={split!r} is none of the splits of {data}: {', '.join(loaded)}.")
+        raise UserError(f"split={split!r} is none of the splits of {data}: {', '.join(loaded)}.")
     return loaded[split]

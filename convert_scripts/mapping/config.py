@@ -15,7 +15,7 @@ from ..common import ConversionError, listing, plain
 from ..towers.base import TowerConversion
 from ..towers.coca_decoder import DECODER
 from ..towers.tables import TEXT_CONVERSIONS, TEXT_TOWERS, VISION_CONVERSIONS, VISION_TOWERS
-from .config_table import REQUIRED, Cfg, ConfigTable
+from .config_table import FIELD_KINDS, REQUIRED, Cfg, ConfigTable
 
 
 MODEL = ConfigTable(
@@ -169,6 +169,9 @@ def _select(towers: Sequence[TowerConversion], cfg: Cfg) -> ConfigTable:
     default = tables[-1]
     if not isinstance(cfg, Mapping):
         raise ConversionError(f"{default.name} must be a JSON object, got {cfg!r}.")
+    for name in ("hf_model_name", "timm_model_name", "timm_pool"):  # by which towers are selected
+        if cfg.get(name) is not None:
+            FIELD_KINDS[name].check(default.name, name, cfg[name])
     return next(table for table in tables if table.selects(cfg))
 
 

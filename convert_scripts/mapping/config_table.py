@@ -75,7 +75,7 @@ FIELD_KINDS = {
     "mlp_ratio": Kind(_NUMBER, Range(0, 2**8)),
     **dict.fromkeys(("patch_dropout", "timm_drop", "timm_drop_path"), Kind(_NUMBER, PROBABILITY)),
     **dict.fromkeys(("ls_init_value", "init_logit_scale", "init_logit_bias"), Kind(_NUMBER)),
-    **dict.fromkeys(("pad_id", "eos_id"), Kind((int,))),
+    **dict.fromkeys(("pad_id", "eos_id"), Kind((int,), Range(0, FIELD_RANGES["vocab_size"].high))),
     **dict.fromkeys(("pool_type", "pos_embed_type", "block_type"), Kind((str,))),
     **dict.fromkeys(("hf_model_name", "hf_tokenizer_name", "tokenizer_mode"), Kind((str,))),
     "timm_model_name": Kind((str,)),

@@ -90,8 +90,8 @@ def preprocess_cfg_of(image_processor: OpenClipImageSettings, config: PreTrained
     cfg = {
         "size": height if height == width else [height, width],
         "mode": "RGB",
-        "mean": list(image_processor.image_mean),
-        "std": list(image_processor.image_std),
+        "mean": channel_values("image_mean", image_processor.image_mean),
+        "std": channel_values("image_std", image_processor.image_std),
         "interpolation": INTERPOLATION[image_processor.resample],
         "resize_mode": image_processor.resize_mode,
         "fill_color": image_processor.fill_color,

@@ -10,16 +10,22 @@ from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel, Proce
 from transformers.utils import CONFIG_NAME
 
 from ..configuration.configuration_coca import CoCaConfig
-from ..configuration.configuration_common import height_and_width
+from ..configuration.configuration_common import Range, check_range, height_and_width
 from ..configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
 from ..configuration.configuration_vit import OpenClipVitConfig
-from ..convert_scripts.common import UserError, check_no_pointer, failing_as, read_json
+from ..configuration.errors import UserError
+from ..convert_scripts.common import check_no_pointer, failing_as, read_json
 from ..processing.processing_coca import CoCaProcessor
 from ..processing.processing_open_clip import OpenClipProcessor
 from .messages import UsageError, hide_progress_bars_in_logs
 
 
 COCA = CoCaConfig.model_type
+# Settings of generation by which time and memory grow.
+GENERATION_RANGES = {
+    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), Range(1, 1024)),
+    **dict.fromkeys(("max_new_tokens", "max_length"), Range(1, 2**20)),
+}
 # Towers that take images of one size alone, unless they are told to interpolate.
 FIXED_SIZE = {OpenClipVitConfig.model_type}
 KINDS = {OpenClipConfig.model_type: "CLIP", OpenClipSiglipConfig.model_type: "SigLIP", COCA: "CoCa"}
@@ -63,6 +69,8 @@ def load_model(
             f"as {missing[0]}."
         )
     _check_processor(name, model, processor)
+    if model.can_generate():
+        _check_generation(name, model)
     return model.eval().to(place), processor
 
 
@@ -91,6 +99,15 @@ def _check_processor(name: str, model: PreTrainedModel, processor: ProcessorMixi
             problem = f"its texts have {length} tokens, and the model takes {text.max_position_embeddings}"
     if problem:
         raise UsageError(f"{name} has a processor of another model: {problem}. Converting it again writes one.")
+
+
+def _check_generation(name: str, model: PreTrainedModel):
+    """Raise `UsageError` where generation_config.json has numbers that no caption can be made with."""
+    ids = Range(0, model.config.vocab_size - 1)
+    ranges = {**GENERATION_RANGES, **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), ids)}
+    with failing_as(f"{name} cannot caption", UsageError):
+        for field, numbers in ranges.items():
+            check_range("generation_config.json", field, getattr(model.generation_config, field, None), numbers)
 
 
 def pick_device(device: str) -> torch.device:

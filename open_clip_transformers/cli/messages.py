@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import typer
 from tqdm import tqdm
 
-from ..convert_scripts.common import UserError, printable
+from ..configuration.errors import UserError, printable
 
 
 INPUT_FAILED = 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 from tqdm import tqdm
 
-from ..convert_scripts.common import printable
+from ..configuration.errors import printable
 from .messages import UsageError
 
 
