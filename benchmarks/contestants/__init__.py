@@ -33,6 +33,11 @@ MODULES: dict[str, dict[str, tuple[str, ...]]] = {
         "zero_shot_pipelines": ("ours", "ours_optimized", "transformers"),
         "zero_shot_open_clip": ("open_clip",),
     },
+    "training": {
+        "training_ours": ("ours", "ours_mini_batches"),
+        "training_transformers": ("transformers",),
+        "training_open_clip": ("open_clip",),
+    },
     "conversion": {"conversion_files": ("ours", "copy")},
 }
 # Modules that run in another environment of harness/measure.py than "newest".

@@ -1,0 +1,36 @@
+"""Steps of contrastive training, with all activations at once and part by part."""
+
+from harness.cells import Cell, Options
+
+
+TITLE = "Training"
+ABOUT = """\
+Two steps of AdamW on a batch of images and texts, from the same random weights in fp32 (on a GPU with bf16 autocast).
+The learning rate is zero, so that the losses of all contestants can be compared.
+
+`ours` is `ContrastiveTrainer.train()`, `ours_mini_batches` the same with `mini_batch_size` a quarter of the batch (the
+gradients are those of the whole batch), `transformers` its own CLIPModel in its `Trainer`, and `open_clip` a loop of
+model, `ClipLoss`, `backward()` and `step()`."""
+
+# Device -> model, its batches, and the dtype of autocast.
+MEASURED = {"cpu": ("ViT-B-32", (16, 64), "float32"), "cuda": ("ViT-L-14", (256,), "bfloat16")}
+STEPS = 2
+GOAL = 1.0
+
+
+def cells(options: Options) -> list[Cell]:
+    """A model by batches."""
+    model, batches, dtype = MEASURED[options.device]
+    return [_cell(options, model, batch, dtype) for batch in ((4,) if options.quick else batches)]
+
+
+def _cell(options: Options, model: str, batch: int, dtype: str) -> Cell:
+    return Cell(
+        suite="training",
+        name=f"{model}, batch {batch}",
+        settings={"model": model, "reduced": options.quick, "batch": batch, "steps": STEPS, "dtype": dtype},
+        contestants=("ours", "ours_mini_batches", "open_clip", "transformers"),
+        unit="pairs",
+        count=STEPS * batch,
+        goal=None if options.quick else GOAL,
+    )
