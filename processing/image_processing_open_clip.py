@@ -12,11 +12,13 @@ from transformers.utils import TensorType, is_torchvision_available, requires_ba
 from .image_batches import to_pixel_values
 from .image_processing_pil_open_clip import pil_to_tensor, resize_and_crop_pil
 from .image_settings_open_clip import (
+    WHOLE_PIXELS,
     OpenClipImageProcessorKwargs,
     OpenClipImageSettings,
     center_offset,
     center_padding,
     channels_first,
+    needs_part,
     resized_size,
 )
 
@@ -63,6 +65,18 @@ class OpenClipImageProcessor(OpenClipImageSettings, TorchvisionBackend):
             return image
         return super().resize(image, SizeDict(height=height, width=width), resample, **kwargs)
 
+    def resize_part(self, image: torch.Tensor, resized: tuple[int, int], target: tuple[int, int], resample):
+        """The centre, of size `target`, of what images (..., channels, height, width) are when they are `resized`."""
+        # PyTorch resizes horizontally first, and lines one by one: here some at a time. The other way it is the same
+        # of the image that lies on its side, but slower, and wrong of a single column.
+        for length, start, kept in reversed(list(zip(resized, center_offset(*resized, target), target))):
+            parts = []
+            for lines in image.split(max(1, WHOLE_PIXELS // length), dim=-2):
+                whole = super().resize(lines, SizeDict(height=lines.shape[-2], width=length), resample)
+                parts.append(whole[..., start : start + kept].clone())
+            image = torch.cat(parts, dim=-2).transpose(-1, -2)
+        return image
+
     def center_crop(self, image: torch.Tensor, size, fill_color=0, **kwargs) -> torch.Tensor:
         """The centre of images (..., channels, height, width), cropped and padded with `fill_color` to `size`."""
         target = (size.height, size.width)
@@ -95,7 +109,11 @@ class OpenClipImageProcessor(OpenClipImageSettings, TorchvisionBackend):
     ) -> BatchFeature:
         grouped_images, index = group_images_by_shape(images, disable_grouping=disable_grouping)
         for shape, stacked_images in grouped_images.items():
-            if do_resize:
+            before, target = tuple(stacked_images.shape[-2:]), (size.height, size.width)
+            resized = resized_size(*before, target, resize_mode) if do_resize else before
+            if needs_part(before, resized, do_center_crop):
+                stacked_images = self.resize_part(stacked_images, resized, target, resample)
+            elif do_resize:
                 stacked_images = self.resize(stacked_images, size, resample, resize_mode)
             if do_center_crop:
                 stacked_images = self.center_crop(stacked_images, size, fill_color if resize_mode == "longest" else 0)

@@ -17,8 +17,10 @@ from .image_settings_open_clip import (
     center_offset,
     center_padding,
     channels_first,
+    needs_part,
     resized_size,
 )
+from .partial_resize import resize_part
 
 
 class OpenClipImageProcessorPil(OpenClipImageSettings, PilBackend):
@@ -91,6 +93,11 @@ def resize_and_crop_pil(
     """`image` brought to `size` in its own mode; the arguments are those of `OpenClipImageSettings`."""
     target = (size.height, size.width)
     if do_resize:
+        resized = resized_size(image.height, image.width, target, resize_mode)
+        # Pillow's arithmetic with LAB, which is rare, is another.
+        if needs_part((image.height, image.width), resized, do_center_crop and image.mode != "LAB"):
+            top, left = center_offset(*resized, target)
+            return resize_part(image, resized[::-1], (left, top, left + target[1], top + target[0]), resample)
         image = resize_pil(image, target, resize_mode, resample)
     if do_center_crop:
         # open_clip fills with its colour where it pads on purpose, and with black in torchvision's CenterCrop.

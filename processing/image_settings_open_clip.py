@@ -32,6 +32,9 @@ _NUMBERS, _POSITIVE, _COLORS = Range(-1000, 1000), Range(1e-6, 1e6), Range(0, 25
 
 RESIZE_MODES = ("shortest", "longest", "squash")
 
+# Resized images of more pixels are made in part where they are cropped; an edge is limited then, and else the pixels.
+WHOLE_PIXELS, MAX_EDGE, MAX_PIXELS = 2**24, 2**24, 2**28
+
 # Back end -> its image processor.
 _BACK_ENDS = {"torchvision": "OpenClipImageProcessor", "pil": "OpenClipImageProcessorPil"}
 
@@ -276,6 +279,23 @@ def resized_size(height: int, width: int, target: tuple[int, int], resize_mode: 
     return max(1, round(height / ratio)), max(1, round(width / ratio))
 
 
+def needs_part(size: tuple[int, int], resized: tuple[int, int], is_cropped: bool) -> bool:
+    """Whether an image of `size` (height, width) is so narrow that only what is kept of it is to be `resized`.
+
+    Raises:
+        ValueError: it is too narrow even for that, or all of it is kept.
+    """
+    (height, width), pixels = resized, resized[0] * resized[1]
+    if pixels <= WHOLE_PIXELS or height < size[0] or width < size[1]:
+        return False
+    if max(resized) > MAX_EDGE if is_cropped else pixels > MAX_PIXELS:
+        raise ValueError(
+            f"An image of {size[1]} x {size[0]} pixels is too narrow: its shorter edge resized, it would have {width} "
+            f"x {height}. Crop it, or choose resize_mode='longest' or 'squash'."
+        )
+    return is_cropped
+
+
 def center_padding(height: int, width: int, target: tuple[int, int]) -> tuple[int, int, int, int]:
     """Pixels to add on the left, top, right and bottom so that neither edge is shorter than in `target`."""
     rows, columns = max(target[0] - height, 0), max(target[1] - width, 0)
@@ -289,11 +309,13 @@ def center_offset(height: int, width: int, target: tuple[int, int]) -> tuple[int
 
 __all__ = [
     "RESIZE_MODES",
+    "WHOLE_PIXELS",
     "OpenClipImageProcessorKwargs",
     "OpenClipImageSettings",
     "center_offset",
     "center_padding",
     "channels_first",
+    "needs_part",
     "open_image",
     "resized_size",
 ]

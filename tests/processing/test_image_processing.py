@@ -4,6 +4,8 @@ import base64
 import subprocess
 import sys
 import textwrap
+import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 from transformers.utils import logging
 
+from open_clip_transformers.processing import image_processing_open_clip, image_settings_open_clip
 from open_clip_transformers.processing.image_processing_open_clip import OpenClipImageProcessor
 from open_clip_transformers.processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
 from open_clip_transformers.processing.image_settings_open_clip import open_image
@@ -347,3 +350,72 @@ def test_pil_back_end_needs_no_torchvision():
         [sys.executable, "-c", textwrap.dedent(WITHOUT_TORCHVISION)], cwd=root, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
+
+
+NARROW = [(3000, 2), (2, 3000), (500, 7), (9, 640)]
+
+
+def narrow_image(mode: str, height: int, width: int) -> Image.Image:
+    rng = np.random.default_rng(height)
+    if mode in ("F", "I;16"):
+        dtype, low, high = {"F": (np.float32, -50, 300), "I;16": (np.uint16, 0, 2**16)}[mode]
+        return Image.fromarray(rng.integers(low, high, (height, width)).astype(dtype))
+    image = Image.fromarray(rng.integers(0, 256, (height, width, 4), dtype=np.uint8))
+    return image if mode == "RGBA" else image.convert("RGB").convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "F", "I;16", "LAB"])
+@pytest.mark.parametrize("resample", [2, 3], ids=["bilinear", "bicubic"])
+def test_part_of_a_narrow_image_equals_that_of_all_of_it(monkeypatch, mode, resample):
+    processor = OpenClipImageProcessorPil(size={"height": 33, "width": 21}, resample=resample)
+    images = [narrow_image("RGB" if mode == "LAB" else mode, *shape) for shape in NARROW]
+    if mode == "LAB":
+        images = [Image.frombytes("LAB", image.size, image.tobytes()) for image in images]
+    expected = [processor.process_image(image, do_convert_rgb=False, **geometry(processor)) for image in images]
+    monkeypatch.setattr(image_settings_open_clip, "WHOLE_PIXELS", 100)
+    for image, pixels in zip(images, expected):
+        part = processor.process_image(image, do_convert_rgb=False, **geometry(processor))
+        assert torch.equal(part, pixels), image.size
+
+
+def geometry(processor) -> dict:
+    names = ("do_resize", "size", "resample", "resize_mode", "fill_color", "do_center_crop")
+    return {name: getattr(processor, name) for name in names}
+
+
+@every_processor
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=["uint8", "float32"])
+@pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
+def test_part_of_a_narrow_tensor_equals_that_of_all_of_it(monkeypatch, processor_class, dtype, resize_mode):
+    processor = processor_class(size={"height": 33, "width": 21}, resize_mode=resize_mode)
+    images = [(torch.rand(3, *shape) * 255).to(dtype) for shape in NARROW]
+    expected = pixel_values(processor, images)
+    for module in (image_settings_open_clip, image_processing_open_clip):
+        monkeypatch.setattr(module, "WHOLE_PIXELS", 5000)
+    assert torch.equal(pixel_values(processor, images), expected)
+
+
+@every_processor
+@pytest.mark.parametrize("size", [(1, 20000), (20000, 1)], ids=["tall", "wide"])
+@pytest.mark.parametrize("mode", ["RGB", "P"])
+def test_narrow_images_take_little_memory(processor_class, size, mode):
+    image = Image.linear_gradient("L").resize(size).convert(mode)
+    tracemalloc.start()  # of numpy's arrays; Pillow would be asked for gigabytes, in seconds
+    start = time.perf_counter()
+    pixels = pixel_values(processor_class(), image)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**27 and time.perf_counter() - start < 5
+    assert pixels.shape == (1, 3, 224, 224)
+
+
+@every_processor
+def test_images_that_are_too_narrow_are_refused(processor_class):
+    image = Image.new("L", (1, 80000))
+    for source in (image, torch.zeros(1, 80000, 1)):
+        with pytest.raises(ValueError, match=r"An image of 1 x 80000 pixels is too narrow.*224 x 17920000.*'squash'"):
+            processor_class()(source, input_data_format="channels_first")
+    with pytest.raises(ValueError, match="An image of 1 x 20000 pixels is too narrow"):
+        processor_class(do_center_crop=False)(Image.new("L", (1, 20000)))
+    assert pixel_values(processor_class(resize_mode="longest"), image).shape == (1, 3, 224, 224)
+    assert pixel_values(processor_class(do_resize=False), image).shape == (1, 3, 224, 224)
