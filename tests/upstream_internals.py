@@ -158,6 +158,8 @@ INTERNALS = (
         "pass the tokenizer's arguments on by name",
     ),
     Internal(TOKENIZER, "_encode_plus", ("text", "text_pair"), "texts are cleaned as open_clip does", "__call__"),
+    Internal(TOKENIZER, "_add_tokens", ("new_tokens", "special_tokens"), "tokens are found uncleaned", "add_tokens"),
+    Internal(TOKENIZER, "_pad", ("encoded_inputs", "max_length", "padding_strategy"), "multiples that fit", "pad"),
     Internal(TOKENIZER, "_decode", ("token_ids",), "special tokens go as in open_clip", "decode"),
     Internal(TOKENIZER, "_get_padding_truncation_strategies", ("padding", "truncation"), "fixed length", "__call__"),
     Internal(TOKENIZER, "_save_pretrained", ("save_directory", "file_names"), "no slow vocabulary", "save_pretrained"),
