@@ -1,5 +1,6 @@
 """Captioning with `generate`: what CoCa adds to transformers' `GenerationMixin`."""
 
+import inspect
 from copy import copy
 
 import torch
@@ -10,7 +11,7 @@ from transformers.generation.utils import GenerateOutput
 from transformers.utils import logging
 
 from .generation_group_beam_search import group_beam_search
-from .modeling_pretrained import check_one_given, ids_of_embeddings
+from .modeling_pretrained import FURTHER_KWARGS, check_one_given, ids_of_embeddings
 from .transformers_compat import CACHE_NAME
 
 
@@ -256,6 +257,11 @@ class CoCaGenerationMixin(GenerationMixin):
         model_inputs = super().prepare_inputs_for_generation(
             input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
         )
+        # `generate` checks the names that it is given, and hands on more of its own, such as `tokenizer`.
+        read = inspect.signature(type(self).forward).parameters.keys() | FURTHER_KWARGS
+        model_inputs = {
+            name: value for name, value in model_inputs.items() if name in read or isinstance(value, Cache)
+        }
         if cache is not None:
             tokens = model_inputs.get("inputs_embeds", model_inputs["input_ids"])
             if inputs_embeds is not None:
