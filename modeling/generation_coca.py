@@ -1,6 +1,8 @@
 """Captioning with `generate`: what CoCa adds to transformers' `GenerationMixin`."""
 
+import inspect
 from copy import copy
+from typing import cast
 
 import torch
 from torch.nn import functional as F
@@ -10,7 +12,7 @@ from transformers.generation.utils import GenerateOutput
 from transformers.utils import logging
 
 from .generation_group_beam_search import group_beam_search
-from .modeling_pretrained import check_one_given, ids_of_embeddings
+from .modeling_pretrained import FURTHER_KWARGS, check_one_given, ids_of_embeddings
 from .transformers_compat import CACHE_NAME
 
 
@@ -139,7 +141,8 @@ class CoCaGenerationMixin(GenerationMixin):
             # On the images' device: transformers takes that of the first weight, "meta" where that is offloaded.
             bos_token_id = self._setting("bos_token_id", generation_config, kwargs, self.config.bos_token_id)
             input_ids = torch.full((images, 1), bos_token_id, device=image_hidden_states.device)
-        name, prompts = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
+        name = "input_ids" if inputs_embeds is None else "inputs_embeds"
+        prompts = cast(torch.Tensor, input_ids if inputs_embeds is None else inputs_embeds)
         if len(prompts) != images:
             raise ValueError(f"generate got {images} images and {len(prompts)} prompts: pass one for each image.")
         if attention_mask is not None:
@@ -256,6 +259,11 @@ class CoCaGenerationMixin(GenerationMixin):
         model_inputs = super().prepare_inputs_for_generation(
             input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
         )
+        # `generate` checks the names that it is given, and hands on more of its own, such as `tokenizer`.
+        read = inspect.signature(type(self).forward).parameters.keys() | FURTHER_KWARGS
+        model_inputs = {
+            name: value for name, value in model_inputs.items() if name in read or isinstance(value, Cache)
+        }
         if cache is not None:
             tokens = model_inputs.get("inputs_embeds", model_inputs["input_ids"])
             if inputs_embeds is not None:

@@ -26,8 +26,8 @@ COMPOSITE_KEYS = (r"^logit_", r"^multimodal_decoder\.", r"^lm_head\.")
 
 # What transformers passes to any model beside arguments of its own: for outputs, losses and attention functions, from
 # configurations, and from tokenizers.
-_FURTHER_KWARGS = TransformersKwargs.__annotations__.keys() | {"use_cache", "token_type_ids"}
-_FURTHER_KWARGS -= {"output_router_logits"}
+FURTHER_KWARGS = TransformersKwargs.__annotations__.keys() | {"use_cache", "token_type_ids"}
+FURTHER_KWARGS -= {"output_router_logits"}
 
 
 class OpenClipPreTrainedModel(AutoClassMixin, PreTrainedModel):
@@ -77,7 +77,7 @@ class OpenClipPreTrainedModel(AutoClassMixin, PreTrainedModel):
 
     def check_kwargs(self, kwargs: dict[str, Any]):
         """Raise `ValueError` for further arguments of `forward` that nothing reads; `None` asks for nothing."""
-        unread = [name for name, value in kwargs.items() if value is not None and name not in _FURTHER_KWARGS]
+        unread = [name for name, value in kwargs.items() if value is not None and name not in FURTHER_KWARGS]
         if unread:
             listed = ", ".join(f"a cache as {name}" if isinstance(kwargs[name], Cache) else name for name in unread)
             names = [name for name in inspect.signature(self.forward).parameters if name != "kwargs"]
