@@ -187,7 +187,7 @@ def _given_config(model_name: str | None, config) -> dict[str, Any] | None:
         return None
     if model_name is None:
         return _read_config(config)
-    given = {"model_cfg": get_architecture(model_name), "preprocess_cfg": {}}
+    given: dict[str, Any] = {"model_cfg": get_architecture(model_name), "preprocess_cfg": {}}
     if config is not None:
         config = config if isinstance(config, Mapping) else read_json(Path(config))
         if set(config) != {"preprocess_cfg"}:

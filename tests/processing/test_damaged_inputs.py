@@ -12,7 +12,7 @@ from open_clip_transformers.processing.tokenization_open_clip import OpenClipTok
 def test_image_of_too_many_pixels_is_an_oserror(tmp_path, monkeypatch):
     Image.new("L", (30, 40)).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(OSError, match=r"bomb\.png cannot be read as an image: DecompressionBombError"):
+    with pytest.raises(OSError, match=r"bomb\.png.*exceeds limit of 200 pixels"):
         open_image(tmp_path / "bomb.png")
 
 
@@ -24,7 +24,7 @@ def test_download_that_fails_is_an_oserror(monkeypatch):
         raise ReadTimeout("timed out")
 
     monkeypatch.setattr(image_settings_open_clip, "load_image", load_image)
-    with pytest.raises(OSError, match=r"https://a\.b/c\.png cannot be read as an image: ReadTimeout: timed out"):
+    with pytest.raises(OSError, match=r"https://a\.b/c\.png.*timed out"):
         open_image("https://a.b/c.png")
 
 
