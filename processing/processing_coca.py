@@ -126,11 +126,12 @@ class CoCaProcessor(OpenClipProcessor):
         outputs.update(self._encode_prompts(prompts, **merged_kwargs["text_kwargs"]))
         return outputs
 
-    def apply_chat_template(self, conversation, *args, **kwargs):
+    def apply_chat_template(self, conversation, chat_template: str | None = None, *args, **kwargs):
         """Prepare the image of a chat, and its text as a prompt.
 
         A CoCa captions one image and sees no conversation: the last message of the user counts, and what the assistant
-        began to say behind it. What lies before is left out.
+        began to say behind it. What lies before is left out. A template of your own gets all messages, whatever they
+        are.
 
         ```python
         image = {"type": "image", "path": "photo.jpg"}  # or "url", "base64", or "image" with a PIL image
@@ -141,6 +142,7 @@ class CoCaProcessor(OpenClipProcessor):
         Args:
             conversation: messages with `"role"` and `"content"`, or a list of such chats. The last message of the user
                 has one image, and may have a text, with which the caption starts.
+            chat_template: used instead of the processor's.
             args, kwargs: as in [`~transformers.ProcessorMixin.apply_chat_template`].
 
         Returns:
@@ -151,9 +153,11 @@ class CoCaProcessor(OpenClipProcessor):
             ValueError: the user's last message has no image or several, or there is a message of another role, such as
                 a system prompt.
         """
-        is_chat = isinstance(conversation[0], dict) if len(conversation) else True
-        turns = [_last_turn(chat) for chat in ([conversation] if is_chat else conversation)]
-        return super().apply_chat_template(turns[0] if is_chat else turns, *args, **kwargs)
+        if chat_template is None and self.chat_template == CHAT_TEMPLATE:
+            is_batch = len(conversation) > 0 and isinstance(conversation[0], (list, tuple))
+            turns = [_last_turn(chat) for chat in (conversation if is_batch else [conversation])]
+            conversation = turns if is_batch else turns[0]
+        return super().apply_chat_template(conversation, chat_template, *args, **kwargs)
 
     def _encode_prompts(
         self,

@@ -268,10 +268,10 @@ def _card_for(folder: Path, repo_id: str) -> tuple[str | None, list[str]]:
         ConversionError: they load several other models, of which it does not show which is this one.
     """
     text = (folder / CARD_FILE).read_bytes().decode()
-    names = {match["name"] for example in _EXAMPLE.findall(text) for match in _LOADED.finditer(example)}
+    names: set[str] = {match["name"] for example in _EXAMPLE.findall(text) for match in _LOADED.finditer(example)}
     # The one that all of them load, or the name that a new card has by default.
-    own = names if len(names) == 1 else names & {folder.resolve().name}
-    own = sorted(own - {repo_id})
+    candidates = names if len(names) == 1 else names & {folder.resolve().name}
+    own = sorted(candidates - {repo_id})
     if not own and names and repo_id not in names:
         raise ConversionError(
             f"The examples in {folder / CARD_FILE} load {', '.join(sorted(names))}, and not {repo_id}: name it there, "

@@ -530,8 +530,12 @@ class Processing(ProcessorCase):
         }  # the tests ask for 117
 
 
+_CAPTIONS = "its chats begin with a system prompt, which a captioner cannot take"
+
+
 class CoCaProcessing(ProcessorCase):
     processor_class = CoCaProcessor
+    ignore = {"test_apply_chat_template_image_0": _CAPTIONS, "test_apply_chat_template_image_1": _CAPTIONS}
 
     def components(self):
         return {"image_processor": image_processor(18), "tokenizer": OpenClipTokenizer(model_max_length=300)}
