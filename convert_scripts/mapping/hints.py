@@ -8,14 +8,9 @@ from collections.abc import Collection
 _TOWERS = ("vision_model.", "text_model.")
 # Modules of open_clip's models.
 _MODULES = {"visual", "text", "text_decoder", "transformer"}
-_ADAPTERS = (
-    ".lora_A.",
-    ".lora_B.",
-    ".lora_embedding_A",
-    ".lora_embedding_B",
-    ".base_layer.",
-    ".lora_magnitude_vector",
-)
+# More than a student with its teachers.
+MOST_MODELS = 3
+_ADAPTERS = ("lora_", ".base_layer.")
 
 
 def explain_keys(keys: Collection[str], needed: Collection[str] = ()) -> str:
@@ -53,6 +48,8 @@ def _explain_transformers(keys: Collection[str]) -> str:
 
 
 def _explain_prefixes(keys: Collection[str], needed: set[str]) -> str:
+    if needed and needed <= set(keys):
+        return _explain_others({key for key in keys if key not in needed})
     counts = Counter(prefix for key in keys for prefix in _prefixes_before(key, needed))
     # Where only a few fit by chance, nothing is said.
     prefixes = [prefix for prefix, count in counts.items() if 2 * count >= max(counts.values())]
@@ -61,10 +58,6 @@ def _explain_prefixes(keys: Collection[str], needed: set[str]) -> str:
     if not prefixes:
         return ""
     listed = " and ".join(repr(prefix) for prefix in prefixes)
-    if needed and needed <= set(keys):
-        return (
-            f"The keys that begin with {listed} are another model's beside this one: save the state dict without them."
-        )
     if len(prefixes) == 1:
         whose = "All keys" if all(key.startswith(prefixes[0]) for key in keys) else "The keys of the model"
         return (
@@ -72,6 +65,15 @@ def _explain_prefixes(keys: Collection[str], needed: set[str]) -> str:
             f"`{{key.removeprefix({listed}): t for key, t in state_dict.items() if key.startswith({listed})}}`."
         )
     return f"The keys below {listed} are a model each: save those of one, without that beginning."
+
+
+def _explain_others(keys: Collection[str]) -> str:
+    """What to do with keys beside those of a whole model."""
+    roots = sorted({key.partition(".")[0] for key in keys} - _MODULES)
+    if not roots or len(roots) > MOST_MODELS or not all("." in key for key in keys):
+        return ""
+    listed = " and ".join(repr(f"{root}.") for root in roots)
+    return f"The keys that begin with {listed} are another model's beside this one: save the state dict without them."
 
 
 def _prefixes_before(key: str, needed: set[str]) -> list[str]:

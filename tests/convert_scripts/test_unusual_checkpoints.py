@@ -87,6 +87,11 @@ UNKNOWN = {
         "LoRA's: merge the adapters .*merge_and_unload",
     ),
     "teacher": (lambda t: {**t, **prefixed("teacher.", t)}, r"begin with 'teacher\.' are another model's beside this"),
+    "another_teacher": (
+        lambda t: {**t, "teacher.blocks.0.w": torch.ones(1)},
+        r"begin with 'teacher\.' are another model's beside this",
+    ),
+    "lora_of_others": (lambda t: {**t, "visual.conv1.lora_down.weight": torch.ones(1)}, "keys are LoRA's"),
     "two": (
         lambda t: prefixed("teacher.", t) | prefixed("student.", t),
         r"'teacher\.' and 'student\.' are a model each",
