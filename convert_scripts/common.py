@@ -2,8 +2,10 @@
 
 import inspect
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache, wraps
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
@@ -54,6 +56,36 @@ def checks_types(function: Function) -> Function:
         return function(*args, **kwargs)
 
     return checked  # type: ignore[return-value]
+
+
+_names_options: ContextVar[bool] = ContextVar("names_options", default=False)
+# Options of the command line that are not called like the argument.
+_OPTIONS = {"model_name": "--model", "with_processor": "--processor"}
+
+
+@contextmanager
+def options_in_messages() -> Iterator[None]:
+    """Let messages name the options of the command line instead of the arguments of Python."""
+    token = _names_options.set(True)
+    try:
+        yield
+    finally:
+        _names_options.reset(token)
+
+
+def argument(name: str, value: Any = None) -> str:
+    """An argument as a message names it: `ema=True`, or `--ema` within `options_in_messages`.
+
+    Args:
+        name: of the argument in Python.
+        value: to give, by default none in particular.
+    """
+    if not _names_options.get():
+        return name if value is None else f"{name}={value!r}"
+    option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
+    if value is None or value is True:
+        return option
+    return f"--no-{option.removeprefix('--')}" if value is False else f"{option} {shlex.quote(str(value))}"
 
 
 def listing(items, limit: int = 20) -> str:

@@ -25,7 +25,7 @@ from .mapping.plan import plan_tensors
 from .outputs import check_output, new_folder
 from .processors.image import IMAGE_PROCESSOR_FILES
 from .towers.siglip_vit import TIMM_VIT
-from .verify.conversion import check_tensors
+from .verify.conversion import check_tensors, check_values
 from .write.folder import DTYPES, output_dtype, write_model
 
 
@@ -87,14 +87,15 @@ def convert_deepseek_vl2(
     folder = path if path.is_dir() else path.parent
     config = build_vision_config(read_json(folder / "config.json").get("vision_config"))
     image_processor = _build_image_processor(folder, config)
-    with torch.device("meta"):
-        model = SiglipVitModel(config)
     with _open_tensors(path) as tensors:
+        with torch.device("meta"):
+            model = SiglipVitModel(config)
         plan = plan_tensors(model, tensors, tensors, TIMM_VIT, dropped={}, changed={})
         with new_folder(output) as new:
             write_model(new, plan, output_dtype(plan, dtype), max_shard_size)
             image_processor.save_pretrained(new)
             check_tensors(new, plan)
+            check_values(new)
     return model
 
 

@@ -18,7 +18,7 @@ from .outputs import check_output, new_folder
 from .sources.source import SourceOptions
 from .sources.weights import file_sha256
 from .verify.conversion import Verification, check_mode, verify_conversion
-from .write.folder import output_dtype, write_model
+from .write.folder import dtype_notes, output_dtype, write_model
 from .write.forms import check_form, output_form, processor_parts
 
 
@@ -105,7 +105,10 @@ def convert_open_clip_checkpoint(
         model_name: open_clip's name of the architecture, such as `"coca_ViT-L-14"` or `"ViT-B-32-quickgelu"`, where
             the source does not hold its configuration. OpenAI's archives need none.
         config: instead of `model_name`, the contents or the path of a file like `open_clip_config.json` or like those
-            in open_clip's `model_configs/`; beside `model_name`, `{"preprocess_cfg": ...}`.
+            in open_clip's `model_configs/`; beside `model_name`, what differs from that architecture, such as
+            `{"preprocess_cfg": ...}` or `{"init_logit_bias": -10}`. Image settings that are stated neither here nor
+            in an `open_clip_config.json` beside the weights are those that all published weights of the architecture
+            share, or open_clip's defaults, and the report notes them.
         pretrained: open_clip's tag of the weights, such as `"laion2b_s34b_b79k"`, whose activation and image settings
             are applied. They are downloaded from the Hugging Face Hub, or, with `model_name`, are the source's.
         revision: branch, tag or commit of the Hub repository.
@@ -164,7 +167,12 @@ def convert_open_clip_checkpoint(
             verification=verify_conversion(folder, form.plan, checkpoint.reference, verify),
             dropped=checkpoint.plan.dropped,
             changed=checkpoint.plan.changed,
-            notes=checkpoint.notes + form.notes + (form.processor_notes if with_processor else ()),
+            notes=(
+                *checkpoint.notes,
+                *dtype_notes(checkpoint.plan, dtype),
+                *form.notes,
+                *(form.processor_notes if with_processor else ()),
+            ),
         )
         if bundle:
             bundle_folder(folder)

@@ -13,15 +13,15 @@ import torch
 from ..processing.clip_bpe import is_clip_bpe
 from ..processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
 from ..processing.tokenization_open_clip import OpenClipTokenizer
-from .common import ConversionError, checks_types, dtype_name, failing_as, listing
+from .common import ConversionError, argument, checks_types, dtype_name, failing_as, listing
 from .mapping.config import TokenIds, build_config, build_model_cfg, default_token_ids
 from .mapping.plan import plan_conversion, rename_table
 from .mapping.state_dict import Step, resolve
 from .outputs import check_output, new_folder
-from .processors.image import IMAGE_PROCESSOR_FILES, preprocess_cfg_of
+from .processors.image import IMAGE_PROCESSOR_FILES, preprocess_cfg_of, preprocess_defaults
 from .processors.tokenizers import save_plain_tokenizer, tokenizer_cfg_of
 from .sources.weights import CONFIG_FILE, WEIGHTS_FILES, read_weights
-from .verify.conversion import Verification, check_mode, reference_outputs, verify_conversion
+from .verify.conversion import Verification, check_mode, check_values, reference_outputs, verify_conversion
 from .write.folder import ConvertedFolder, parse_dtype, read_converted_folder
 from .write.safetensors import write_safetensors
 
@@ -128,7 +128,9 @@ def convert_to_open_clip(
 
 def _load_tokenizer(source: ConvertedFolder) -> OpenClipTokenizer:
     if not (source.path / "tokenizer.json").is_file():
-        raise ConversionError(f"{source.path} has no tokenizer: save it there, or convert with with_processor=False.")
+        raise ConversionError(
+            f"{source.path} has no tokenizer: save it there, or convert with {argument('with_processor', False)}."
+        )
     with failing_as(f"The tokenizer in {source.path} cannot be used"):
         return OpenClipTokenizer.from_pretrained(source.path)
 
@@ -136,7 +138,8 @@ def _load_tokenizer(source: ConvertedFolder) -> OpenClipTokenizer:
 def _preprocess_cfg(source: ConvertedFolder) -> dict[str, Any]:
     if not any((source.path / name).is_file() for name in IMAGE_PROCESSOR_FILES):
         raise ConversionError(
-            f"{source.path} has no image processor: save it there, or convert with with_processor=False."
+            f"{source.path} has no image processor: save it there, or convert with "
+            f"{argument('with_processor', False)}."
         )
     with failing_as(f"The image processor in {source.path} cannot be used"):
         return preprocess_cfg_of(OpenClipImageProcessorPil.from_pretrained(source.path), source.config)
@@ -144,10 +147,13 @@ def _preprocess_cfg(source: ConvertedFolder) -> dict[str, Any]:
 
 def _notes(config, model_cfg: Mapping[str, Any], tokenizer: OpenClipTokenizer | None) -> tuple[str, ...]:
     if tokenizer is None:
+        settings = ", ".join(f"{key} {value}" for key, value in preprocess_defaults().items())
+        notes = [f"open_clip will use its own image settings ({settings}): for others set preprocess_cfg"]
         ids = TokenIds.of_config(config)
         known = default_token_ids(model_cfg["text_cfg"])
         if (ids.bos, ids.eos) != (known.bos, known.eos):
-            return ("open_clip will use CLIP's tokenizer: for another set hf_tokenizer_name in text_cfg",)
+            notes.append("open_clip will use CLIP's tokenizer: for another set hf_tokenizer_name in text_cfg")
+        return tuple(notes)
     elif not is_clip_bpe(tokenizer.backend_tokenizer):
         name = model_cfg["text_cfg"]["hf_tokenizer_name"]
         return (f"on the Hub, open_clip looks for the tokenizer at {name!r} (hf_tokenizer_name)",)
@@ -193,6 +199,7 @@ def _verify(
     ]
     if wrong:
         raise ConversionError(f"These tensors were not written as they should be:{listing(wrong)}")
+    check_values(source.path)
     return Verification("structure", "every tensor equals the folder's, rounded to another dtype")
 
 

@@ -84,7 +84,8 @@ class CoCaGenerationMixin(GenerationMixin):
 
         Raises:
             ValueError: neither or both of `pixel_values` and `image_hidden_states`, images and prompts of different
-                number, or an argument with which a caption may outgrow `max_position_embeddings`.
+                number, more beams than tokens, or an argument with which a caption may outgrow
+                `max_position_embeddings`.
         """
         if inputs is not None and inputs.is_floating_point():
             check_one_given(inputs=inputs, pixel_values=pixel_values)
@@ -188,6 +189,11 @@ class CoCaGenerationMixin(GenerationMixin):
             return self._setting(name, generation_config, kwargs, default)
 
         beams, groups = setting("num_beams", 1), setting("num_beam_groups", 1)
+        vocab_size = self.config.multimodal_config.vocab_size
+        if beams > vocab_size:
+            raise ValueError(
+                f"num_beams is {beams:,}, more than the {vocab_size:,} tokens that beams can begin with: pass fewer."
+            )
         equal_groups = groups > 1 and not setting("diversity_penalty", 0)
         if open_clip_scores is None:
             open_clip_scores = setting("open_clip_scores", equal_groups)

@@ -20,6 +20,7 @@ from ..sources import big_vision, mobileclip
 from ..towers.base import Changes, Tensors
 from ..towers.coca_decoder import COCA_DECODER
 from ..towers.tables import TEXT_CONVERSIONS, VISION_CONVERSIONS
+from .hints import explain_keys
 from .state_dict import Rename, Step, Table, resolve, under
 
 
@@ -65,6 +66,7 @@ def fit_tensors(tensors: Tensors, config: PreTrainedConfig, text_prefix: str) ->
     """Bring tensors to the shapes that open_clip brings them to at load; the tensors, and how some were changed."""
     tensors, changes = dict(tensors), {}
     _fit_scalars(tensors, changes, config)
+    _fit_batch_norms(tensors, changes)
     vision, text = config.vision_config, config.text_config
     VISION_CONVERSIONS[vision.model_type].fit(tensors, changes, "visual.", vision)
     TEXT_CONVERSIONS[text.model_type].fit(tensors, changes, text_prefix, text)
@@ -80,6 +82,15 @@ def _fit_scalars(tensors: Tensors, changes: Changes, config: PreTrainedConfig):
     if config.logit_bias_init_value is not None and "logit_bias" not in tensors and "logit_scale" in tensors:
         tensors["logit_bias"] = torch.zeros_like(tensors["logit_scale"])
         changes["logit_bias"] = "not in the checkpoint, set to 0"
+
+
+def _fit_batch_norms(tensors: Tensors, changes: Changes):
+    """Count no batches where frozen batch norms kept no number of them, as torch does at load."""
+    norms = [key.removesuffix("running_mean") for key in tensors if key.endswith(".running_mean")]
+    missing = [f"{norm}num_batches_tracked" for norm in norms if f"{norm}num_batches_tracked" not in tensors]
+    tensors |= {key: torch.tensor(0) for key in missing}
+    if missing:
+        changes["*.num_batches_tracked"] = f"not in the checkpoint for {len(missing)} batch norms, set to 0"
 
 
 @dataclass(frozen=True)
@@ -191,6 +202,7 @@ def plan_tensors(
     """
     steps, unmatched = resolve(tensors, table, "sources")
     plan = ConversionPlan(model, source_tensors, tensors, steps, dropped, changed)
+    placeless = set(unmatched)
 
     # The same table read backwards says which tensors of open_clip our model needs, and of which shape.
     needed: dict[str, torch.Tensor] = {}
@@ -200,7 +212,7 @@ def plan_tensors(
         needed |= step.invert(ours)
     problems = {
         "Keys of the checkpoint that this architecture has no place for": [
-            f"{key} {tuple(tensors[key].shape)}" for key in tensors if key in unmatched or key not in needed
+            f"{key} {tuple(tensors[key].shape)}" for key in tensors if key in placeless or key not in needed
         ],
         "Keys that this architecture needs and the checkpoint lacks": [
             f"{key} {tuple(tensor.shape)}" for key, tensor in needed.items() if key not in tensors
@@ -212,15 +224,19 @@ def plan_tensors(
         ],
         "Parameters of our model that the rename table does not know": unreachable,
         "Keys of another kind of numbers than this architecture needs": [
-            f"{key}: got {tensors[key].dtype}, expected {tensor.dtype if not tensor.is_floating_point() else 'floats'}"
+            f"{key}: got {dtype}, expected {tensor.dtype if not tensor.is_floating_point() else 'floats'}"
             for key, tensor in needed.items()
-            if key in tensors and tensors[key].is_floating_point() != tensor.is_floating_point()
+            # Resizing makes floats of any numbers.
+            if key in tensors
+            and (dtype := (source_tensors if key in source_tensors else tensors)[key].dtype).is_floating_point
+            != tensor.is_floating_point()
         ],
     }
     if any(problems.values()):
         raise ConversionError(
             "The checkpoint does not fit the architecture. "
             + "\n".join(f"{problem}:{listing(keys)}" for problem, keys in problems.items() if keys)
+            + explain_keys(tensors, needed)
             + f"\nCheck that {type(model).__name__} with this configuration is what the checkpoint was trained as."
         )
     return plan

@@ -15,14 +15,19 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from ...configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
+from ...configuration.configuration_towers import TEXT_CONFIGS, VISION_CONFIGS
 from ...processing.clip_bpe import build_clip_bpe
 from ...processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
 from ...processing.tokenization_open_clip import OpenClipTokenizer
 from ..checkpoint import LoadedCheckpoint
-from ..common import ConversionError, failing_as, read_json
+from ..common import ConversionError, argument, failing_as, read_json
+from ..mapping.config import check_model_cfg
+from ..mapping.hints import has_names_of_transformers
 from ..mapping.plan import MODEL_CLASSES, ConversionPlan, plan_tensors
-from ..processors.tokenizers import load_tokenizer
-from ..sources.source import Source, SourceOptions
+from ..processors.image import image_processor_settings
+from ..processors.tokenizers import VOCABULARY_FILES, load_tokenizer
+from ..sources.openai import is_openai
+from ..sources.source import Source, SourceOptions, read_config
 from ..sources.weights import CONFIG_FILE, find_weights, read_weights
 from ..towers.tables import TEXT_CONVERSIONS
 from ..verify.values import Outputs, native_outputs, verification_inputs
@@ -48,18 +53,46 @@ def find_native_source(options: SourceOptions) -> tuple[Path, NativeTarget] | No
     if any(given is not None for given in (options.model_name, options.config, options.pretrained)):
         return None
     folder = Path(options.source).expanduser()
-    if not (folder / CONFIG_NAME).is_file() or (folder / CONFIG_FILE).is_file():
+    if not (folder / CONFIG_NAME).is_file():
         return None
     model_type = read_json(folder / CONFIG_NAME).get("model_type")
     target = next((t for t in NATIVE_TARGETS if t.model.config_class.model_type == model_type), None)
-    if target is None:
+    has_open_clip_config = (folder / CONFIG_FILE).is_file()
+    if target is None and isinstance(model_type, str) and not has_open_clip_config:
+        _check_is_open_clip(folder, model_type)
+    if target is None or (has_open_clip_config and not has_names_of_transformers(_keys(folder))):
         return None
-    if given := [name for name in ("revision", "ema", "reparameterize") if getattr(options, name)]:
+    if given := [argument(name) for name in ("revision", "ema", "reparameterize") if getattr(options, name)]:
         raise ConversionError(
             f"{folder} holds transformers' {target.name}, which knows no {' and no '.join(given)}: leave out "
             f"{' and '.join(given)}."
         )
     return folder, target
+
+
+def _check_is_open_clip(folder: Path, model_type: str):
+    """Raise `ConversionError` where a folder holds another model of transformers than can be converted."""
+    if is_openai(_keys(folder)):
+        return
+    if model_type in {**VISION_CONFIGS, **TEXT_CONFIGS, **MODEL_CLASSES}:
+        raise ConversionError(
+            f"{folder} holds a converted model already ({model_type}): it can be loaded as it is, and `to-open-clip` "
+            "converts a whole model back."
+        )
+    known = [f"{target.name} ({target.model.config_class.model_type})" for target in NATIVE_TARGETS]
+    raise ConversionError(
+        f"{folder} holds a model of transformers of the type {model_type!r}, by its {CONFIG_NAME}, which cannot be "
+        f"converted; of transformers' models {', '.join(known)} can. For weights of open_clip put their {CONFIG_FILE} "
+        f"there, or say what they are with {argument('model_name')} or {argument('config')}."
+    )
+
+
+def _keys(folder: Path) -> Collection[str]:
+    """The keys of a folder's weights, none where they cannot be read."""
+    try:
+        return read_weights(find_weights(folder)).tensors.keys()
+    except (ConversionError, OSError):
+        return ()
 
 
 def load_native_checkpoint(folder: Path, target: NativeTarget, processor_parts: Collection[str]) -> LoadedCheckpoint:
@@ -157,10 +190,19 @@ def _has_clip_vocabulary(folder: Path) -> bool:
     elif (folder / "vocab.json").is_file():
         vocabulary = read_json(folder / "vocab.json")
     else:
-        return False
+        return _has_open_clips_tokenizer(folder)
     return {
         names.get(token, token): token_id for token, token_id in vocabulary.items()
     } == build_clip_bpe().get_vocab()
+
+
+def _has_open_clips_tokenizer(folder: Path) -> bool:
+    """Whether a folder without a tokenizer has open_clip's configuration, which names none but CLIP's."""
+    if any((folder / name).is_file() for name in VOCABULARY_FILES) or not (folder / CONFIG_FILE).is_file():
+        return False
+    model_cfg = read_config(folder / CONFIG_FILE)["model_cfg"]
+    check_model_cfg(model_cfg)
+    return not model_cfg["text_cfg"].get("hf_tokenizer_name")
 
 
 def _plain_tokenizer(folder: Path, plain: Path) -> Path:
@@ -180,9 +222,12 @@ def _image_settings(folder: Path, config: PreTrainedConfig) -> dict[str, Any]:
         cfg = read_json(folder / IMAGE_PROCESSOR_NAME)
     elif (folder / PROCESSOR_NAME).is_file():
         cfg = read_json(folder / PROCESSOR_NAME).get("image_processor", {})
+    elif (folder / CONFIG_FILE).is_file() and (preprocess_cfg := read_config(folder / CONFIG_FILE)["preprocess_cfg"]):
+        return image_processor_settings(preprocess_cfg, config)
     else:
         raise ConversionError(
-            f"{folder} has no image settings: put {IMAGE_PROCESSOR_NAME} there, or convert with with_processor=False."
+            f"{folder} has no image settings: put {IMAGE_PROCESSOR_NAME} there, or convert with "
+            f"{argument('with_processor', False)}."
         )
     side = config.vision_config.image_size
     expected = {"height": side, "width": side}
@@ -195,7 +240,7 @@ def _image_settings(folder: Path, config: PreTrainedConfig) -> dict[str, Any]:
     else:
         raise ConversionError(
             f"The image settings in {folder} (size {size}, {f'crop {crop}' if crops else 'no crop'}) are not one of "
-            f"ours for a model of {side} x {side} pixels: convert with with_processor=False."
+            f"ours for a model of {side} x {side} pixels: convert with {argument('with_processor', False)}."
         )
     names = ("resample", "image_mean", "image_std", "rescale_factor", "do_resize", "do_rescale", "do_normalize")
     given = {name: cfg[name] for name in names if cfg.get(name) is not None}

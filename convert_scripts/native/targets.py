@@ -21,7 +21,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME
 from ...processing.clip_bpe import BOS_TOKEN, EOS_TOKEN, is_clip_bpe
 from ...processing.image_settings_open_clip import OpenClipImageSettings
 from ...processing.tokenization_open_clip import OpenClipTokenizer
-from ..common import ConversionError, listing
+from ..common import ConversionError, argument, listing
 from ..mapping.config import CLIP_VOCAB_SIZE
 from ..mapping.plan import ConversionPlan, DerivedPlan, derive_plan
 from ..processors.tokenizers import save_plain_tokenizer
@@ -74,7 +74,7 @@ def find_target(config: PreTrainedConfig, tower: str | None = None) -> NativeTar
     raise ConversionError(
         f"transformers has no {f'{tower} tower' if tower else 'model'} like this one. What stands in the way of "
         f"{closest} (others: {', '.join(others)}):{listing(obstacles[closest])}\n"
-        "Without target='native' it converts to our own classes."
+        f"Without {argument('target', 'native')} it converts to our own classes."
     )
 
 
@@ -157,7 +157,8 @@ def image_processor_config(image_processor: OpenClipImageSettings, target: Nativ
     if image_processor.resize_mode == "longest" or (image_processor.resize_mode == "shortest" and height != width):
         raise ConversionError(
             f"resize_mode {image_processor.resize_mode!r} to {height} x {width} is nothing that transformers' "
-            f"{target.image_processor_class} can do: convert with with_processor=False, and prepare images yourself."
+            f"{target.image_processor_class} can do: convert with {argument('with_processor', False)}, and prepare "
+            "images yourself."
         )
     crops = image_processor.resize_mode == "shortest"
     return {
@@ -199,7 +200,7 @@ def save_tokenizer(tokenizer: OpenClipTokenizer, target: NativeTarget, folder: P
             if getattr(tokenizer, option):
                 raise ConversionError(
                     f"The tokenizer has {option}, which transformers' own tokenizers cannot do: convert with "
-                    "with_processor=False."
+                    f"{argument('with_processor', False)}."
                 )
         backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         own = [] if backend.normalizer is None else [backend.normalizer]
@@ -215,7 +216,7 @@ def save_tokenizer(tokenizer: OpenClipTokenizer, target: NativeTarget, folder: P
     if len(tokenizer) != CLIP_VOCAB_SIZE or tokenizer.clean != "lower":
         raise ConversionError(
             f"The tokenizer has {len(tokenizer)} tokens and clean={tokenizer.clean!r}; transformers' CLIPTokenizer "
-            f"has {CLIP_VOCAB_SIZE} and makes texts lower case. Convert with with_processor=False."
+            f"has {CLIP_VOCAB_SIZE} and makes texts lower case. Convert with {argument('with_processor', False)}."
         )
     _save_clip_tokenizer(tokenizer, target, folder)
 

@@ -17,8 +17,10 @@ from ...processing.image_processing_pil_open_clip import OpenClipImageProcessorP
 from ...processing.image_settings_open_clip import OpenClipImageSettings, channel_values, check_fill_color
 from ...processing.processing_coca import CoCaProcessor
 from ...processing.processing_open_clip import OpenClipProcessor
-from ..common import ConversionError, failing_as, listing, plain
+from ..common import ConversionError, argument, failing_as, listing, plain
+from ..sources.architectures import find_published
 from ..sources.source import Source
+from ..sources.weights import CONFIG_FILE
 
 
 PREPROCESS_DEFAULTS = {
@@ -39,6 +41,55 @@ INTERPOLATION = {resample: name for name, resample in RESAMPLE.items() if name !
 IMAGE_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 RESIZE_MODES = ("shortest", "longest", "squash")
 _ALWAYS_ON = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+
+
+# Settings that published weights may differ in.
+_PUBLISHED = ("mean", "std", "interpolation", "resize_mode")
+
+
+def preprocess_defaults() -> dict[str, Any]:
+    """open_clip's image settings where none are stated, of those that weights differ in."""
+    return {key: plain(PREPROCESS_DEFAULTS[key]) for key in _PUBLISHED}
+
+
+def complete_preprocess_cfg(source: Source, known: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """Complete a checkpoint's image settings by those of its architecture's published weights.
+
+    What its files or the user state comes first, then what all published weights of the architecture share;
+    open_clip's defaults are left for the rest.
+
+    Args:
+        source: the checkpoint.
+        known: settings that follow from the weights file itself.
+
+    Returns:
+        The settings, and a note on those that nobody stated; `None` where there are none, or all published weights of
+        the architecture have open_clip's defaults.
+    """
+    stated = {**known, **{key: value for key, value in source.preprocess_cfg.items() if value is not None}}
+    tags = find_published(source.model_name, source.model_cfg)
+    if source.model_name is None and (source.preprocess_cfg or (source.has_own_config and not tags)):
+        return stated, None  # the file means open_clip's defaults for what it does not state
+    shared = dict(tags[0].preprocess_cfg) if tags else {}
+    shared = {k: v for k, v in shared.items() if k not in stated and all(tag.preprocess_cfg[k] == v for tag in tags)}
+    defaults = preprocess_defaults()
+    unclear = {key: value for key, value in defaults.items() if key not in {**stated, **shared}}
+    special = {key: value for key, value in shared.items() if value != defaults[key]}
+    name = source.model_name or (tags[0].model if tags else "this architecture")
+    reasons = [
+        (special, f"as in all published weights of {name}"),
+        (unclear, f"open_clip's default, as published weights of {name} {'differ' if tags else 'are not known'}"),
+    ]
+    choices = [f"{_shown(chosen)} ({reason})" for chosen, reason in reasons if chosen]
+    note = (
+        f"image settings that were not stated: {'; '.join(choices)}. For others state a preprocess_cfg, in "
+        f"{CONFIG_FILE} beside the weights or with {argument('config')}"
+    )
+    return {**shared, **stated}, note if choices else None
+
+
+def _shown(cfg: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in cfg.items())
 
 
 def image_processor_settings(preprocess_cfg: Mapping[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
@@ -106,7 +157,7 @@ def preprocess_cfg_of(image_processor: OpenClipImageSettings, config: PreTrained
     if lost:
         raise ConversionError(
             f"open_clip cannot express these settings of the image processor:{listing(lost)}\n"
-            "Change them in its configuration file, or convert with with_processor=False."
+            f"Change them in its configuration file, or convert with {argument('with_processor', False)}."
         )
     return cfg
 

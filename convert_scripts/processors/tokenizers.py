@@ -2,7 +2,8 @@
 fields of `CLIPTextCfg` in `model.py`)."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeGuard
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from ...processing.clip_bpe import is_clip_bpe
 from ...processing.text_cleaning import TEXT_CLEANERS
 from ...processing.tokenization_open_clip import OpenClipTokenizer
-from ..common import ConversionError
+from ..common import ConversionError, argument, read_json
 from ..mapping.config import CLIP_VOCAB_SIZE, TokenIds
 from ..sources.hub import UNREACHABLE, save_tokenizer_command
 from ..sources.source import Source
@@ -41,6 +42,9 @@ HUB_FILES = (
     "config.json",
 )
 
+# The largest vocabularies have a million ids.
+LARGEST_ID = 10**7
+
 # Allowed keys of `tokenizer_kwargs`; open_clip hands anything else to the code of the tokenizer.
 CLIP_TOKENIZER_KWARGS = ("clean",)
 HF_TOKENIZER_KWARGS = ("clean", "strip_sep_token", "language")
@@ -61,14 +65,14 @@ def load_tokenizer(source: Source, required: bool = True) -> OpenClipTokenizer |
 
     Args:
         source: the checkpoint.
-        required: `False` looks beside the weights only, and returns `None` where there is no tokenizer that fits.
+        required: `False` looks on this machine only, and returns `None` where there is no tokenizer that fits.
 
     Raises:
         ConversionError: settings that are not supported, a vocabulary larger than the text tower's, or files that are
             not at hand.
     """
     uses_hf_tokenizer = bool(source.model_cfg["text_cfg"].get("hf_tokenizer_name"))
-    if not required and not (uses_hf_tokenizer and _has_vocabulary(source.tokenizer_folder)):
+    if not required and not (uses_hf_tokenizer and _local_folder(source)):
         return None
     try:
         return _load_hf_tokenizer(source) if uses_hf_tokenizer else _load_clip_tokenizer(source.model_cfg)
@@ -85,7 +89,7 @@ def _load_clip_tokenizer(model_cfg: Mapping[str, Any]) -> OpenClipTokenizer:
         raise ConversionError(
             f"text_cfg: vocab_size is {vocab_size}, but open_clip's own tokenizer, used where there is no "
             f"hf_tokenizer_name, has {CLIP_VOCAB_SIZE} ids. Set hf_tokenizer_name and put the tokenizer's files "
-            "beside the weights, or convert with with_processor=False."
+            f"beside the weights, or convert with {argument('with_processor', False)}."
         )
     return OpenClipTokenizer(
         model_max_length=text_cfg.get("context_length", 77),
@@ -98,6 +102,7 @@ def _load_hf_tokenizer(source: Source) -> OpenClipTokenizer:
     text_cfg = source.model_cfg["text_cfg"]
     kwargs = _tokenizer_kwargs(text_cfg, HF_TOKENIZER_KWARGS)
     folder = tokenizer_folder(source, text_cfg["hf_tokenizer_name"])
+    _check_ids(folder)
     try:
         tokenizer = OpenClipTokenizer.from_hf_tokenizer(
             folder,
@@ -132,18 +137,60 @@ def _tokenizer_kwargs(text_cfg: Mapping[str, Any], allowed: tuple[str, ...]) -> 
     return kwargs
 
 
+def _check_ids(folder: Path):
+    """Refuse vocabularies with ids far beyond their size: tokenizers takes memory for all ids below the largest."""
+    for name in VOCABULARY_FILES:
+        if not name.endswith(".json") or not (folder / name).is_file():
+            continue
+        vocabulary: Any = read_json(folder / name)
+        for part in ("model", "vocab") if name == "tokenizer.json" else ():
+            vocabulary = vocabulary.get(part) if isinstance(vocabulary, dict) else None
+        # Unigram models have lists, whose ids are the places in them.
+        values = vocabulary.values() if isinstance(vocabulary, dict) else ()
+        ids = [value for value in values if isinstance(value, int)]
+        if max(ids, default=0) > LARGEST_ID:
+            raise ConversionError(
+                f"{folder / name} is damaged: it has the id {max(ids)}, and {len(ids)} tokens. Expected ids up to "
+                f"{LARGEST_ID}."
+            )
+
+
 def _check_vocabulary(tokenizer: OpenClipTokenizer, text_cfg: Mapping[str, Any], folder: Path):
     if text_cfg.get("hf_model_name"):
         return  # the text tower's vocabulary is its encoder's
     vocab_size = text_cfg.get("vocab_size", CLIP_VOCAB_SIZE)
-    # The vocabulary of SigLIP's multilingual models ends in a hundred sentinels of T5 that no text is cut into, and
-    # for which the text towers have no embeddings.
-    surplus = map(tokenizer.convert_ids_to_tokens, range(vocab_size, len(tokenizer)))
-    if any("<extra_id_" not in token for token in surplus):
+    surplus = {token: token_id for token, token_id in tokenizer.get_vocab().items() if token_id >= vocab_size}
+    reached = _reached_token(tokenizer, surplus)
+    if reached is not None:
         raise ConversionError(
             f"The tokenizer in {folder} has {len(tokenizer)} ids, the text tower {vocab_size}: these are not its "
-            "files. Put the right ones beside the weights, or convert with with_processor=False."
+            f"files, as texts hold the id {surplus[reached]} ({reached!r}). Put the right ones beside the weights, or "
+            f"convert with {argument('with_processor', False)}."
         )
+
+
+def _reached_token(tokenizer: OpenClipTokenizer, surplus: Mapping[str, int]) -> str | None:
+    """One of the tokens `surplus` that texts are cut into, `None` where there is none.
+
+    Special tokens are left aside, unless they are put around texts: nobody writes them. So the vocabulary of SigLIP's
+    multilingual models ends in a hundred sentinels of T5, for which the text towers have no embeddings.
+    """
+    ids = {token_id: token for token, token_id in surplus.items()}
+    added = tokenizer.added_tokens_decoder
+    plain = {
+        token_id: token
+        for token_id, token in ids.items()
+        if "<extra_id_" not in token and not (token_id in added and added[token_id].special)
+    }
+    texts = chain([""], *(_texts_with(tokenizer, token_id, token) for token_id, token in plain.items()))
+    used = chain.from_iterable(tokenizer(text, padding="max_length").input_ids for text in texts)
+    return next((ids[token_id] for token_id in used if token_id in ids), None)
+
+
+def _texts_with(tokenizer: OpenClipTokenizer, token_id: int, token: str) -> Iterator[str]:
+    """Texts one of which is cut into a token, if any is: as a word, and within one."""
+    for written in dict.fromkeys((token, tokenizer.decode([token_id]), token.removeprefix("##"))):
+        yield from (f"{before}{written}{after}" for before in ("", "a", "a ") for after in ("", "a"))
 
 
 def padding_settings(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,19 +221,31 @@ def _needs_fixed_length(model_cfg: Mapping[str, Any]) -> bool:
     )
 
 
+def _local_folder(source: Source) -> Path | None:
+    """The folder on this machine that holds a checkpoint's tokenizer: that of the weights, or that of its name."""
+    folders = (source.tokenizer_folder, source.named_tokenizer_folder)
+    return next((folder for folder in folders if _has_vocabulary(folder)), None)
+
+
 def _has_vocabulary(folder: Path | None) -> TypeGuard[Path]:
     return folder is not None and any((folder / name).is_file() for name in VOCABULARY_FILES)
 
 
 def tokenizer_folder(source: Source, hf_name: str) -> Path:
-    """Find the folder with the files of the tokenizer `hf_name`: beside the weights, else from the Hub.
+    """Find the folder with the files of the tokenizer `hf_name`: on this machine, else from the Hub.
 
     Raises:
         ConversionError: neither has them.
     """
-    beside = source.tokenizer_folder
-    if _has_vocabulary(beside):
-        return beside
+    local = _local_folder(source)
+    if local is not None:
+        return local
+    if (named := source.named_tokenizer_folder) is not None:
+        raise ConversionError(
+            f"{source.name} names a tokenizer in {named}, where there are none of the files "
+            f"{', '.join(VOCABULARY_FILES)}. Put them there, or convert with "
+            f"{argument('with_processor', False)}."
+        )
     # The revision that was asked for is that of the checkpoint's repository, not of another one with a tokenizer.
     repo_id, revision = source.hub or (None, None)
     revision = revision if repo_id == hf_name else None
@@ -202,7 +261,7 @@ def tokenizer_folder(source: Source, hf_name: str) -> Path:
     raise ConversionError(
         f"The tokenizer {hf_name} is needed and {source.name} does not hold it. {problem} Put its files beside the "
         f"weights (where there is a network: `{save_tokenizer_command(hf_name)}`), or convert with "
-        "with_processor=False."
+        f"{argument('with_processor', False)}."
     ) from cause
 
 
@@ -235,7 +294,8 @@ def tokenizer_cfg_of(tokenizer: OpenClipTokenizer, hf_tokenizer_name: str) -> di
     if len(tokenizer) != CLIP_VOCAB_SIZE:
         raise ConversionError(
             f"The tokenizer has CLIP's vocabulary and {len(tokenizer) - CLIP_VOCAB_SIZE} more tokens, which no file "
-            "of open_clip can hold: convert with with_processor=False, and give open_clip the tokenizer in code."
+            f"of open_clip can hold: convert with {argument('with_processor', False)}, and give open_clip the "
+            "tokenizer in code."
         )
     return {} if tokenizer.clean == "lower" else {"tokenizer_kwargs": {"clean": tokenizer.clean}}
 

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
-from ..common import ConversionError, data_table, listing
+from ..common import ConversionError, argument, data_table, listing
 
 
 ARCHITECTURES = "open_clip_architectures"
@@ -34,6 +34,10 @@ def get_architecture(name: str) -> dict[str, Any]:
     Raises:
         ConversionError: there is no such architecture; close names are listed.
     """
+    if name.endswith(".json"):
+        raise ConversionError(
+            f"{name!r} is a file and not the name of an architecture: give it with {argument('config', name)}."
+        )
     name = name.replace("/", "-")
     architectures = data_table(ARCHITECTURES)
     if name in architectures:
@@ -45,7 +49,7 @@ def get_architecture(name: str) -> dict[str, Any]:
     hint = f"Did you mean {', '.join(close)}?" if close else f"Known names: {', '.join(list_architectures())}."
     raise ConversionError(
         f"{name!r} is not among the {len(architectures)} architectures of open_clip 3.3.0. "
-        f"{hint} For another architecture give its configuration with config=FILE."
+        f"{hint} For another architecture give its configuration with {argument('config', 'FILE')}."
     )
 
 
@@ -116,6 +120,16 @@ def get_pretrained(model: str, tag: str) -> PretrainedTag:
     )
 
 
+def find_published(model_name: str | None, model_cfg: Mapping[str, Any]) -> list[PretrainedTag]:
+    """The tags of an architecture: of that name, or, without one, of the built-in ones described alike."""
+    if model_name is None:
+        names = [name for name, cfg in data_table(ARCHITECTURES).items() if cfg == model_cfg]
+    else:
+        name = model_name.replace("/", "-")
+        names = [name if name in data_table(ARCHITECTURES) else name.removesuffix(QUICK_GELU_SUFFIX)]
+    return [tag for name in names for tag in list_pretrained(name)]
+
+
 @dataclass(frozen=True)
 class ListedModel:
     """An architecture, with one of its pretrained tags where it has any.
@@ -163,6 +177,13 @@ def list_models(pattern: str | None = None, tags: bool = True) -> Iterator[Liste
                 continue
         for entry in entries if tags and entries else [None]:
             yield _listed(model, entry)
+
+
+def close_names(pattern: str) -> list[str]:
+    """Names of architectures and tags that are like `pattern`."""
+    names = {name.casefold(): name for tag in list_pretrained() for name in (tag.tag, tag.model)}
+    names |= {name.casefold(): name for name in list_architectures()}
+    return [names[name] for name in difflib.get_close_matches(pattern.casefold(), names, n=5, cutoff=0.6)]
 
 
 def _matches(pattern: str | None, name: str) -> bool:

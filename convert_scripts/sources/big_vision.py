@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from transformers.configuration_utils import PreTrainedConfig
 
-from ..common import ConversionError, listing
+from ..common import ConversionError, argument, listing
 from ..mapping.state_dict import Operation, Rename, Squeeze, Table, Transpose, resolve, under
 
 
@@ -179,7 +179,7 @@ def big_vision_to_open_clip(
     if config.vision_config.model_type != "open_clip_siglip_vit" or config.text_config.model_type != "open_clip_text":
         raise ConversionError(
             "The checkpoint is a SigLIP of big_vision, and the architecture is another: give the name of a SigLIP "
-            'with model_name, such as "ViT-B-16-SigLIP".'
+            f"with {argument('model_name')}, such as ViT-B-16-SigLIP."
         )
     if any(key.startswith(_ROOT) for key in tensors):
         tensors = {key.removeprefix(_ROOT): tensor for key, tensor in tensors.items() if key.startswith(_ROOT)}

@@ -89,6 +89,8 @@ _BLOCK: Table = (
     *(Rename(name, f"{name}.gamma") for name in ("layer_scale", "layer_scale_1", "layer_scale_2")),
 )
 _DOWNSAMPLE: Table = (*under("0.", "0.", _LARGE_KERNEL), *under("1.", "1.", _BRANCHES))
+# More parts than any of Apple's networks has.
+MANY_PARTS = 100
 _PART = re.compile(re.escape(IMAGE) + r"network\.(\d+)\.(proj|pe|reparam_conv|\d+)\.")
 
 
@@ -96,6 +98,8 @@ def _fastvit(keys: Collection[str]) -> Table:
     """Rename table of a FastViT: Apple numbers blocks, downsampling and positions in one row, timm by stages."""
     # Part -> its contents: `proj`, `pe` or its fused form, or the numbers of blocks.
     parts = {int(match[1]): match[2] for key in keys if (match := _PART.match(key))}
+    if len(parts) > MANY_PARTS:
+        raise ConversionError(f"Apple's MobileCLIP has no {len(parts)} parts below {IMAGE}network.")
     stage_starts = sorted(part for part, kind in parts.items() if kind == "proj")
     table = (
         *under("patch_embed.{n}.", "stem.{n}.", _BRANCHES),

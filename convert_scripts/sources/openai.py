@@ -6,14 +6,23 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from ..common import ConversionError, listing
+from ..common import ConversionError, argument, listing
 
 
 Tensors = Mapping[str, torch.Tensor]
 
 # Only OpenAI's archives, whose models all use QuickGELU, hold these.
 OPENAI_KEYS = {"input_resolution", "context_length", "vocab_size"}
+
+
+PREPROCESS_CFG = {
+    "mean": list(OPENAI_CLIP_MEAN),
+    "std": list(OPENAI_CLIP_STD),
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+}
 
 
 def is_openai(keys: Collection[str]) -> bool:
@@ -41,13 +50,15 @@ def infer_openai_architecture(tensors: Tensors) -> dict[str, Any]:
     except (KeyError, ValueError, IndexError) as error:
         raise ConversionError(
             f"The checkpoint has the keys {', '.join(sorted(OPENAI_KEYS))} of OpenAI's archives, but not their "
-            f"tensors ({type(error).__name__}: {error}). Give the architecture with model_name or config."
+            f"tensors ({type(error).__name__}: {error}). Give the architecture with {argument('model_name')} or "
+            f"{argument('config')}."
         ) from error
     found = {"context_length": context_length, "input_resolution": vision_cfg["image_size"], "vocab_size": vocab_size}
     if found != stated:
         wrong = [f"{key}: {stated[key]}, by the shapes {found[key]}" for key in found if found[key] != stated[key]]
         raise ConversionError(
-            f"The checkpoint contradicts itself:{listing(wrong)}\nGive the architecture with model_name or config."
+            f"The checkpoint contradicts itself:{listing(wrong)}\nGive the architecture with {argument('model_name')} "
+            f"or {argument('config')}."
         )
     text_cfg = {
         "context_length": context_length,

@@ -11,7 +11,9 @@ from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
 
-from ..common import ConversionError, read_json
+from ..common import ConversionError, argument, read_json
+from ..mapping.hints import explain_keys
+from ..towers.base import VISION_DEFAULTS
 from .architectures import QUICK_GELU_SUFFIX, get_architecture, get_pretrained, list_pretrained
 from .hub import download_pretrained, download_repository
 from .openai import OPENAI_KEYS, infer_openai_architecture, is_openai
@@ -25,6 +27,11 @@ GELU_NAMES = re.compile(r"39b|altogether", re.IGNORECASE)
 # and these models, all of whose tags were.
 GELU_MODELS = {"ViT-H-14-worldwide-378", "ViT-bigG-14-worldwide", "ViT-bigG-14-worldwide-378"}
 
+# Fields that every description of a model has.
+_ARCHITECTURE = {"embed_dim", "vision_cfg", "text_cfg"}
+# Fields of an image tower in which checkpoints of one architecture differ.
+_OPTIONAL = {"image_size", "patch_dropout", "output_tokens", "timm_model_pretrained", "timm_drop", "timm_drop_path"}
+
 
 @dataclass(frozen=True)
 class SourceOptions:
@@ -36,7 +43,7 @@ class SourceOptions:
             a built-in architecture.
         model_name: open_clip's name of a built-in architecture, for weights that do not say it themselves.
         config: the contents or the path of a file like `open_clip_config.json` or like those in open_clip's
-            `model_configs/`. With `model_name` it may hold a `preprocess_cfg` alone.
+            `model_configs/`. With `model_name` it holds what differs from that architecture, and a `preprocess_cfg`.
         pretrained: open_clip's tag of the weights, which says where they are, and knows their activation and image
             settings.
         revision: branch, tag or commit of the Hub repository.
@@ -61,10 +68,12 @@ class Source:
         name: the source as it was given.
         weights: its weights file.
         model_cfg: open_clip's description of the model, empty for one of transformers itself.
-        preprocess_cfg: open_clip's image settings, empty for its defaults.
+        preprocess_cfg: open_clip's image settings as they are stated, empty where none are.
         tokenizer_folder: where tokenizer files may lie; `None` where they are those that `model_cfg` names.
-        model_name: the built-in architecture that was asked for by its name alone; `None` where the checkpoint, a
+        named_tokenizer_folder: the local folder that `hf_tokenizer_name` stands for; `None` for a Hub id.
+        model_name: the built-in architecture that was asked for by its name; `None` where the checkpoint, a
             configuration or a pretrained tag describes the model.
+        has_own_config: whether its own open_clip_config.json describes it.
         hub: id and revision of the Hub repository that it was downloaded from.
         notes: decisions about the checkpoint, for the report.
     """
@@ -74,7 +83,9 @@ class Source:
     model_cfg: Mapping[str, Any]
     preprocess_cfg: Mapping[str, Any]
     tokenizer_folder: Path | None = None
+    named_tokenizer_folder: Path | None = None
     model_name: str | None = None
+    has_own_config: bool = False
     hub: tuple[str, str | None] | None = None
     notes: tuple[str, ...] = ()
 
@@ -88,7 +99,10 @@ def open_source(options: SourceOptions) -> Source:
     name = os.fspath(options.source)
     if options.pretrained is not None:
         if options.config is not None:
-            raise ConversionError("pretrained knows the architecture and the image settings: leave out config.")
+            raise ConversionError(
+                f"{argument('pretrained')} knows the architecture and the image settings: leave out "
+                f"{argument('config')}."
+            )
         return _open_pretrained(name, options.model_name, options.pretrained, options.revision)
     given = _given_config(options.model_name, options.config)
     name, path, hub = _find(name, options.revision, needs_config=given is None)
@@ -96,24 +110,34 @@ def open_source(options: SourceOptions) -> Source:
     own_config = folder / CONFIG_FILE
     if given is not None and path.is_dir() and own_config.is_file():
         raise ConversionError(
-            f"{name} has its own {CONFIG_FILE}: leave out model_name and config, or give the weights file instead of "
-            "the folder."
+            f"{name} has its own {CONFIG_FILE}: leave out {argument('model_name')} and {argument('config')}, or give "
+            "the weights file instead of the folder."
         )
     weights = find_weights(path) if path.is_dir() else path
     notes: tuple[str, ...] = ()
+    config_folder = folder if given is None else _config_folder(options.config)
     if given is not None:
         own = given
+        if hub is None and own_config.is_file():
+            beside, notes = _settings_beside(own_config, given["model_cfg"])
+            own = {**given, "preprocess_cfg": {**beside, **given["preprocess_cfg"]}}
     elif own_config.is_file():
-        own = _read_config(own_config)
+        own = read_config(own_config)
     else:
         own, notes = _inferred_config(name, weights), ("architecture from the shapes of OpenAI's tensors",)
+    model_cfg, named_folder = own["model_cfg"], None
+    if given is not None or hub is None:  # what comes from the Hub reads no local folders
+        model_cfg = _with_local_folders(model_cfg, config_folder)
+        named_folder = _named_tokenizer_folder(model_cfg)
     return Source(
         name=name,
         weights=weights,
-        model_cfg=own["model_cfg"],
+        model_cfg=model_cfg,
         preprocess_cfg=own["preprocess_cfg"],
-        tokenizer_folder=folder,
+        tokenizer_folder=folder if given is None or named_folder is None else named_folder,
+        named_tokenizer_folder=named_folder,
         model_name=options.model_name,
+        has_own_config=given is None and own_config.is_file(),
         hub=hub,
         notes=notes,
     )
@@ -126,8 +150,8 @@ def _open_pretrained(name: str, model_name: str | None, pretrained: str, revisio
     except ConversionError as error:
         if model_name is None and ("/" in name or Path(name).exists()):
             raise ConversionError(
-                f"With pretrained, the source is the name of an architecture, got {name}. For weights that are "
-                "already here, give the name as model_name."
+                f"With {argument('pretrained')}, the source is the name of an architecture, got {name}. For weights "
+                f"that are already here, give the name with {argument('model_name')}."
             ) from error
         raise
     model_cfg = get_architecture(tag.model)
@@ -159,7 +183,9 @@ def _find(name: str, revision: str | None, needs_config: bool) -> tuple[str, Pat
         if not path.is_file() and not path.is_dir():
             raise ConversionError(f"{name} is neither a file nor a folder, but a pipe or a device: give a file.")
         if revision is not None:
-            raise ConversionError(f"{name} is on this machine and has no revisions: leave out revision={revision!r}.")
+            raise ConversionError(
+                f"{name} is on this machine and has no revisions: leave out {argument('revision', revision)}."
+            )
         return name, path, None
     if not re.fullmatch(r"(hf-hub:.+|[\w.-]+/[\w.-]+(@.+)?)", name) or path.suffix in WEIGHTS_SUFFIXES:
         raise ConversionError(_not_found(name))
@@ -178,25 +204,96 @@ def _not_found(name: str) -> str:
     except ConversionError:
         return message
     tags = [entry.tag for entry in list_pretrained(name.replace("/", "-"))]
-    example = f"one of its tags as pretrained, such as {tags[-1]!r}, or " if tags else ""
-    return f"{message} It is an architecture: give {example}its weights file as the source and {name!r} as model_name."
+    example = f"one of its tags as {argument('pretrained')}, such as {tags[-1]!r}, or " if tags else ""
+    return (
+        f"{message} It is an architecture: give {example}its weights file as the source and {name!r} as "
+        f"{argument('model_name')}."
+    )
 
 
 def _given_config(model_name: str | None, config) -> dict[str, Any] | None:
     if model_name is None and config is None:
         return None
     if model_name is None:
-        return _read_config(config)
-    given: dict[str, Any] = {"model_cfg": get_architecture(model_name), "preprocess_cfg": {}}
-    if config is not None:
-        config = config if isinstance(config, Mapping) else read_json(Path(config))
-        if set(config) != {"preprocess_cfg"}:
-            raise ConversionError(
-                f"The architecture is given twice, by model_name={model_name!r} and by config: leave one out, or give "
-                "a config that holds a preprocess_cfg alone."
-            )
-        given["preprocess_cfg"] = _preprocess_cfg(config)
-    return given
+        return read_config(config)
+    model_cfg = get_architecture(model_name)
+    if config is None:
+        return {"model_cfg": model_cfg, "preprocess_cfg": {}}
+    config = config if isinstance(config, Mapping) else read_json(Path(config))
+    rest = {key: value for key, value in config.items() if key not in ("preprocess_cfg", "version")}
+    changes = rest.pop("model_cfg") if "model_cfg" in rest else {**rest}
+    if not isinstance(changes, Mapping) or ("model_cfg" in config and rest):
+        raise ConversionError(
+            f"Beside a name, {argument('config')} holds what differs from the architecture, at top level or under "
+            f"model_cfg, and a preprocess_cfg; got {', '.join(map(str, config))}."
+        )
+    if changes.keys() >= _ARCHITECTURE:
+        raise ConversionError(
+            f"The architecture is given twice, by {argument('model_name', model_name)} and by {argument('config')}: "
+            "leave one out, or give no more in the configuration than what differs, and a preprocess_cfg."
+        )
+    return {"model_cfg": _changed(model_cfg, changes), "preprocess_cfg": _preprocess_cfg(config)}
+
+
+def _changed(model_cfg: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`model_cfg` with `changes` merged in, one level deep."""
+    parts = {
+        key: {**model_cfg[key], **value}
+        for key, value in changes.items()
+        if isinstance(value, Mapping) and isinstance(model_cfg.get(key), Mapping)
+    }
+    return {**model_cfg, **changes, **parts}
+
+
+def _settings_beside(path: Path, model_cfg: Mapping[str, Any]) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """Image settings in the file `path` beside weights whose architecture was given otherwise, and a note."""
+    content = read_json(path)
+    settings = _preprocess_cfg(content)
+    if not settings:
+        return {}, ()
+    theirs = content.get("model_cfg", {})
+    if theirs and _image_tower(theirs) != _image_tower(model_cfg):
+        return {}, (f"image settings of {path.name} beside the weights left out: it has another image tower",)
+    return settings, (f"image settings of {path.name} beside the weights",)
+
+
+def _image_tower(model_cfg: Any) -> Any:
+    """What tells image towers apart, without options of training and of single checkpoints."""
+    if not isinstance(model_cfg, Mapping) or not isinstance(model_cfg.get("vision_cfg"), Mapping):
+        return model_cfg
+    return {
+        key: value for key, value in {**VISION_DEFAULTS, **model_cfg["vision_cfg"]}.items() if key not in _OPTIONAL
+    }
+
+
+def _config_folder(config) -> Path | None:
+    """Where paths in a given configuration start: its own folder; `None` for a Python object or a name."""
+    return None if config is None or isinstance(config, Mapping) else Path(config).expanduser().absolute().parent
+
+
+def _with_local_folders(model_cfg: Mapping[str, Any], base: Path | None) -> Mapping[str, Any]:
+    """`model_cfg` whose text tower names local folders by their whole paths; they may be relative to `base`."""
+    text_cfg = model_cfg["text_cfg"]
+    if not isinstance(text_cfg, Mapping):
+        return model_cfg
+    folders = {key: _local_folder(text_cfg.get(key), base) for key in ("hf_tokenizer_name", "hf_model_name")}
+    folders = {key: folder for key, folder in folders.items() if folder}
+    return {**model_cfg, "text_cfg": {**text_cfg, **folders}} if folders else model_cfg
+
+
+def _local_folder(name: Any, base: Path | None) -> str | None:
+    if not isinstance(name, str) or not name:
+        return None
+    path = Path(name).expanduser()
+    path = path if base is None else base.absolute() / path
+    return str(path) if path.is_absolute() and path.is_dir() else None
+
+
+def _named_tokenizer_folder(model_cfg: Mapping[str, Any]) -> Path | None:
+    """The local folder that `hf_tokenizer_name` stands for; `None` where it is a Hub id, or there is none."""
+    text_cfg = model_cfg.get("text_cfg")
+    name = text_cfg.get("hf_tokenizer_name") if isinstance(text_cfg, Mapping) else None
+    return Path(name) if isinstance(name, str) and Path(name).is_absolute() else None
 
 
 def _inferred_config(name: str, weights: Path) -> dict[str, Any]:
@@ -205,15 +302,21 @@ def _inferred_config(name: str, weights: Path) -> dict[str, Any]:
     if not is_openai(tensors.keys()):
         raise ConversionError(
             f"The architecture of {name} is not known: there is no {CONFIG_FILE} beside the weights. Say which it is "
-            'with model_name, such as "ViT-B-32" or "coca_ViT-L-14", or with config.'
+            f"with {argument('model_name')}, such as ViT-B-32 or coca_ViT-L-14, or with {argument('config')}."
+            f"{explain_keys(tensors)}"
         )
     return {"model_cfg": infer_openai_architecture(tensors), "preprocess_cfg": {}}
 
 
-def _read_config(config: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any]:
-    content = config if isinstance(config, Mapping) else read_json(Path(config))
+def read_config(config: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any]:
+    """Read `model_cfg` and `preprocess_cfg` of a file like open_clip_config.json or like those in `model_configs/`.
+
+    Raises:
+        ConversionError: it cannot be read, or describes no model.
+    """
+    content = config if isinstance(config, Mapping) else read_json(Path(config).expanduser())
     model_cfg = content.get("model_cfg", content)
-    if not isinstance(model_cfg, Mapping) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model_cfg.keys():
+    if not isinstance(model_cfg, Mapping) or not model_cfg.keys() >= _ARCHITECTURE:
         name = "config" if isinstance(config, Mapping) else config
         raise ConversionError(
             f"{name} is not an open_clip configuration: expected embed_dim, vision_cfg and text_cfg, at top level or "
@@ -237,7 +340,7 @@ def check_activation(source: Source, weights: Weights):
     Raises:
         ConversionError: the file, the training run or the keys speak of QuickGELU and the built-in name does not.
     """
-    if source.model_name is None or source.model_name in GELU_MODELS or source.model_cfg.get("quick_gelu"):
+    if source.model_name is None or source.model_name in GELU_MODELS or "quick_gelu" in source.model_cfg:
         return
     reason = None
     for name in (Path(source.name).name, source.weights.name, weights.run_name or ""):
@@ -250,6 +353,6 @@ def check_activation(source: Source, weights: Weights):
         raise ConversionError(
             f"{source.name} looks like weights trained with QuickGELU ({reason}), but {source.model_name} uses GELU, "
             "and nothing in the tensors tells the two apart. For QuickGELU give "
-            f"model_name={source.model_name + QUICK_GELU_SUFFIX!r}; "
-            f'for GELU give config with the architecture of {source.model_name} and "quick_gelu": false.'
+            f"{argument('model_name', source.model_name + QUICK_GELU_SUFFIX)}; for GELU give "
+            f'{argument("config")} with {{"quick_gelu": false}} too.'
         )

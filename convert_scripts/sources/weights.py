@@ -2,18 +2,20 @@
 `load_state_dict` in `factory.py`)."""
 
 import hashlib
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from ..common import ConversionError, check_no_pointer, listing, read_json
+from ..common import ConversionError, argument, check_no_pointer, listing, read_json
 from .torchscript import is_torchscript, read_torchscript
 
 
@@ -38,6 +40,15 @@ INDEX_FILES = tuple(name + INDEX_SUFFIX for name in WEIGHTS_FILES)
 ENTRIES = ("state_dict", "model")
 EMA_ENTRIES = ("state_dict_ema", "model_ema")
 
+# Dtypes of floats whose tensors hold a number in each element.
+FLOATS = {
+    *(torch.float64, torch.float32, torch.bfloat16, torch.float16),
+    *(torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz),
+}
+
+# open_clip's image settings that a training checkpoint may state.
+_IMAGE_SETTINGS = ("mean", "std", "interpolation", "resize_mode")
+
 # DistributedDataParallel puts this before every key, and torch.compile, FSDP and its activation checkpointing
 # wherever they wrap a module.
 _WRAPPER_PREFIX = "module."
@@ -51,11 +62,13 @@ class Weights:
     Args:
         tensors: open_clip's state dict; the tensors are views of the memory-mapped file where its format allows.
         run_name: name of the training run that wrote it, where it says so.
+        preprocess_cfg: open_clip's image settings that it states.
         notes: what was found beside the weights, for the report.
     """
 
     tensors: Mapping[str, torch.Tensor]
     run_name: str | None = None
+    preprocess_cfg: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -69,7 +82,8 @@ def read_weights(path: Path, *, ema: bool = False) -> Weights:
         ema: take the exponential moving average of the weights that a training checkpoint keeps beside them.
 
     Raises:
-        ConversionError: the file cannot be read, holds more than tensors, no state dict, or no moving average.
+        ConversionError: the file cannot be read, holds more than tensors, no state dict, or no moving average, or
+            tensors that are more than plain arrays of values.
         OSError: there is no such file.
     """
     if path.name.endswith(INDEX_SUFFIX):
@@ -77,12 +91,18 @@ def read_weights(path: Path, *, ema: bool = False) -> Weights:
     else:
         content = _read_file(path)
     run_name: str | None = None
+    preprocess_cfg: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
     entry = _entry(path, content, ema)
     if entry is not None:
+        preprocess_cfg = _image_settings(content)
+        if preprocess_cfg:
+            notes += (f"image settings of the checkpoint: {', '.join(f'{k} {v}' for k, v in preprocess_cfg.items())}",)
         run_name = content.get("name") if isinstance(content.get("name"), str) else None
         others = [key for key in EMA_ENTRIES if not ema and key in content]
-        notes = tuple(f"{key} holds averaged weights, which were left: ema=True takes them" for key in others)
+        notes += tuple(
+            f"{key} holds averaged weights, which were left: {argument('ema', True)} takes them" for key in others
+        )
         notes += (f"averaged weights, from {entry}",) if ema else ()
         content = content[entry]
     if not isinstance(content, dict) or not content or not all(isinstance(key, str) for key in content):
@@ -96,9 +116,10 @@ def read_weights(path: Path, *, ema: bool = False) -> Weights:
     if others:
         raise ConversionError(
             f'{path} is not a state dict, nor a checkpoint with one under "state_dict": these entries are not '
-            f"tensors:{listing(others)}"
+            f"tensors:{listing(others)}{_other_entries(path, content, '' if entry is None else f'[{entry!r}]')}"
         )
-    return Weights(_unwrapped(path, content), run_name, notes)
+    _check_tensors(path, content)
+    return Weights(_unwrapped(path, content), run_name, preprocess_cfg, notes)
 
 
 def find_weights(folder: Path) -> Path:
@@ -123,7 +144,7 @@ def find_weights(folder: Path) -> Path:
         raise ConversionError(
             f"{folder} holds several weights files, none with one of open_clip's "
             f"names:{listing(p.name for p in found)}\nGive one of them as the source, with "
-            f"config={folder / CONFIG_FILE}."
+            f"{argument('config', str(folder / CONFIG_FILE))}."
         )
     raise ConversionError(
         f"{folder} holds no weights: expected {', '.join(WEIGHTS_FILES[:3])} or another {WEIGHTS_SUFFIXES}."
@@ -147,9 +168,49 @@ def _entry(path: Path, content, ema: bool) -> str | None:
     if ema and found is None:
         raise ConversionError(
             f"{path} holds no averaged weights: expected an entry {' or '.join(EMA_ENTRIES)}, found "
-            f"{', '.join(map(str, entries)) or 'a state dict alone'}. Leave out ema."
+            f"{', '.join(map(str, entries)) or 'a state dict alone'}. Leave out {argument('ema')}."
         )
     return found
+
+
+def _image_settings(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """open_clip's image settings that a training checkpoint states, itself or in its `args` or `preprocess_cfg`.
+
+    open_clip's training calls them `image_mean` and so on.
+    """
+    parts = (checkpoint.get("args"), checkpoint.get("preprocess_cfg"))
+    args, cfg = (part if isinstance(part, dict) else {} for part in parts)
+    stated = {key: checkpoint.get(f"image_{key}", args.get(f"image_{key}")) for key in _IMAGE_SETTINGS}
+    stated |= {key: checkpoint[key] for key in ("mean", "std") if key in checkpoint}
+    stated |= {key: cfg[key] for key in _IMAGE_SETTINGS if key in cfg}
+    return {
+        key: value.tolist() if isinstance(value, torch.Tensor) else value
+        for key, value in stated.items()
+        if value is not None
+    }
+
+
+def _other_entries(path: Path, content: Mapping[str, Any], place: str) -> str:
+    """The next step where weights lie under other entries of a file, below `place`: to save those of one alone."""
+    places = {f"{place}[{key!r}]": value for key, value in content.items() if isinstance(value, dict)}
+    for place, value in list(places.items()):
+        places |= {f"{place}[{key!r}]": inner for key, inner in value.items() if isinstance(inner, dict)}
+    found = {place: value for place, value in places.items() if _is_state_dict(value)}
+    if not found:
+        return ""
+    place = next(iter(found))
+    return (
+        f"\nWeights lie under {' and under '.join(found)}. Save those that you want alone, such as with "
+        f"`torch.save(torch.load({str(path)!r}, weights_only=True){place}, FILE)`, and convert that."
+    )
+
+
+def _is_state_dict(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and len(value) > 0
+        and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in value.items())
+    )
 
 
 def _shards_of(index: Path) -> list[Path]:
@@ -172,6 +233,40 @@ def _weight_map(index: Path) -> dict[str, str]:
             f"{index} is not an index of weights files: it has no weight_map of keys and file names."
         )
     return weight_map
+
+
+def _check_tensors(path: Path, tensors: Mapping[str, torch.Tensor]):
+    """Raise `ConversionError` for tensors that are not plain arrays of values, or larger than their file."""
+    # The values of an expanded tensor lie in the file once, and in memory as often as they are read.
+    files = _shards_of(path) if path.name.endswith(INDEX_SUFFIX) else [path]
+    compressed = any(file.suffix == ".npz" for file in files)
+    largest = math.inf if compressed else sum(file.stat().st_size for file in files)
+    wrong = [f"{key}: {kind}" for key, tensor in tensors.items() if (kind := _unusual_kind(tensor, largest))]
+    if wrong:
+        raise ConversionError(
+            f"{path} holds tensors that are not plain arrays of numbers:{listing(wrong)}\n"
+            "Save the state dict with dense real tensors on the CPU (`.to_dense()`, `.dequantize()`, "
+            "`.contiguous()`), and convert that."
+        )
+
+
+def _unusual_kind(tensor: torch.Tensor, largest: float) -> str | None:
+    """What keeps a tensor from being converted; `None` for a plain one."""
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout != torch.strided:
+        return str(tensor.layout).removeprefix("torch.")
+    if tensor.is_meta:
+        return "on the meta device, without values"
+    if tensor.is_quantized:
+        return f"quantized, {tensor.dtype}"
+    if tensor.is_complex():
+        return f"complex, {tensor.dtype}"
+    if tensor.is_floating_point() and tensor.dtype not in FLOATS:
+        return f"packed, {tensor.dtype}"
+    if tensor.nbytes > largest:
+        return f"{tuple(tensor.shape)}, {tensor.nbytes:,} bytes in a file of {largest:,}"
+    return None
 
 
 def _read_shards(index: Path) -> dict[str, torch.Tensor]:

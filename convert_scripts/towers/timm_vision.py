@@ -7,7 +7,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from ...configuration.configuration_common import height_and_width
 from ...configuration.configuration_timm_vision import TimmVisionConfig
 from ...modeling.modeling_timm_factory import TimmArchitecture, describe_architecture, fuse_tensors, resize_to_input
-from ..common import ConversionError
+from ..common import ConversionError, argument
 from ..mapping.config_table import Cfg, ConfigTable
 from ..mapping.state_dict import Rename, Table
 from .base import TOKENS_RETURNED, VISION_DEFAULTS, Changes, Intermediate, Tensors, TowerConversion
@@ -82,8 +82,8 @@ def set_reparameterized(config: PreTrainedConfig):
     """Ask for the fused form of the image tower of a dual model. Raise `ConversionError` where it is not timm's."""
     if config.vision_config.model_type != TimmVisionConfig.model_type:
         raise ConversionError(
-            "reparameterize fuses the branches of image towers of timm, such as MobileCLIP's; this image tower is a "
-            f"{config.vision_config.model_type}, which has none. Leave it out."
+            f"{argument('reparameterize')} fuses the branches of image towers of timm, such as MobileCLIP's; this "
+            f"image tower is a {config.vision_config.model_type}, which has none. Leave it out."
         )
     config.vision_config.reparameterized = True
 

@@ -13,9 +13,9 @@ from safetensors import safe_open
 from transformers.initialization import no_init_weights
 from transformers.modeling_utils import PreTrainedModel
 
-from ..common import ConversionError, listing
+from ..common import ConversionError, argument, listing
 from ..mapping.plan import ConversionPlan, DerivedPlan
-from ..write.safetensors import one_thread, same_bytes
+from ..write.safetensors import all_finite, one_thread, same_bytes
 from .compare import BOUND, check_finite, output_checks
 from .reference import load_open_clip_model
 from .values import Outputs, native_outputs, open_clip_outputs, our_outputs, verification_inputs
@@ -83,6 +83,7 @@ def verify_conversion(
         return Verification("none", "not asked for")
     dtype = check_tensors(folder, plan)
     if mode == "structure":
+        check_values(folder)
         return Verification("structure", _EQUAL)
     base = plan.base if isinstance(plan, DerivedPlan) else plan
     inputs = verification_inputs(base.model.config)
@@ -93,6 +94,7 @@ def verify_conversion(
     if outputs is not None:
         expected[detail] = outputs
     if not expected:
+        check_values(folder)
         return Verification("structure", f"{_EQUAL}; {detail}")
     model = load_converted(folder, type(plan.model), torch.float32)
     if isinstance(plan, DerivedPlan):
@@ -139,7 +141,7 @@ def reference_outputs(
         reason = f"open_clip cannot run this model ({error})" if installed else "open_clip is not installed"
         if required:
             raise ConversionError(
-                f"Not verified, because {reason}: verify='structure' checks the tensors alone."
+                f"Not verified, because {reason}: {argument('verify', 'structure')} checks the tensors alone."
             ) from error
         return None, reason
 
@@ -158,6 +160,18 @@ def check_tensors(folder: Path, plan: ConversionPlan | DerivedPlan) -> torch.dty
     if wrong:
         raise ConversionError(f"These tensors were not written as they should be:{listing(sorted(wrong))}")
     return dtypes.pop()
+
+
+def check_values(folder: Path):
+    """Raise `ConversionError` where tensors of a folder hold NaN or infinite numbers, as outputs would show."""
+    with one_thread(), ExitStack() as stack:
+        files = [stack.enter_context(safe_open(path, framework="pt")) for path in sorted(folder.glob("*.safetensors"))]
+        # `safe_open` is not a dict.
+        damaged = [key for file in files for key in file.keys() if not all_finite(file.get_tensor(key))]  # noqa: SIM118
+    if damaged:
+        raise ConversionError(
+            f"The checkpoint is damaged: these of its tensors hold values that are not finite:{listing(damaged)}"
+        )
 
 
 def load_converted(folder: Path, model_class: type[PreTrainedModel], dtype: torch.dtype) -> PreTrainedModel:

@@ -101,6 +101,8 @@ def load_open_clip_model(
     Raises:
         Exception: open_clip is not installed, or cannot build or load the model.
     """
+    if any(key.startswith("text.") for key in plan.source_tensors):
+        model_cfg = {**model_cfg, "custom_text": True}  # as the run that wrote them had it
     model = build_open_clip_model(model_cfg, plan.model.config)
     state_dict = {
         key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in plan.source_tensors.items()

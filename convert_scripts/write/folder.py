@@ -15,7 +15,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from ...configuration.configuration_towers import TEXT_CONFIGS, VISION_CONFIGS
-from ..common import ConversionError, failing_as, listing, read_json
+from ..common import ConversionError, argument, dtype_name, failing_as, listing, read_json
 from ..mapping.plan import MODEL_CLASSES, ConversionPlan, DerivedPlan
 from ..sources.weights import read_weights
 from .safetensors import write_safetensors
@@ -30,25 +30,44 @@ DTYPES = {
     "bf16": torch.bfloat16,
 }
 
+# Dtypes in which models are loaded.
+LOADABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """A dtype by name or itself; `None` stays. Raise `ConversionError` for another name, or one of no floats."""
     if isinstance(dtype, str):
         if dtype not in DTYPES:
-            raise ConversionError(f"dtype must be one of {', '.join(DTYPES)}, or a torch.dtype, got {dtype!r}.")
+            raise ConversionError(
+                f"{argument('dtype')} must be one of {', '.join(DTYPES)}, or a torch.dtype, got {dtype!r}."
+            )
         return DTYPES[dtype]
-    if dtype is not None and not dtype.is_floating_point:
-        raise ConversionError(f"dtype must be a floating point dtype, got {dtype}.")
+    if dtype is not None and dtype not in LOADABLE:
+        raise ConversionError(
+            f"{argument('dtype')} must be a floating point dtype that models are loaded in, "
+            f"{', '.join(map(str, LOADABLE))}, got {dtype}."
+        )
     return dtype
 
 
 def output_dtype(plan: ConversionPlan, dtype: str | torch.dtype | None) -> torch.dtype:
-    """The dtype to write: the one asked for, else the checkpoint's; fp32 for a checkpoint of several dtypes."""
+    """The dtype to write: the one asked for, else the checkpoint's; fp32 for one of several dtypes, or of float8."""
     dtype = parse_dtype(dtype)
     if dtype is not None:
         return dtype
-    dtypes = {tensor.dtype for tensor in plan.source_tensors.values() if tensor.is_floating_point()}
-    return dtypes.pop() if len(dtypes) == 1 else torch.float32
+    dtypes = source_dtypes(plan)
+    return dtypes.pop() if len(dtypes) == 1 and dtypes <= set(LOADABLE) else torch.float32
+
+
+def source_dtypes(plan: ConversionPlan) -> set[torch.dtype]:
+    """The dtypes of a checkpoint's floating point numbers."""
+    return {tensor.dtype for tensor in plan.source_tensors.values() if tensor.is_floating_point()}
+
+
+def dtype_notes(plan: ConversionPlan, dtype: torch.dtype) -> tuple[str, ...]:
+    """Notes, for the report, on dtypes of a checkpoint that are not written."""
+    lost = sorted(dtype_name(other) for other in source_dtypes(plan) - set(LOADABLE))
+    return (f"written as {dtype_name(dtype)}: models are not loaded in {' and '.join(lost)}",) if lost else ()
 
 
 def write_model(folder: Path, plan: ConversionPlan | DerivedPlan, dtype: torch.dtype, max_shard_size: int | str):
@@ -81,7 +100,9 @@ def write_model(folder: Path, plan: ConversionPlan | DerivedPlan, dtype: torch.d
             max_shard_size=max_shard_size,
         )
     except ValueError as error:
-        raise ConversionError(f"max_shard_size must be a number of bytes or like '5GB': {error}") from error
+        raise ConversionError(
+            f"{argument('max_shard_size')} must be a number of bytes or like '5GB': {error}"
+        ) from error
     shards: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     for key, tensor in layout.items():
         shards[split.tensor_to_filename[key]][key] = tensor

@@ -11,7 +11,7 @@ from transformers import ProcessorMixin
 from ...modeling.modeling_towers import TEXT_MODELS, VISION_MODELS
 from ...processing.image_settings_open_clip import OpenClipImageSettings
 from ...processing.tokenization_open_clip import OpenClipTokenizer
-from ..common import ConversionError
+from ..common import ConversionError, argument
 from ..mapping.plan import ConversionPlan, DerivedPlan, derive_plan
 from ..mapping.state_dict import Rename
 from ..native.tables import NativeTarget
@@ -47,7 +47,9 @@ def check_form(target: str, tower: str | None, bundle: bool = False):
     if tower is not None and tower not in TOWERS:
         raise ConversionError(f"tower must be one of {', '.join(TOWERS)}, or None for both, got {tower!r}.")
     if bundle and target == "native":
-        raise ConversionError("The code of transformers' own models is in transformers: leave out bundle.")
+        raise ConversionError(
+            f"The code of transformers' own models is in transformers: leave out {argument('bundle')}."
+        )
 
 
 def processor_parts(tower: str | None) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..common import ConversionError, listing
+from ..common import ConversionError, argument, dtype_name, listing
 
 
 # The format's names, wide numbers first.
@@ -53,7 +53,8 @@ def write_safetensors(path: Path, layout: Mapping[str, torch.Tensor], tensors: I
         tensors: the same names with their values, in any order; cast to the dtype of `layout`.
 
     Raises:
-        ConversionError: names are missing, or a value has another shape than in `layout`.
+        ConversionError: names are missing, a value has another shape than in `layout`, or one that is too large for
+            the dtype there.
     """
     header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -77,10 +78,34 @@ def write_safetensors(path: Path, layout: Mapping[str, torch.Tensor], tensors: I
                 raise ConversionError(f"{name} has shape {tuple(tensor.shape)}, not {tuple(layout[name].shape)}.")
             file.seek(len(start) + header[name]["data_offsets"][0])
             for block in byte_blocks(tensor, layout[name].dtype):
+                if tensor.dtype != layout[name].dtype and not _is_finite(block, layout[name].dtype):
+                    _check_range(name, tensor, layout[name].dtype)
                 file.write(block.data)
             missing.discard(name)
     if missing:
         raise ConversionError(f"These tensors have no values:{listing(sorted(missing))}")
+
+
+def _is_finite(block: np.ndarray, dtype: torch.dtype) -> bool:
+    return all_finite(torch.from_numpy(block).view(dtype))
+
+
+def all_finite(values: torch.Tensor) -> bool:
+    """Whether all of a tensor's numbers are finite."""
+    if not values.is_floating_point():
+        return True
+    # The sum of finite numbers is usually finite, and costs less than a look at each.
+    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
+
+
+def _check_range(name: str, tensor: torch.Tensor, dtype: torch.dtype):
+    """Raise `ConversionError` where finite numbers of a tensor are not finite in `dtype`."""
+    finite = tensor.double()[tensor.double().isfinite()]
+    if not finite.to(dtype).isfinite().all():
+        raise ConversionError(
+            f"{name} holds {finite.abs().max().item():g}, and {dtype_name(dtype)} ends at {torch.finfo(dtype).max:g}: "
+            f"write {argument('dtype', 'bfloat16' if dtype == torch.float16 else 'float32')} instead."
+        )
 
 
 def _place(item: tuple[str, torch.Tensor]) -> tuple[bool, int, str]:

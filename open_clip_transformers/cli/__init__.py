@@ -62,11 +62,15 @@ def _print_version(wanted: bool):
 
 @app.callback()
 def _global_options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ):
-    pass
+    # Help and usage errors need no torch: this module has none either.
+    from ..convert_scripts.common import options_in_messages
+
+    context.with_resource(options_in_messages())
 
 
 def main():

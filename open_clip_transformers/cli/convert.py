@@ -1,14 +1,20 @@
 """`open-clip-transformers convert`."""
 
+import shlex
 from enum import Enum
+from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .messages import errors_as_messages, hide_progress_bars_in_logs
 from .options import SOURCE_HELP, ConfigFile, Dtype, Ema, ModelName, PretrainedTag, Revision, Traceback, Verify
 from .output import print_text
+
+
+if TYPE_CHECKING:
+    from ..convert_scripts.convert_open_clip import ConversionReport
 
 
 class Target(str, Enum):
@@ -25,6 +31,28 @@ class Tower(str, Enum):
 Bundle = Annotated[
     bool, typer.Option("--bundle", help="Also write the code that people need who do not have this package.")
 ]
+
+
+# What to do with a model of each kind -> arguments behind its folder.
+NEXT = {
+    "open_clip_coca": ("caption", "IMAGE"),
+    "open_clip": ("classify", "IMAGE --labels 'a cat, a dog'"),
+    "open_clip_siglip": ("classify", "IMAGE --labels 'a cat, a dog'"),
+}
+
+
+def _next_steps(report: "ConversionReport", has_processor: bool) -> list[str]:
+    """Lines to type with the folder that was written."""
+    folder = shlex.quote(str(report.output_dir))
+    if has_processor and report.model_type in NEXT:
+        command, rest = NEXT[report.model_type]
+        return [
+            f"open-clip-transformers {command} {folder} {rest}",
+            f"open-clip-transformers card {folder} --model-id ORG/NAME",
+        ]
+    code = f"from transformers import AutoModel; AutoModel.from_pretrained({str(report.output_dir)!r})"
+    own = "import open_clip_transformers; " if report.model_type.startswith("open_clip") else ""
+    return [f"python -c {shlex.quote(own + code)}"]
 
 
 def convert(
@@ -66,7 +94,8 @@ def convert(
 ):
     """Convert an open_clip checkpoint to a folder that transformers loads.
 
-    Prints what was read, decided and verified. The source is not changed; a conversion that fails writes nothing.
+    Prints what was read, decided and verified, and what to type next. The source is not changed; a conversion that
+    fails writes nothing.
     """
     with errors_as_messages(traceback):
         from ..convert_scripts.convert_open_clip import convert_open_clip_checkpoint
@@ -90,3 +119,5 @@ def convert(
             bundle=bundle,
         )
         print_text(report)
+        for title, line in zip_longest(["next"], _next_steps(report, processor), fillvalue=""):
+            print_text(f"  {title:<12} {line}")

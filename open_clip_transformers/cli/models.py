@@ -36,11 +36,13 @@ def models(
     tokenizers that are not CLIP's. The columns are aligned, and - stands for nothing; --json tells more.
     """
     with errors_as_messages(traceback):
-        from ..convert_scripts.sources.architectures import list_models
+        from ..convert_scripts.sources.architectures import close_names, list_models
 
         listed = list(list_models(pattern, tags))
         if not listed:
-            raise UsageError(f"No architecture and no tag matches {pattern!r}; without a pattern all are listed.")
+            close = close_names(pattern or "")
+            hint = f"Did you mean {', '.join(close)}? Without" if close else "Without"
+            raise UsageError(f"No architecture and no tag matches {pattern!r}. {hint} a pattern all are listed.")
         if as_json:
             for model in listed:
                 record = asdict(model)

@@ -52,7 +52,11 @@ ModelName = Annotated[
     str | None, typer.Option(metavar="NAME", help="open_clip's name of the architecture, such as coca_ViT-L-14.")
 ]
 ConfigFile = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="The architecture as a file like open_clip_config.json.")
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="The architecture as a file like open_clip_config.json; with --model, what differs from it.",
+    ),
 ]
 PretrainedTag = Annotated[
     str | None,

@@ -1,6 +1,8 @@
 """`open-clip-transformers convert`: what it hands on, prints and leaves behind."""
 
 import json
+import re
+import shlex
 
 import pytest
 import torch
@@ -175,3 +177,50 @@ def test_convert_takes_a_folder_of_transformers(run, tmp_path):
     assert "the source is transformers' CLIPModel" in result.stdout
     assert "verified     against transformers' CLIPModel" in result.stdout
     assert result.stderr == ""
+
+
+def test_convert_prints_what_to_type_next(run, tmp_path):
+    for name, cfg, command in (
+        ("coca", tiny_coca_cfg, "caption {} IMAGE"),
+        ("clip", tiny_clip_cfg, "classify {} IMAGE --labels 'a cat, a dog'"),
+    ):
+        save_open_clip_folder(tmp_path / name, cfg(text_cfg={"vocab_size": 49408}))
+        output = tmp_path / f"the {name}"
+        result = run("convert", tmp_path / name, output, "--verify", "none")
+        next_lines = result.stdout.splitlines()[-2:]
+        assert next_lines[0] == f"  next         open-clip-transformers {command.format(shlex.quote(str(output)))}"
+        assert next_lines[1].strip() == f"open-clip-transformers card {shlex.quote(str(output))} --model-id ORG/NAME"
+
+
+@pytest.mark.parametrize(
+    "options", [["--tower", "vision"], ["--target", "native"], []], ids=["tower", "native", "plain"]
+)
+def test_convert_prints_how_to_load_a_model_without_a_processor(run, tmp_path, options):
+    save_open_clip_folder(tmp_path / "source", tiny_clip_cfg())
+    result = run("convert", tmp_path / "source", tmp_path / "out", "--no-processor", "--verify", "none", *options)
+    line = result.stdout.splitlines()[-1]
+    assert line.startswith("  next         python -c ")
+    code = shlex.split(line)[-1]
+    assert ("import open_clip_transformers;" in code) == ("native" not in options)
+    exec(code, {})
+
+
+def test_convert_speaks_of_options(run, source, tmp_path):
+    weights = source / "open_clip_model.safetensors"
+    (source / "open_clip_config.json").rename(tmp_path / "my config.json")
+    cases = {
+        (weights, "--model", "my config.json"): "give it with --config 'my config.json'.",
+        (weights,): "Say which it is with --model, such as ViT-B-32 or coca_ViT-L-14, or with --config.",
+        (
+            "RN50",
+        ): "give one of its tags as --pretrained, such as 'cc12m', or its weights file as the source and 'RN50' "
+        "as --model.",
+        (weights, "--config", tmp_path / "my config.json"): "convert with --no-processor.",
+        (weights, "--model", "ViT-B-32", "--config", tmp_path / "my config.json"): "given twice, by --model ViT-B-32",
+        (source, "--revision", "v1", "--model", "RN50"): "leave out --revision v1.",
+        (weights, "--model", "RN50", "--ema"): "Leave out --ema.",
+    }
+    for arguments, message in cases.items():
+        result = run("convert", arguments[0], tmp_path / "out", *arguments[1:], exit_code=1)
+        assert message in result.stderr, result.stderr
+        assert not re.search("model_name|with_processor|pretrained=|config=|revision=|ema=", result.stderr)

@@ -102,6 +102,13 @@ def test_models_says_that_nothing_matches(run):
     assert "No architecture and no tag matches 'inception'" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("pattern", "close"), [("ViT-B32", "ViT-B-32,"), ("laion2b-s34b-b79", "laion2b_s34b_b79k")], ids=["model", "tag"]
+)
+def test_models_suggests_close_names(run, pattern, close):
+    assert f"Did you mean {close}" in run("models", pattern, exit_code=2).stderr
+
+
 def test_models_needs_no_torch():
     code = (
         "import sys, open_clip_transformers.cli as cli\n"

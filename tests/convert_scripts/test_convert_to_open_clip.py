@@ -328,3 +328,10 @@ def test_output_is_not_overwritten(tmp_path):
     ours = there(tmp_path, tiny_clip_cfg())
     with pytest.raises(ConversionError, match="exists and is not an empty folder"):
         convert_to_open_clip(ours, ours, with_processor=False)
+
+
+def test_image_settings_that_are_left_out_are_noted(tmp_path):
+    report = convert_to_open_clip(
+        there(tmp_path, tiny_clip_cfg()), tmp_path / "back", with_processor=False, verify="none"
+    )
+    assert "open_clip will use its own image settings (mean [0.48145466, " in report.notes[0]

@@ -390,3 +390,16 @@ def test_prompts_of_a_training_batch_end_before_their_labels(model):
         image = {"pixel_values": inputs["pixel_values"][row : row + 1]}
         expected = model.generate(inputs["input_ids"][row : row + 1, :length], **image, **arguments)
         assert captions[row, 3 - length :].tolist() == expected[0].tolist()
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [{}, {"num_beam_groups": 10**5}, {"num_beam_groups": 2, "diversity_penalty": 0.5}],
+    ids=["beams", "equal_groups", "groups"],
+)
+def test_generate_refuses_more_beams_than_tokens(model, pixel_values, groups):
+    with pytest.raises(ValueError, match="num_beams is 1,000,000, more than the 97 tokens"):
+        model.generate(pixel_values=pixel_values, num_beams=10**6, **groups)
+    model.generation_config.update(num_beams=10**6, **groups)
+    with pytest.raises(ValueError, match="num_beams is 1,000,000, more than the 97 tokens"):
+        model.generate(pixel_values=pixel_values)

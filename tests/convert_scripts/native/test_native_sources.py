@@ -7,6 +7,7 @@ import pytest
 import torch
 from model_pairs import BOUND, relative_difference
 from safetensors.torch import load_file, save_file
+from tiny_configs import open_clip_model
 from tiny_models import randomized
 from tiny_tokenizers import write_word_tokenizer
 from transformers import (
@@ -272,3 +273,67 @@ def test_processor_of_siglip_cleans_texts_as_its_own(tmp_path):
     ids = processor(text=["Two cats, and a dog!"], return_tensors="pt")["input_ids"]
     assert ids.tolist() == [[2, 3, 4, 5, 6, *[1] * 6]]
     assert processor.image_processor.resize_mode == "squash"
+
+
+def beside_open_clip(folder, settings=None):
+    """The configuration of open_clip beside a folder of transformers, as repositories with both have it."""
+    vision = {"image_size": 24, "patch_size": 8, "width": 40, "head_width": 10, "layers": 3, "mlp_ratio": 1.8}
+    text = {"context_length": 11, "vocab_size": 97, "width": 36, "heads": 3, "layers": 2, "mlp_ratio": 2.0}
+    content = {
+        "model_cfg": {"embed_dim": 28, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text},
+        "preprocess_cfg": settings or {},
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+    return content["model_cfg"]
+
+
+def test_weights_of_transformers_are_taken_for_these_beside_open_clips_configuration(tmp_path):
+    clip().save_pretrained(tmp_path / "source")
+    beside_open_clip(tmp_path / "source")
+    report = convert_open_clip_checkpoint(tmp_path / "source", tmp_path / "out", with_processor=False, verify="full")
+    assert report.notes[0] == "the source is transformers' CLIPModel"
+    assert report.verification.mode == "full"
+
+
+def test_weights_of_open_clip_are_taken_for_these_beside_transformers_configuration(tmp_path):
+    clip().save_pretrained(tmp_path / "source")
+    model_cfg = beside_open_clip(tmp_path / "source")
+    tensors = {key: tensor.contiguous() for key, tensor in open_clip_model(model_cfg).state_dict().items()}
+    save_file(tensors, tmp_path / "source" / "open_clip_model.safetensors")
+    report = convert_open_clip_checkpoint(tmp_path / "source", tmp_path / "out", with_processor=False, verify="full")
+    assert report.weights_file.name == "open_clip_model.safetensors"
+    assert "open_clip 3.3.0" in report.verification.detail
+
+
+def test_image_settings_of_open_clip_serve_where_transformers_are_missing(tmp_path):
+    clip(vocab_size=49408, bos_token_id=49406, eos_token_id=49407).save_pretrained(tmp_path / "source")
+    beside_open_clip(tmp_path / "source", {"mean": [0.1] * 3, "std": [0.2] * 3, "resize_mode": "squash"})
+    convert_open_clip_checkpoint(tmp_path / "source", tmp_path / "out", verify="structure")
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    assert tuple(processor.image_processor.image_mean) == (0.1, 0.1, 0.1)
+    assert processor.image_processor.resize_mode == "squash"
+    assert len(processor.tokenizer) == 49408
+
+
+@pytest.mark.parametrize(
+    ("model_type", "message"),
+    [
+        ("blip", r"of the type 'blip', by its config\.json, which cannot be converted; of .* CLIPModel \(clip\)"),
+        ("open_clip_coca", r"holds a converted model already \(open_clip_coca\)"),
+        ("open_clip_vit", r"holds a converted model already \(open_clip_vit\)"),
+    ],
+    ids=str,
+)
+def test_other_models_of_transformers_are_named(tmp_path, model_type, message):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    save_file({"vision_model.a": torch.ones(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ConversionError, match=message):
+        convert_open_clip_checkpoint(tmp_path, tmp_path / "out")
+
+
+def test_weights_of_openai_are_taken_beside_any_configuration(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "blip"}))
+    numbers = {name: torch.tensor(1) for name in ("input_resolution", "context_length", "vocab_size")}
+    save_file(numbers, tmp_path / "model.safetensors")
+    with pytest.raises(ConversionError, match=r"keys .* of OpenAI's archives, but not their tensors"):
+        convert_open_clip_checkpoint(tmp_path, tmp_path / "out")

@@ -15,7 +15,7 @@ from tiny_configs import (
     tiny_siglip_cfg,
 )
 from tiny_folders import COCA_CLIP_VOCABULARY
-from tiny_tokenizers import save_tiny_tokenizer
+from tiny_tokenizers import save_tiny_tokenizer, write_word_tokenizer
 from transformers import AutoTokenizer
 
 import open_clip_transformers
@@ -257,3 +257,46 @@ def test_convert_refuses_tokenizers_in_doubt(tmp_path, settings, message):
     with pytest.raises(ConversionError, match=message):
         open_clip_transformers.convert_open_clip_checkpoint(source, tmp_path / "out", verify="structure")
     assert not (tmp_path / "out").exists()
+
+
+def write_words(folder: Path, words: list[str], **special_tokens: str):
+    write_word_tokenizer(folder, words, "[CLS] $A", unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens(special_tokens)
+    tokenizer.save_pretrained(folder)
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "a", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("surplus", "special"),
+    [(["<unused1>", "two words"], {}), ([], {"mask_token": "[MASK]"}), (["Cat"], {})],
+    ids=["never_one_word", "special", "upper_case"],
+)
+def test_tokens_that_no_text_holds_may_lie_beyond_the_vocabulary(tmp_path, surplus, special):
+    write_words(tmp_path, WORDS + surplus, **special)
+    cfg = tiny_clip_cfg(text_cfg=text_cfg(vocab_size=len(WORDS), tokenizer_kwargs={"clean": "lower"}))
+    tokenizer = load_tokenizer(source_of(cfg, tmp_path))
+    assert len(tokenizer) > len(WORDS)
+    assert tokenizer("a Cat <unused1> two words").input_ids == [2, 3, 4, *[1] * 5, *[0] * 5]
+
+
+@pytest.mark.parametrize(
+    ("words", "reached"),
+    [([*WORDS, "dog"], r"5 \('dog'\)"), (["[UNK]", "a", "cat", "[CLS]", "dog", "[PAD]"], r"5 \('\[PAD\]'\)")],
+    ids=["word", "padding"],
+)
+def test_tokens_that_texts_hold_may_not_lie_beyond_the_vocabulary(tmp_path, words, reached):
+    write_words(tmp_path, words)
+    with pytest.raises(ConversionError, match=rf"has 6 ids, the text tower 5: .* as texts hold the id {reached}"):
+        load_tokenizer(source_of(tiny_clip_cfg(text_cfg=text_cfg(vocab_size=5)), tmp_path))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json"])
+def test_ids_far_beyond_the_vocabulary_are_refused_before_they_are_read(tmp_path, name):
+    vocabulary = {"[PAD]": 0, "a": 4_000_000_000}
+    content = {"model": {"type": "WordLevel", "vocab": vocabulary}} if name == "tokenizer.json" else vocabulary
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(ConversionError, match=r"is damaged: it has the id 4000000000, and 2 tokens"):
+        load_tokenizer(source_of(tiny_clip_cfg(text_cfg=text_cfg()), tmp_path))

@@ -11,6 +11,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from tiny_configs import tiny_clip_cfg
 
 from open_clip_transformers.convert_scripts.common import ConversionError
+from open_clip_transformers.convert_scripts.processors.tokenizers import tokenizer_folder
 from open_clip_transformers.convert_scripts.sources.architectures import get_architecture
 from open_clip_transformers.convert_scripts.sources.source import SourceOptions, check_activation, open_source
 from open_clip_transformers.convert_scripts.sources.weights import WEIGHTS_FILES, Weights
@@ -316,3 +317,83 @@ def test_check_activation_takes_what_is_not_in_doubt(tmp_path, filename, model_n
 
 def test_check_activation_takes_a_configuration_at_its_word(tmp_path):
     checked(tmp_path, "openai.pt", None, config=get_architecture("ViT-B-32"), keys=OPENAI_KEYS)
+
+
+def test_open_source_takes_a_name_with_what_differs(tmp_path):
+    (tmp_path / "weights.pt").touch()
+    changes = {"init_logit_bias": -10, "vision_cfg": {"image_size": 336}}
+    for config in (changes, {"model_cfg": changes, "preprocess_cfg": {"resize_mode": "squash"}}):
+        source = open_source(SourceOptions(tmp_path / "weights.pt", "ViT-L-14", config))
+        expected = get_architecture("ViT-L-14")
+        expected["vision_cfg"]["image_size"] = 336
+        assert source.model_cfg == {**expected, "init_logit_bias": -10}
+        assert source.preprocess_cfg == config.get("preprocess_cfg", {})
+
+
+@pytest.mark.parametrize(
+    "config", [{"model_cfg": {}, "quick_gelu": True}, {"model_cfg": [], "preprocess_cfg": {}}], ids=["beside", "list"]
+)
+def test_open_source_refuses_changes_that_would_be_ignored(tmp_path, config):
+    (tmp_path / "weights.pt").touch()
+    with pytest.raises(ConversionError, match="Beside a name, config holds what differs"):
+        open_source(SourceOptions(tmp_path / "weights.pt", "ViT-L-14", config))
+
+
+def test_check_activation_takes_a_stated_activation_at_its_word(tmp_path):
+    (tmp_path / "dfn.pt").touch()
+    check_activation(open_source(SourceOptions(tmp_path / "dfn.pt", "ViT-B-32", {"quick_gelu": False})), Weights({}))
+    with pytest.raises(ConversionError, match=r"model_name='ViT-B-32-quickgelu'; for GELU give config with"):
+        check_activation(open_source(SourceOptions(tmp_path / "dfn.pt", "ViT-B-32")), Weights({}))
+
+
+def test_open_source_says_that_a_name_is_a_file(folder):
+    with pytest.raises(ConversionError, match=r"'my.json' is a file .*: give it with config='my.json'"):
+        open_source(SourceOptions(folder / "open_clip_model.safetensors", "my.json"))
+
+
+@pytest.mark.parametrize("form", ["absolute", "relative"])
+@pytest.mark.parametrize("given", [True, False], ids=["given", "own"])
+def test_open_source_finds_a_tokenizer_folder_that_the_configuration_names(folder, tmp_path, form, given):
+    base = tmp_path / "configs" if given else folder
+    named = base / "words" if form == "relative" else tmp_path / "elsewhere"
+    base.mkdir(exist_ok=True)
+    named.mkdir()
+    (named / "vocab.json").write_text("{}")
+    name = "words" if form == "relative" else str(named)
+    config = {"model_cfg": {**tiny_clip_cfg(), "text_cfg": {"hf_tokenizer_name": name, "hf_model_name": name}}}
+    (base / ("my.json" if given else "open_clip_config.json")).write_text(json.dumps(config))
+    if given:
+        source = open_source(SourceOptions(folder / "open_clip_model.safetensors", config=base / "my.json"))
+    else:
+        source = open_source(SourceOptions(folder))
+    assert tokenizer_folder(source, name) == named
+    assert source.model_cfg["text_cfg"]["hf_model_name"] == str(named)
+
+
+def test_open_source_prefers_the_tokenizer_beside_the_weights_as_open_clip_does(folder):
+    (folder / "words").mkdir()
+    for path in (folder, folder / "words"):
+        (path / "vocab.json").write_text("{}")
+    config = {"model_cfg": {**tiny_clip_cfg(), "text_cfg": {"hf_tokenizer_name": "words"}}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    assert tokenizer_folder(open_source(SourceOptions(folder)), "words") == folder
+
+
+def test_a_tokenizer_folder_without_a_vocabulary_is_not_looked_for_on_the_hub(folder, tmp_path):
+    (tmp_path / "words").mkdir()
+    config = {"model_cfg": {**tiny_clip_cfg(), "text_cfg": {"hf_tokenizer_name": str(tmp_path / "words")}}}
+    source = open_source(SourceOptions(folder / "open_clip_model.safetensors", config=config))
+    with pytest.raises(ConversionError, match=rf"names a tokenizer in {tmp_path / 'words'}, where there are none"):
+        tokenizer_folder(source, str(tmp_path / "words"))
+
+
+def test_open_source_of_the_hub_follows_no_local_folder(monkeypatch, folder, tmp_path):
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "vocab.json").write_text("{}")
+    for name in (str(tmp_path / "private"), "../private"):
+        config = {"model_cfg": {**tiny_clip_cfg(), "text_cfg": {"hf_tokenizer_name": name}}}
+        (folder / "open_clip_config.json").write_text(json.dumps(config))
+        fake_hub(monkeypatch, folder, [])
+        source = open_source(SourceOptions("org/name"))
+        with pytest.raises(ConversionError, match="no id of a repository on the Hub"):
+            tokenizer_folder(source, name)
