@@ -347,7 +347,7 @@ def caption_metrics(captions: Sequence[str], references: Sequence[Sequence[str]]
     captions = [caption.lower() for caption in captions]
     lowered = [[text.lower() for text in texts] for texts in references]
     # sacrebleu takes the first references of all captions, then the second, and so on; None where there is none.
-    columns = [
+    columns: Any = [
         [texts[index] if index < len(texts) else None for texts in lowered] for index in range(max(map(len, lowered)))
     ]
     return {

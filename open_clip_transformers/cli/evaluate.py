@@ -3,7 +3,7 @@
 import json
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -73,7 +73,7 @@ def evaluate(
     with errors_as_messages(traceback):
         given = {"label_column": label_column, "class_names": class_names, "templates": templates}
         _check_options({**given, "num_beams": num_beams}, text_column, task)
-        columns = {"image_column": image_column, "batch_size": batch_size, "num_workers": workers}
+        columns: dict[str, Any] = {"image_column": image_column, "batch_size": batch_size, "num_workers": workers}
 
         from transformers import AutoModelForImageTextToText, AutoModelForZeroShotImageClassification
 
@@ -102,7 +102,7 @@ def evaluate(
                 model, processor, dataset, text_column=text_column or "text", **columns
             )
         else:
-            beams = {} if num_beams is None else {"num_beams": num_beams}
+            beams: dict[str, Any] = {} if num_beams is None else {"num_beams": num_beams}
             results = evaluation.evaluate_captions(
                 model, processor, dataset, text_column=text_column or "text", **columns, **beams
             )
