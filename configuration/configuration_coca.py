@@ -69,7 +69,7 @@ class CoCaConfig(OpenClipDualConfig):
 
         With `decoder=True` this configuration itself, the whole causal stack, for which `generate` sizes its cache.
         """
-        return self if decoder else self.multimodal_config
+        return self if decoder else self.multimodal_config  # type: ignore[return-value]
 
     @property
     def num_hidden_layers(self) -> int:

@@ -186,7 +186,7 @@ class HfTextModel(OpenClipPreTrainedModel):
         check_one_given(input_ids=input_ids, inputs_embeds=inputs_embeds)
         if inputs_embeds is not None:
             input_ids = ids_of_embeddings(inputs_embeds, self.config.token_dim, self.config.pad_token_id)
-            if attention_mask is not None:
+            if attention_mask is not None and self.config.pad_token_id is not None:
                 if self.config.hf_config.model_type in _COUNT_POSITIONS and (attention_mask[:, 0] == 0).any():
                     raise ValueError("This encoder counts positions from ids: pad inputs_embeds on the right.")
                 input_ids = input_ids.masked_fill(attention_mask == 0, self.config.pad_token_id)

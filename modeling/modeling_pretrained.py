@@ -181,7 +181,7 @@ def select_hidden_states(
     return tuple(states if place in wanted else None for place, states in zip(places, hidden_states))
 
 
-def ids_of_embeddings(inputs_embeds: torch.Tensor, hidden_size: int, pad_token_id: int) -> torch.Tensor:
+def ids_of_embeddings(inputs_embeds: torch.Tensor, hidden_size: int, pad_token_id: int | None) -> torch.Tensor:
     """Ids (batch, length) that stand for token embeddings: any that is no padding, which only a mask can tell.
 
     Raises:
@@ -190,7 +190,7 @@ def ids_of_embeddings(inputs_embeds: torch.Tensor, hidden_size: int, pad_token_i
     shape = tuple(inputs_embeds.shape)
     if len(shape) != 3 or shape[2] != hidden_size:
         raise ValueError(f"inputs_embeds have shape {shape}, the model expects (batch, length, {hidden_size}).")
-    return torch.full(shape[:2], pad_token_id + 1, device=inputs_embeds.device)
+    return torch.full(shape[:2], 0 if pad_token_id is None else pad_token_id + 1, device=inputs_embeds.device)
 
 
 def check_one_given(**arguments: torch.Tensor | None):

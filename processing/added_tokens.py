@@ -62,7 +62,7 @@ def _split(text: str, pattern: re.Pattern, contents: list[str]) -> list[str]:
     """Text, token, text, token, ..., text."""
     parts, position = [], 0
     for match in pattern.finditer(text):
-        parts += [text[position : match.start()], contents[match.lastindex - 1]]
+        parts += [text[position : match.start()], contents[(match.lastindex or 0) - 1]]
         position = match.end()
     return [*parts, text[position:]]
 

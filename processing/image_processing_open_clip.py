@@ -109,9 +109,9 @@ class OpenClipImageProcessor(OpenClipImageSettings, TorchvisionBackend):
     ) -> BatchFeature:
         grouped_images, index = group_images_by_shape(images, disable_grouping=disable_grouping)
         for shape, stacked_images in grouped_images.items():
-            before, target = tuple(stacked_images.shape[-2:]), (size.height, size.width)
-            resized = resized_size(*before, target, resize_mode) if do_resize else before
-            if needs_part(before, resized, do_center_crop):
+            (height, width), target = stacked_images.shape[-2:], (size.height, size.width)
+            resized = resized_size(height, width, target, resize_mode) if do_resize else (height, width)
+            if needs_part((height, width), resized, do_center_crop):
                 stacked_images = self.resize_part(stacked_images, resized, target, resample)
             elif do_resize:
                 stacked_images = self.resize(stacked_images, size, resample, resize_mode)

@@ -42,8 +42,8 @@ def resize_part(
     if image.mode == "1":
         return Image.fromarray(pixels)
     part = Image.frombytes(image.mode, (pixels.shape[1], pixels.shape[0]), pixels.tobytes())
-    if image.mode == "P":
-        part.putpalette(image.getpalette())
+    if palette := image.getpalette():
+        part.putpalette(palette)
     return part
 
 
