@@ -2,6 +2,7 @@
 
 import inspect
 from copy import copy
+from typing import cast
 
 import torch
 from torch.nn import functional as F
@@ -140,7 +141,8 @@ class CoCaGenerationMixin(GenerationMixin):
             # On the images' device: transformers takes that of the first weight, "meta" where that is offloaded.
             bos_token_id = self._setting("bos_token_id", generation_config, kwargs, self.config.bos_token_id)
             input_ids = torch.full((images, 1), bos_token_id, device=image_hidden_states.device)
-        name, prompts = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
+        name = "input_ids" if inputs_embeds is None else "inputs_embeds"
+        prompts = cast(torch.Tensor, input_ids if inputs_embeds is None else inputs_embeds)
         if len(prompts) != images:
             raise ValueError(f"generate got {images} images and {len(prompts)} prompts: pass one for each image.")
         if attention_mask is not None:
