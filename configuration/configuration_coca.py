@@ -1,5 +1,7 @@
 """Configurations of CoCa and of its multimodal decoder (open_clip: `coca_model.py`)."""
 
+from typing import cast
+
 from transformers.models.auto import AutoConfig
 
 from .configuration_common import OpenClipTransformerConfig, strict
@@ -69,7 +71,7 @@ class CoCaConfig(OpenClipDualConfig):
 
         With `decoder=True` this configuration itself, the whole causal stack, for which `generate` sizes its cache.
         """
-        return self if decoder else self.multimodal_config  # type: ignore[return-value]
+        return self if decoder else cast(CoCaDecoderConfig, self.multimodal_config)
 
     @property
     def num_hidden_layers(self) -> int:
