@@ -90,13 +90,16 @@ class CoCaProcessor(OpenClipProcessor):
             ValueError: neither images nor texts, a text that is not a string, a prompt so long that nothing can follow
                 it, other numbers of images and prompts, or `return_labels` without captions.
         """
-        settings: dict[str, Any] = {**kwargs, "text_kwargs": dict(kwargs.get("text_kwargs") or {})}
+        settings: dict[str, Any] = dict(kwargs)
+        nested = settings["text_kwargs"] = dict(settings.get("text_kwargs") or {})
         add_eos, return_labels, padding = (
-            settings["text_kwargs"].get(name, settings.get(name)) for name in ("add_eos", "return_labels", "padding")
+            nested.get(name, settings.get(name)) for name in ("add_eos", "return_labels", "padding")
         )
-        for each in (settings, settings["text_kwargs"]):  # of no concern to the tokenizer
+        for each in (settings, nested):  # of no concern to the tokenizer
             each.pop("add_eos", None)
             each.pop("return_labels", None)
+        if not nested:  # an empty one would hide the other arguments from transformers 5.5
+            del settings["text_kwargs"]
         if add_eos is None:
             add_eos = return_labels or images is None or padding == "max_length"
         if return_labels and (text is None or not add_eos):
