@@ -70,6 +70,7 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
     Args:
         tokenizer_file: path of a `tokenizer.json`; CLIP's vocabulary, which comes with this package, if neither this
             nor `tokenizer_object` is given.
+        tokenizer_object: a `tokenizers.Tokenizer` instead of a file; it is copied.
         clean: how texts are cleaned, `"lower"` (the default with CLIP's vocabulary), `"whitespace"` (the default with
             others) or `"canonicalize"`; see `text_cleaning`. open_clip: the same name.
         model_max_length: longest text in tokens, special ones included; open_clip: `context_length`.
@@ -91,8 +92,7 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
         clean_up_tokenization_spaces: whether captions read "a cat." instead of "a cat ."; only applies where special
             tokens are skipped. By default true with CLIP's vocabulary, whose ids do not tell the two apart, and false
             with others.
-        kwargs: `tokenizer_object`, a `tokenizers.Tokenizer` instead of a file, which is copied; and further arguments
-            of `PreTrainedTokenizerFast`, such as `padding_side` and the other special tokens.
+        kwargs: further arguments of `PreTrainedTokenizerFast`, such as `padding_side` and the other special tokens.
 
     Raises:
         OSError: `tokenizer_file` cannot be read.
@@ -107,6 +107,7 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
     def __init__(
         self,
         tokenizer_file: str | os.PathLike | None = None,
+        tokenizer_object: Tokenizer | None = None,
         clean: str | None = None,
         model_max_length: int | None = None,
         pad_token=None,
@@ -121,7 +122,7 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
     ):
         if not IS_BUNDLED:
             kwargs.pop("auto_map", None)
-        self._tokenizer = _backend(tokenizer_file, kwargs.pop("tokenizer_object", None))
+        self._tokenizer = _backend(tokenizer_file, tokenizer_object)
         self._is_clip_bpe = is_clip_bpe(self._tokenizer)
         if self._is_clip_bpe:
             pad_token = "!" if pad_token is None else pad_token
