@@ -46,6 +46,24 @@ def test_hidden_states_and_attentions_are_recorded(name, holder, layers, heads, 
 
 
 @pytest.mark.floor
+@pytest.mark.parametrize("name", ["vit", "siglip_vit", "resnet", "text", "hf_text"])
+@pytest.mark.parametrize("output", ["hidden_states", "attentions"])
+def test_outputs_are_recorded_where_the_configuration_of_a_tower_asks(name, output):
+    model = tiny_model(name)
+    model.set_attn_implementation("eager")
+    asked = model(**tiny_inputs(model), **{f"output_{output}": True})[output]
+    setattr(model.config, f"output_{output}", True)
+    assert len(model(**tiny_inputs(model))[output]) == len(asked) > 0
+
+
+def test_coca_output_has_the_name_of_captioners_for_its_vision_output():
+    model = tiny_model("coca")
+    outputs = model(**tiny_inputs(model))
+    assert outputs.image_outputs is outputs.vision_model_output
+    assert "image_outputs" not in outputs
+
+
+@pytest.mark.floor
 def test_hidden_states_run_from_the_embeddings_to_the_last_layer():
     model = tiny_model("vit")
     pixel_values = tiny_inputs(model)["pixel_values"]

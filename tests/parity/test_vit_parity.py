@@ -147,11 +147,12 @@ def test_vit_sin_cos_table_equals_open_clip_and_is_not_trained():
     # open_clip: `get_2d_sincos_pos_embed` in `pos_embed.py`, a parameter with `requires_grad=False`.
     from open_clip.model import CLIP
 
-    from open_clip_transformers.modeling.modeling_vit import OpenClipVitModel
+    from open_clip_transformers.modeling.modeling_vit import OpenClipVitEmbeddings, OpenClipVitModel
 
     model_cfg = tiny_clip_cfg(vision_cfg={"pos_embed_type": "sin_cos_2d", "image_size": 40})
     expected = CLIP(**model_cfg).visual.positional_embedding
     # New weights, not converted ones.
-    table = OpenClipVitModel(model_pair(model_cfg)[1].config.vision_config).embeddings.position_embedding
-    assert torch.equal(table, expected)
-    assert not table.requires_grad and not expected.requires_grad
+    config = model_pair(model_cfg)[1].config.vision_config
+    for embeddings in (OpenClipVitModel(config).embeddings, OpenClipVitEmbeddings(config)):
+        assert torch.equal(embeddings.position_embedding, expected)
+        assert not embeddings.position_embedding.requires_grad and not expected.requires_grad
