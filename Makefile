@@ -17,7 +17,7 @@ PYTEST := python -m pytest -n $(WORKERS) $(ARGS)
 TYPED := build/typed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-newest test-floor test-versions bench style quality clean
+.PHONY: help demo test test-newest test-floor test-hf test-versions bench style quality clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,12 @@ test-newest: .venv/installed  ## the tests on the newest transformers (ARGS="-k 
 
 test-floor: $(FLOOR)/installed  ## the tests marked `floor` on the oldest supported transformers
 	$(FLOOR)/bin/$(PYTEST) -m "floor and not slow"
+
+test-hf: .venv/installed $(FLOOR)/installed  ## transformers' own tests over every class, on the newest and the oldest transformers
+	@for python in $(BIN)/python $(FLOOR)/bin/python; do \
+		$$python tests/hf_suite/upstream.py && $$python -m pytest -n $(WORKERS) $(ARGS) tests/hf_suite/every_suite.py \
+			|| failed="$$failed $$python"; \
+	done; test -z "$$failed" || { echo "Failed:$$failed"; exit 1; }
 
 test-versions: $(VERSIONS:%=.venv-versions/%/installed)  ## the main job on eight releases of transformers
 	@for python in $(VERSIONS:%=.venv-versions/%/bin/python) $(BIN)/python; do \
@@ -67,6 +73,7 @@ clean:  ## remove environments, caches and build outputs
 	@$(BIN)/python -c 'import torchvision' 2>/dev/null \
 		|| PIP_FIND_LINKS= PIP_EXTRA_INDEX_URL= $(PIP) --force-reinstall torch torchvision
 	$(PIP) --editable '.[test,dev,plot]'
+	-$(BIN)/python tests/hf_suite/upstream.py
 	@touch $@
 
 # $(1): an environment that has the packages $(2), with what they need, before all else of .venv.
@@ -81,6 +88,7 @@ endef
 # The oldest supported transformers, with the huggingface_hub and tokenizers it needs.
 $(FLOOR)/installed: .venv/installed
 	$(call make_beside,$(FLOOR),'transformers==5.5.0' 'huggingface_hub<2' 'tokenizers<=0.23.0')
+	-$(FLOOR)/bin/python tests/hf_suite/upstream.py
 
 # Each older transformers asks pip for the huggingface_hub and tokenizers that it needs.
 .venv-versions/%/installed: .venv/installed

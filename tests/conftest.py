@@ -23,7 +23,7 @@ import torch
 torch.set_num_threads(1)
 
 # Every test in these folders is marked `floor`: what the oldest supported transformers could break.
-FLOOR = {Path(__file__).parent / folder for folder in ("modeling", "parity", "pipelines", "processing")}
+FLOOR = {Path(__file__).parent / folder for folder in ("hf_suite", "modeling", "parity", "pipelines", "processing")}
 
 
 def pytest_collection_modifyitems(items):

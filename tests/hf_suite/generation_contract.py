@@ -20,6 +20,8 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from open_clip_transformers.modeling.transformers_compat import CACHE_NAME
+
 
 STEPS = 6
 CLOSE = {"rtol": 1e-3, "atol": 1e-3}  # of logits with a spread of several units
@@ -263,7 +265,7 @@ class GenerationContract:
         with torch.no_grad():
             expected = all_logits(model, inputs, sequences)
             start = model(**image, **{name: value[:, :cut] for name, value in text.items()}, use_cache=True)
-            cached = {"past_key_values": start.past_key_values, "use_cache": True, "is_first_iteration": False}
+            cached = {CACHE_NAME: start[CACHE_NAME], "use_cache": True, "is_first_iteration": False}
             step = model.prepare_inputs_for_generation(**text, **image, next_sequence_length=4, **cached)
             got = model(**step)
         self.assert_close(got.logits[:, -4:], expected[:, -4:])

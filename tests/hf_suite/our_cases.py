@@ -3,6 +3,7 @@
 import torch
 from hf_suite.cases import (
     BackboneCase,
+    Case,
     ImageProcessorCase,
     ModelCase,
     ProcessorCase,
@@ -146,6 +147,7 @@ class SiglipVitPlain(SiglipVit):
 
 
 class ResNet(_Vision):
+    config_changes = {}
     model_classes = base_classes = (ModifiedResNetModel,)
     auto_classes = {"AutoModel": ModifiedResNetModel}
     pipeline_model_mapping = {"image-feature-extraction": ModifiedResNetModel}
@@ -188,6 +190,7 @@ class ResNet(_Vision):
 
 
 class Timm(_Vision):
+    config_changes = {}
     model_classes = base_classes = (TimmVisionModel,)
     auto_classes = {"AutoModel": TimmVisionModel}
     pipeline_model_mapping = {"image-feature-extraction": TimmVisionModel}
@@ -273,6 +276,7 @@ class TextBidirectional(Text):
 
 
 class HfBert(_Text):
+    config_changes = {}
     model_classes = base_classes = (HfTextModel,)
     auto_classes = {"AutoModel": HfTextModel}
     pipeline_model_mapping = {"feature-extraction": HfTextModel}
@@ -367,12 +371,11 @@ class ClipTimm(Clip):
         return tiny_timm_dual_config()
 
 
-_VOCABULARY_OF_ENCODER = "vocab_size is a field of the encoder's configuration, inside that of the text tower"
-
-
 class ClipHfText(Clip):
     pipeline_model_mapping = {}
-    ignore = {"config:test_config_from_pretrained_custom_kwargs": _VOCABULARY_OF_ENCODER}
+    ignore = {
+        "config:test_config_from_pretrained_custom_kwargs": "vocab_size is a field of the encoder, inside text_config",
+    }
 
     def config(self):
         return tiny_config(tiny_hf_text_cfg("roberta", vision_cfg={"layers": 2}))
@@ -492,11 +495,11 @@ _LATER_TOKENS = "with a bidirectional text tower logits depend on the tokens beh
 class CoCaHfText(CoCa):
     pipeline_model_mapping = {}
     ignore = {
-        "config:test_config_from_pretrained_custom_kwargs": _VOCABULARY_OF_ENCODER,
         "generation:test_assisted_decoding_equals_greedy": _NO_CACHE,
         "generation:test_beam_scores_equal_recomputed_scores": _LATER_TOKENS,
         "generation:test_cache_is_returned_and_used": _NO_CACHE,
         "generation:test_chunked_forward_with_cache": _NO_CACHE,
+        "generation:test_prompt_lookup_equals_greedy": _NO_CACHE,
         "generation:test_return_dict_outputs": _NO_CACHE,
         "generation:test_sampled_rows_score_under_their_own_image": _LATER_TOKENS,
         "generation:test_static_cache": _NO_CACHE,
@@ -551,6 +554,8 @@ class Tokens(TokenizerCase):
         "test_encode_plus_with_padding_1": _PADS,
         "test_maximum_encoding_length_pair_input": _TRUNCATES,
         "test_maximum_encoding_length_single_input": _TRUNCATES,
+        "test_pad_token_initialization": _PADS,
+        "test_tokenizer_store_full_signature": "for arguments that tokenizer_config.json holds, not tokenizer.json",
     }
 
     def tokenizer(self):
@@ -584,3 +589,10 @@ class ResNetBackbone(VitBackbone):
     ignore = {"test_num_layers_is_small": "a ResNet has four stages"}
     config = ResNet.config
     test_hidden_states_output = ResNet.test_hidden_states_output
+
+
+CASES = [
+    case
+    for name, case in list(globals().items())
+    if not name.startswith("_") and isinstance(case, type) and issubclass(case, Case) and case.__module__ == __name__
+]

@@ -57,7 +57,13 @@ def _add_missing_files(tests: Path):
 
 
 def load(name: str) -> ModuleType:
-    """The test module `name`, such as `"test_modeling_common"`."""
+    """The test module `name`, such as `"test_modeling_common"`.
+
+    Raises:
+        RuntimeError: the tests are not in this environment.
+    """
+    if not is_fetched():
+        raise RuntimeError(f"No tests of transformers in {FOLDER}: `make test-hf` fetches them.")
     if str(FOLDER) not in sys.path:
         sys.path.append(str(FOLDER))
         for stub, contents in _STUBS.items():
