@@ -1,4 +1,4 @@
-"""The suites that take little time, over every case, and transformers' tests of models over a dual model and CoCa."""
+"""The suites that take little time, over every case, and transformers' tests of models over two models."""
 
 import unittest
 from unittest import mock
@@ -15,7 +15,7 @@ from open_clip_transformers.modeling.modeling_open_clip import OpenClipModel
 
 
 FAST = {"auto", "backbone", "config", "image_processor", "pipeline"}
-WITH_COMMON = {Clip, CoCa}
+WITH_COMMON = {Clip, Text}
 
 globals().update(
     named
