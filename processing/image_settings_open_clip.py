@@ -114,6 +114,9 @@ class OpenClipImageSettings(AutoClassMixin):
         super()._set_attributes(**kwargs)
         # Not at the first call only: a folder with wrong settings should not load.
         self._check_settings({name: getattr(self, name) for name in self._valid_kwargs_names})
+        for name in ("image_mean", "image_std"):
+            if getattr(self, name) is not None:
+                channel_values(name, getattr(self, name))
         unknown = kwargs.keys() - set(self._valid_kwargs_names) - _FILE_FIELDS
         if unknown:
             logger.warning(f"{type(self).__name__} has no settings {sorted(unknown)}: they do nothing.")
@@ -157,7 +160,8 @@ class OpenClipImageSettings(AutoClassMixin):
             raise ValueError(f"rescale_factor must be a number in {_POSITIVE}, got {brief(factor)}.")
         for name in ("image_mean", "image_std"):
             if settings[name] is not None:
-                channel_values(name, settings[name])
+                # Arrays may have any number of channels.
+                channel_values(name, settings[name], count=None)
         for name, (takes, remedy) in _WITHOUT_EFFECT.items():
             value = settings.get(name)
             if value is not None and not takes(value, size):
@@ -229,20 +233,21 @@ def open_image(source: str | os.PathLike, timeout: float = 60) -> Image.Image:
         ) from error
 
 
-def channel_values(name: str, values: Any) -> list[float]:
-    """A mean or standard deviation of pixels, one number or one for each of three channels, as a list of three.
+def channel_values(name: str, values: Any, count: int | None = 3) -> list[float]:
+    """A mean or standard deviation of pixels, one number or one for each of `count` channels, as a list.
 
     Raises:
         ValueError: other values, or some that make of pixels what is not finite.
     """
     numbers = _POSITIVE if name.endswith("std") else _NUMBERS
-    values = [values] * 3 if isinstance(values, int | float) else values
+    values = [values] * (count or 1) if isinstance(values, int | float) else values
     if (
         not isinstance(values, list | tuple)
-        or len(values) != 3
+        or not values
+        or count not in (None, len(values))
         or not all(type(value) in (int, float) and value in numbers for value in values)
     ):
-        raise ValueError(f"{name} must be three numbers in {numbers}, got {brief(values)}.")
+        raise ValueError(f"{name} must be {count or 'as many as channels'} numbers in {numbers}, got {brief(values)}.")
     return list(values)
 
 
