@@ -47,6 +47,11 @@ class OpenClipPreTrainedModel(AutoClassMixin, PreTrainedModel):
     ]
     _can_record_outputs: dict[str, Any] = {"hidden_states": ResidualAttentionBlock, "attentions": Attention}
 
+    def post_init(self):
+        super().post_init()
+        # accelerate wraps each of these classes for FSDP, and refuses one that the model has no module of.
+        self._no_split_modules = self._no_split_modules & {type(module).__name__ for module in self.modules()}
+
     @property
     def is_checkpointing(self) -> bool:
         """Whether a pass now would compute layers again on its way back."""
