@@ -50,7 +50,8 @@ class OpenClipPreTrainedModel(AutoClassMixin, PreTrainedModel):
     def post_init(self):
         super().post_init()
         # accelerate wraps each of these classes for FSDP, and refuses one that the model has no module of.
-        self._no_split_modules = self._no_split_modules & {type(module).__name__ for module in self.modules()}
+        present = {type(module).__name__ for module in self.modules()}
+        self._no_split_modules = present & set(self._no_split_modules)
 
     @property
     def is_checkpointing(self) -> bool:

@@ -12,8 +12,8 @@ from PIL import Image
 from tiny_folders import build_processor
 from tiny_models import tiny_model
 
-from open_clip_transformers.processing.image_processing_open_clip import OpenClipImageProcessor
 from open_clip_transformers import ContrastiveCollator, training_transform
+from open_clip_transformers.processing.image_processing_open_clip import OpenClipImageProcessor
 
 
 pytestmark = [pytest.mark.floor, pytest.mark.filterwarnings("ignore:Unused augmentation cfg items")]
