@@ -292,7 +292,7 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             decode = self._decode_next
             text_outputs, decoder_outputs = decode(*inputs, inputs_embeds, text_attention_mask, cache, **kwargs)
 
-        labels = self._labels_to_learn(labels, attention_mask)
+        labels = self.labels_to_learn(labels, attention_mask)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(decoder_outputs.last_hidden_state[:, kept])
         text_embeds = logits_per_image = None
@@ -449,7 +449,7 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         )
         return text_outputs, decoder_outputs
 
-    def _labels_to_learn(self, labels, attention_mask) -> torch.Tensor | None:
+    def labels_to_learn(self, labels, attention_mask) -> torch.Tensor | None:
         """`labels` with -100 for padding, and for the first token of a text, which left padding cannot predict."""
         if labels is None:
             return None

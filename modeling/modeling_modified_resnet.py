@@ -106,7 +106,7 @@ class ModifiedResNetBottleneck(GradientCheckpointingLayer):
     @contextmanager
     def _keep_running_statistics(self) -> Iterator[None]:
         """Let the batch norms compute without moving their statistics: each batch counts once."""
-        norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+        norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.momentum = 0.0

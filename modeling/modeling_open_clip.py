@@ -3,20 +3,25 @@
 open_clip: `CLIP` and `CustomTextCLIP` in `model.py`, `ClipLoss` and `SigLipLoss` in `loss.py`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_utils import PreTrainedModel, load_state_dict
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
 from ..configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
 from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
 from .modeling_towers import TEXT_MODELS, VISION_MODELS, build_tower
+
+
+logger = logging.get_logger(__name__)
 
 
 def softmax_contrastive_loss(logits_per_image: torch.Tensor) -> torch.Tensor:
@@ -37,6 +42,17 @@ def sigmoid_contrastive_loss(logits_per_image: torch.Tensor) -> torch.Tensor:
     """
     signs = 2 * torch.eye(logits_per_image.shape[0], device=logits_per_image.device) - 1
     return -F.logsigmoid(signs * logits_per_image).sum() / logits_per_image.shape[0]
+
+
+def _warn_of_ranks():
+    """Warn once, on the first rank, where pairs of other ranks are missing from the loss."""
+    ranks = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    if ranks > 1 and distributed.get_rank() == 0:
+        logger.warning_once(
+            f"Training on {ranks} ranks with the model's own loss, which compares the pairs of one rank alone: its "
+            "gradient is not that of the whole batch. ContrastiveTrainer of open_clip_transformers.training gathers "
+            "the embeddings of all ranks."
+        )
 
 
 @dataclass
@@ -117,6 +133,38 @@ class OpenClipDualModel(OpenClipPreTrainedModel):
         init.constant_(self.logit_scale, self.config.logit_scale_init_value)
         if self.logit_bias is not None:
             init.constant_(self.logit_bias, self.config.logit_bias_init_value)
+
+    def reshape_scales(self, stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
+        """Give `logit_scale` and `logit_bias` the shapes, `()` or `(1,)`, in which `stored` has them.
+
+        Returns:
+            The former shapes of those that changed.
+        """
+        former = {}
+        for name, parameter in list(self.named_parameters(recurse=False)):
+            value = stored.get(name)
+            if value is not None and value.numel() == 1 and value.shape != parameter.shape:
+                former[name] = parameter.shape
+                reshaped = nn.Parameter(parameter.data.reshape(value.shape), parameter.requires_grad)
+                reshaped.__dict__.update(parameter.__dict__)  # transformers marks what it has loaded
+                setattr(self, name, reshaped)
+        return former
+
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, **kwargs):
+        parts = [load_state_dict(file, "meta") for file in checkpoint_files] if state_dict is None else [state_dict]
+        former = [model.reshape_scales(part) for part in parts]
+        outputs = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, **kwargs)
+        for shapes in former:
+            model.reshape_scales({name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+        return outputs
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        for name, parameter in self.named_parameters(recurse=False):
+            value = state_dict.get(prefix + name)
+            if value is not None and value.numel() == 1:
+                state_dict[prefix + name] = value.reshape(parameter.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
@@ -210,6 +258,8 @@ class OpenClipDualModel(OpenClipPreTrainedModel):
             raise ValueError(
                 f"return_loss=True compares pairs, got {images} images and {texts} texts: pass one text an image."
             )
+        if self.training and not torch.compiler.is_compiling():
+            _warn_of_ranks()
         return self._contrastive_loss(logits_per_image)
 
 

@@ -47,6 +47,12 @@ class OpenClipPreTrainedModel(AutoClassMixin, PreTrainedModel):
     ]
     _can_record_outputs: dict[str, Any] = {"hidden_states": ResidualAttentionBlock, "attentions": Attention}
 
+    def post_init(self):
+        super().post_init()
+        # accelerate wraps each of these classes for FSDP, and refuses one that the model has no module of.
+        present = {type(module).__name__ for module in self.modules()}
+        self._no_split_modules = present & set(self._no_split_modules)
+
     @property
     def is_checkpointing(self) -> bool:
         """Whether a pass now would compute layers again on its way back."""

@@ -30,6 +30,7 @@ def import_timm() -> ModuleType:
     if is_timm_available():  # this form marks an import as optional for code on the Hub
         import timm
         import timm.layers
+        import timm.models
         import timm.utils
     return timm
 
@@ -279,3 +280,9 @@ def _move_to_meta(modules: nn.Module):
         if isinstance(tensor, nn.Parameter):
             shape_alone = nn.Parameter(shape_alone, requires_grad=tensor.requires_grad)
         setattr(modules.get_submodule(path), attribute, shape_alone)
+
+
+def parameters_by_depth(timm_model: nn.Module) -> list[list[str]]:
+    """Names of the parameters of a model of timm in its own groups, the input's first."""
+    groups = import_timm().models.group_parameters(timm_model, timm_model.group_matcher())
+    return [groups[depth] for depth in sorted(groups)]

@@ -9,7 +9,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from ..configuration.configuration_timm_vision import TimmVisionConfig
 from .modeling_pretrained import OpenClipVisionTower, check_pixel_values, select_hidden_states
-from .modeling_timm_factory import build_modules, reparameterize
+from .modeling_timm_factory import build_modules, parameters_by_depth, reparameterize
 
 
 logger = logging.get_logger(__name__)
@@ -99,6 +99,18 @@ class TimmVisionModel(OpenClipVisionTower):
         if not self.config.reparameterized:
             reparameterize(self.timm_model)
             self.config.reparameterized = True
+
+    def parameters_by_depth(self) -> list[list[str]]:
+        """Names of the parameters of timm's model in the groups that timm makes of them, the input's first.
+
+        Raises:
+            ValueError: timm's model does not say how it is grouped.
+        """
+        if not hasattr(self.timm_model, "group_matcher"):
+            raise ValueError(
+                f"timm does not group the layers of {self.config.architecture}, nor can they be told apart."
+            )
+        return parameters_by_depth(self.timm_model)
 
     def _as_tokens(self, features: torch.Tensor) -> torch.Tensor | None:
         """Feature maps (batch, channels, height, width), or channels last, -> (batch, height * width, channels)."""

@@ -50,5 +50,17 @@ from .processing.pipeline_image_to_text import ImageToTextPipeline as ImageToTex
 from .processing.processing_coca import CoCaProcessor as CoCaProcessor
 from .processing.processing_open_clip import OpenClipProcessor as OpenClipProcessor
 from .processing.tokenization_open_clip import OpenClipTokenizer as OpenClipTokenizer
+from .training.batch_norms import freeze_batch_norm as freeze_batch_norm
+from .training.losses import caption_loss as caption_loss
+from .training.losses import distillation_loss as distillation_loss
+from .training.losses import sigmoid_contrastive_loss as sigmoid_contrastive_loss
+from .training.losses import softmax_contrastive_loss as softmax_contrastive_loss
+from .training.pairs import ContrastiveCollator as ContrastiveCollator
+from .training.pairs import training_transform as training_transform
+from .training.parameter_groups import parameter_groups as parameter_groups
+from .training.towers import lock_image_tower as lock_image_tower
+from .training.towers import lock_text_tower as lock_text_tower
+from .training.trainer import ContrastiveTrainer as ContrastiveTrainer
+from .training.trainer import ContrastiveTrainingArguments as ContrastiveTrainingArguments
 
 __version__: str

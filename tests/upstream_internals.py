@@ -105,7 +105,17 @@ INTERNALS = (
     Internal(MODEL, "_can_record_outputs", why="declaration of every model", when_gone="see transformers' models"),
     Internal(MODEL, "_input_embed_layer", why="declaration of every model", when_gone="get_input_embeddings"),
     Internal(MODEL, "_keys_to_ignore_on_load_unexpected", why="a tower from its model's folder", when_gone="as above"),
-    Internal(MODEL, "_no_split_modules", why="device_map", when_gone="see transformers' models"),
+    Internal(MODEL, "_no_split_modules", why="device_map and FSDP", when_gone="see transformers' models"),
+    Internal(
+        MODEL,
+        "_load_pretrained_model",
+        ("model", "state_dict", "checkpoint_files", "load_config"),
+        "logit_scale loads from either of its shapes",
+        "drop it: nonscalar_logit_scale must then be what the file has",
+    ),
+    Internal(
+        "transformers.modeling_utils", "load_state_dict", ("checkpoint_file", "map_location"), "as before", "drop"
+    ),
     Internal(MODEL, "_supports_attention_backend", why="declaration of every model", when_gone="as above"),
     Internal(MODEL, "_supports_flash_attn", why="declaration of every model", when_gone="as above"),
     Internal(MODEL, "_supports_flex_attn", why="declaration of every model", when_gone="as above"),
@@ -247,6 +257,12 @@ INTERNALS = (
     Internal("torch.nn.Conv2d", "_conv_forward", ("input", "weight", "bias"), "folded norms", "torch.conv2d"),
     Internal("torch.nn.modules.module", "_has_any_global_hook", why="hooks see every call", when_gone="plain layers"),
     Internal("torch.Tensor", "_version", why="a weight that was written to is packed no longer", when_gone="none"),
+    Internal(
+        "torch.distributed",
+        "_functional_collectives",
+        why="embeddings are gathered from all ranks, with gradients to them",
+        when_gone="its public successor, in training/torch_compat.py",
+    ),
     Internal(MODULE, "_apply", ("fn",), "a layer that is moved or cast becomes plain", "to"),
     Internal(
         MODULE, "_load_from_state_dict", ("state_dict",), "a layer that is loaded becomes plain", "load_state_dict"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import CLIP, COCA, MODELS, SIGLIP, main_outputs, tiny_config, tiny_inputs, tiny_model
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
 from open_clip_transformers.modeling.modeling_coca import CoCaForZeroShotImageClassification, CoCaModel
 from open_clip_transformers.modeling.modeling_open_clip import (
@@ -212,3 +212,58 @@ def test_model_can_be_copied_and_pickled(name):
 )
 def test_auto_model_builds_the_class_of_a_configuration(model_cfg, name):
     assert type(AutoModel.from_config(tiny_config(model_cfg))).__name__ == name
+
+
+BOTH_WAYS = pytest.mark.parametrize("nonscalar", [True, False], ids=["scalar_to_vector", "vector_to_scalar"])
+
+
+def model_with_scale(nonscalar: bool):
+    model = OpenClipModel(tiny_config({**SIGLIP, "nonscalar_logit_scale": nonscalar}))
+    for name, value in (("logit_scale", 1.7), ("logit_bias", -2.3)):
+        getattr(model, name).data.fill_(value)
+    return model
+
+
+@pytest.mark.floor
+@BOTH_WAYS
+@pytest.mark.parametrize("form", ["safetensors", "shards", "bin", "state_dict"])
+def test_logit_scale_loads_from_either_shape(nonscalar, form, tmp_path):
+    model = model_with_scale(not nonscalar)
+    model.save_pretrained(tmp_path, max_shard_size="20KB" if form == "shards" else "5GB")
+    arguments = {"nonscalar_logit_scale": nonscalar, "output_loading_info": True}
+    if form == "bin":
+        torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+        (tmp_path / "model.safetensors").unlink()
+    if form == "state_dict":
+        config = AutoConfig.from_pretrained(tmp_path, nonscalar_logit_scale=nonscalar)
+        arguments = {"config": config, "state_dict": model.state_dict(), "output_loading_info": True}
+    loaded, info = OpenClipModel.from_pretrained(None if form == "state_dict" else tmp_path, **arguments)
+    assert not any(info.values()), info
+    for name, parameter in (("logit_scale", model.logit_scale), ("logit_bias", model.logit_bias)):
+        value = getattr(loaded, name)
+        assert value.shape == ((1,) if nonscalar else ()) and value.requires_grad
+        assert value.item() == parameter.item()
+    assert loaded.config.nonscalar_logit_scale == nonscalar
+    with torch.no_grad():
+        inputs = tiny_inputs(model)
+        assert torch.allclose(loaded(**inputs).logits_per_image, model.eval()(**inputs).logits_per_image, atol=1e-5)
+
+
+@BOTH_WAYS
+def test_state_dict_with_the_other_shape_of_logit_scale_loads(nonscalar):
+    model = model_with_scale(nonscalar)
+    state_dict = model_with_scale(not nonscalar).state_dict()
+    shape = state_dict["logit_scale"].shape
+    model.load_state_dict(state_dict)
+    assert model.logit_scale.item() == pytest.approx(1.7)
+    assert model.logit_scale.shape == ((1,) if nonscalar else ())
+    assert state_dict["logit_scale"].shape == shape  # the caller's
+
+
+@pytest.mark.floor
+@every_model
+def test_modules_that_are_not_split_are_there(name):
+    # accelerate looks for each, and refuses to wrap a model that lacks one.
+    model = tiny_model(name)
+    assert model._no_split_modules
+    assert model._no_split_modules <= {type(module).__name__ for module in model.modules()}

@@ -1,0 +1,83 @@
+"""Whole trainings on several ranks: DDP and FSDP2, checkpoints, uneven data."""
+
+import pytest
+import torch
+import training_on_ranks as workers
+from ranks import answers_on_ranks, on_ranks
+from safetensors.torch import load_file
+from tiny_models import tiny_model
+
+from open_clip_transformers import OpenClipModel
+
+
+def saved(name: str, folder) -> str:
+    tiny_model(name).save_pretrained(folder)
+    return str(folder)
+
+
+def weights(folder: str) -> dict[str, torch.Tensor]:
+    return load_file(f"{folder}/model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["siglip", "coca"])
+def test_fsdp2_trains_as_ddp_and_its_model_reloads(name, tmp_path):
+    folder = saved(name, tmp_path / "model")
+    arguments = {"max_steps": 3, "per_device_train_batch_size": 4, "mini_batch_size": 3, "weight_decay": 0.1}
+    for way in ({}, workers.FSDP2):
+        runs = on_ranks(workers.trained, 2, tmp_path, folder, 24, {**arguments, **way})
+        assert [run["steps"] for run in runs] == [3, 3]
+    ddp, fsdp = (weights(f"{folder}_{way}_trained") for way in ("ddp", "fsdp"))
+    assert ddp["logit_scale"].shape == () and fsdp["logit_scale"].shape == (1,)
+    before = weights(folder)
+    assert any(not torch.equal(ddp[key], before[key]) for key in before)
+    for key, value in ddp.items():
+        assert torch.allclose(fsdp[key].reshape(value.shape), value, rtol=1e-4, atol=1e-6), key
+    for nonscalar in (True, False):
+        loaded, info = type(tiny_model(name)).from_pretrained(
+            f"{folder}_fsdp_trained", nonscalar_logit_scale=nonscalar, output_loading_info=True
+        )
+        assert not any(info.values())
+        assert loaded.logit_scale.shape == ((1,) if nonscalar else ())
+
+
+@pytest.mark.slow
+def test_training_goes_on_with_another_number_of_ranks_and_an_uneven_last_batch(tmp_path):
+    folder = saved("clip", tmp_path / "model")
+    arguments = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "optim": "adamw_torch"}
+    arguments |= {"save_strategy": "steps", "save_steps": 1, "max_steps": 2, "mini_batch_size": 2}
+    first = on_ranks(workers.trained, 2, tmp_path, folder, 17, arguments)
+    assert [run["steps"] for run in first] == [2, 2]
+    checkpoint = f"{first[0]['output']}/checkpoint-2"
+    for ranks, steps in ((1, 3), (4, 4)):
+        runs = on_ranks(workers.trained, ranks, tmp_path, folder, 17, {**arguments, "max_steps": steps}, checkpoint)
+        assert [run["steps"] for run in runs] == [steps] * ranks
+        assert all(torch.isfinite(value).all() for value in weights(f"{folder}_ddp_trained").values())
+
+
+@pytest.mark.slow
+def test_fsdp2_says_what_to_do_about_a_scalar(tmp_path):
+    folder = saved("siglip", tmp_path / "model")
+    for failure, _ in answers_on_ranks(workers.trained_scalar_under_fsdp2, 2, tmp_path, folder):
+        assert failure.startswith("ValueError") and "nonscalar_logit_scale=True" in failure
+
+
+def test_one_pair_a_rank_is_refused_without_gathering_alone(tmp_path):
+    folder = saved("clip", tmp_path / "model")
+    arguments = {"per_device_train_batch_size": 1, "gather_across_devices": False}
+    for failure, _ in answers_on_ranks(workers.trained, 2, tmp_path, folder, 4, arguments):
+        assert failure.startswith("ValueError: A batch of one pair has nothing to be compared with")
+    runs = on_ranks(workers.trained, 2, tmp_path, folder, 4, {**arguments, "gather_across_devices": True})
+    assert all(run["losses"][0] > 0 for run in runs)
+
+
+def test_plain_trainer_says_once_that_it_gathers_nothing(tmp_path):
+    folder = saved("clip", tmp_path / "model")
+    first, second = on_ranks(workers.trained_by_plain_trainer, 2, tmp_path, folder)
+    assert len(first) == 1 and "Training on 2 ranks" in first[0] and not second
+
+
+def test_one_process_is_not_warned(tmp_path, caplog):
+    model = OpenClipModel(tiny_model("clip").config).train()
+    model(**workers.training_batch(model, 4), return_loss=True)
+    assert "one rank alone" not in caplog.text

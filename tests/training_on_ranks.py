@@ -1,0 +1,270 @@
+"""What tests of training run on each rank; see `ranks`."""
+
+import numpy as np
+import torch
+from tiny_models import tiny_inputs
+from torch import distributed
+from torch.utils.data import DataLoader
+from transformers import AutoModel, TrainerCallback
+
+import open_clip_transformers  # noqa: F401
+from open_clip_transformers.training.losses import (
+    caption_loss,
+    distillation_loss,
+    sigmoid_contrastive_loss,
+    softmax_contrastive_loss,
+)
+from open_clip_transformers.training.trainer import ContrastiveTrainer, ContrastiveTrainingArguments
+
+
+PAIRS = 12  # of the whole batch
+WIDTHS = {"image": 7, "text": 5, "embed": 6, "teacher": 9}
+
+
+def world() -> distributed.ProcessGroup | None:
+    return distributed.group.WORLD if distributed.is_initialized() else None
+
+
+class Pair(torch.nn.Module):
+    """Two linear towers, with a temperature and a bias."""
+
+    def __init__(self, width: int, bias: float | None = None, seed: int = 0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.image = torch.nn.Parameter(torch.randn(WIDTHS["image"], width, generator=generator))
+        self.text = torch.nn.Parameter(torch.randn(WIDTHS["text"], width, generator=generator))
+        self.logit_scale = torch.nn.Parameter(torch.tensor(1.9))
+        self.logit_bias = None if bias is None else torch.nn.Parameter(torch.tensor(bias))
+
+    def embed(self, images: torch.Tensor, texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        normalize = torch.nn.functional.normalize
+        return normalize(images @ self.image, dim=-1), normalize(texts @ self.text, dim=-1)
+
+
+def pairs() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return (
+        torch.randn(PAIRS, WIDTHS["image"], generator=generator),
+        torch.randn(PAIRS, WIDTHS["text"], generator=generator),
+    )
+
+
+def captions() -> tuple[torch.Tensor, torch.Tensor]:
+    """Features of tokens and labels, of which the texts have different numbers."""
+    generator = torch.Generator().manual_seed(6)
+    hidden = torch.randn(PAIRS, 8, WIDTHS["text"], generator=generator)
+    labels = torch.randint(1, WIDTHS["embed"], (PAIRS, 8), generator=generator)
+    for row in range(PAIRS):
+        labels[row, 2 + row % 6 :] = -100
+    return hidden, labels
+
+
+def model_of(kind: str) -> Pair:
+    return Pair(WIDTHS["embed"], bias=-2.0 if kind == "sigmoid" else None)
+
+
+def own(rows: torch.Tensor) -> torch.Tensor:
+    """The rows of this rank."""
+    return rows.chunk(distributed.get_world_size())[distributed.get_rank()]
+
+
+def loss_gradients(kind: str) -> dict[str, np.ndarray]:
+    """The loss of this rank and the gradients as DDP averages them."""
+    model = model_of(kind)
+    images, texts = map(own, pairs())
+    embeds, scale, bias = model.embed(images, texts), model.logit_scale.exp(), model.logit_bias
+    if kind == "sigmoid":
+        loss = sigmoid_contrastive_loss(*embeds, scale, bias, group=world())
+    elif kind == "caption":
+        hidden, labels = map(own, captions())
+        loss = caption_loss(hidden @ model.text, labels, group=world())
+    else:
+        loss = softmax_contrastive_loss(*embeds, scale, bias, group=world())
+    if kind == "distillation":
+        teacher = Pair(WIDTHS["teacher"], seed=1)
+        loss = loss + distillation_loss(
+            *embeds, scale, *teacher.embed(images, texts), teacher.logit_scale.exp(), group=world()
+        )
+        loss.backward()
+        assert all(parameter.grad is None for parameter in teacher.parameters())
+    else:
+        loss.backward()
+    return averaged(model, loss)
+
+
+def averaged(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, np.ndarray]:
+    tensors = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    tensors["loss"] = loss.detach().clone()
+    for tensor in tensors.values():
+        distributed.all_reduce(tensor)
+        tensor /= distributed.get_world_size()
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+def loss_of_rows(kind: str, images: list[int], texts: list[int], width: int = 6):
+    """The loss of other numbers of images and texts on each rank."""
+    rank = distributed.get_rank()
+    loss = {"softmax": softmax_contrastive_loss, "sigmoid": sigmoid_contrastive_loss}[kind]
+    loss(torch.ones(images[rank], 6), torch.ones(texts[rank], width), torch.tensor(1.0), group=world())
+
+
+def num_logits() -> int:
+    """The number of elements of the largest tensor that the loss makes."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            outputs = function(*args, **(kwargs or {}))
+            for output in outputs if isinstance(outputs, tuple) else (outputs,):
+                if isinstance(output, torch.Tensor):
+                    self.numel = max(self.numel, output.numel())
+            return outputs
+
+    model = model_of("softmax")
+    embeds = [embeds.repeat(20, 1) for embeds in model.embed(*map(own, pairs()))]
+    with Largest() as largest:
+        softmax_contrastive_loss(*embeds, model.logit_scale.exp(), group=world()).backward()
+    return largest.numel
+
+
+# What follows trains models of a folder.
+
+
+def training_arguments(folder, **changes):
+    """Arguments of a short training on the CPU, silent and without clipping."""
+    arguments = {
+        "output_dir": str(folder),
+        "max_steps": 1,
+        "learning_rate": 0.0,
+        "max_grad_norm": 0.0,
+        "optim": "sgd",
+        "report_to": [],
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "logging_steps": 1,
+    }
+    return ContrastiveTrainingArguments(**{**arguments, **changes})
+
+
+def load_model(folder, **kwargs):
+    return AutoModel.from_pretrained(folder, **kwargs)
+
+
+def training_batch(model, size: int, pad_token_id: int = 0) -> dict[str, torch.Tensor]:
+    """Pairs, and for CoCa labels; the texts have different lengths."""
+    inputs = tiny_inputs(model, batch=size, length=model.config.text_config.max_position_embeddings)
+    if hasattr(model, "lm_head"):
+        inputs["labels"] = inputs["input_ids"].masked_fill(inputs["input_ids"] == pad_token_id, -100)
+    return inputs
+
+
+def micro_batches(inputs: dict[str, torch.Tensor], accumulation: int, rank: int, ranks: int) -> list[dict]:
+    """The batches of one rank, of which those of all ranks make the rows of `inputs` in their order."""
+    size = len(inputs["input_ids"]) // accumulation // ranks
+    starts = [step * ranks * size + rank * size for step in range(accumulation)]
+    return [{name: value[start : start + size] for name, value in inputs.items()} for start in starts]
+
+
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def make_trainer(model, args, batches: list[dict], **keywords):
+    """A trainer that is given these batches, and keeps the gradients of its first step in `gradients`."""
+
+    class Gradients(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            trainer.gradients = {
+                name: full(parameter.grad).numpy().copy()
+                for name, parameter in model.named_parameters()
+                if parameter.grad is not None
+            }
+
+    class FixedBatches(ContrastiveTrainer):
+        def get_train_dataloader(self):
+            return DataLoader(batches, batch_size=None)
+
+    trainer = FixedBatches(model, args, train_dataset=batches, callbacks=[Gradients()], **keywords)
+    return trainer
+
+
+def trained_gradients(folder: str, size: int, settings: list[dict], teacher: str | None = None) -> list[dict]:
+    """The gradients and the loss of a step, with each of some settings of the trainer."""
+    rank = distributed.get_rank() if distributed.is_initialized() else 0
+    ranks = distributed.get_world_size() if distributed.is_initialized() else 1
+    found = []
+    for setting in settings:
+        # FSDP2 takes no scalars.
+        model = load_model(folder, **({"nonscalar_logit_scale": True} if "fsdp" in setting else {}))
+        accumulation = setting.get("gradient_accumulation_steps", 1)
+        batches = micro_batches(training_batch(model, size), accumulation, rank, ranks)
+        args = training_arguments(folder, per_device_train_batch_size=len(batches[0]["input_ids"]), **setting)
+        keywords = {} if teacher is None else {"teacher_model": load_model(teacher)}
+        trainer = make_trainer(model, args, batches, **keywords)
+        trainer.train()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        found.append({**trainer.gradients, "loss": np.array(losses[0])})
+    return found
+
+
+FSDP2 = {"fsdp": True, "fsdp_config": {"version": 2}}
+
+
+class Pairs(torch.utils.data.Dataset):
+    """As many pairs for a model, one by one."""
+
+    def __init__(self, model, size: int):
+        self.batch = training_batch(model, size)
+
+    def __len__(self) -> int:
+        return len(self.batch["input_ids"])
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {name: value[index] for name, value in self.batch.items()}
+
+
+def trained(folder: str, size: int, arguments: dict, resume_from: str | None = None) -> dict:
+    """Train the model of a folder on pairs that Trainer shares out, and save it; what came of it."""
+    model = load_model(folder, **({"nonscalar_logit_scale": True} if "fsdp" in arguments else {}))
+    output = f"{folder}_{'fsdp' if 'fsdp' in arguments else 'ddp'}"
+    args = training_arguments(output, **{"learning_rate": 0.01, **arguments})
+    trainer = ContrastiveTrainer(model, args, train_dataset=Pairs(model, size))
+    trainer.train(resume_from_checkpoint=resume_from)
+    trainer.save_model(f"{output}_trained")
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {"steps": trainer.state.global_step, "losses": losses, "output": output}
+
+
+def trained_by_plain_trainer(folder: str) -> list[str]:
+    """Warnings of transformers' own Trainer on several ranks."""
+    import logging
+
+    from transformers import Trainer, TrainingArguments
+
+    from open_clip_transformers.modeling import modeling_open_clip
+
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    modeling_open_clip.logger.addHandler(handler)
+    model = load_model(folder)
+    dataset = [{**example, "return_loss": True} for example in Pairs(model, 8)]
+
+    def collate(examples):
+        batch = {name: torch.stack([example[name] for example in examples]) for name in ("input_ids", "pixel_values")}
+        return {**batch, "return_loss": True}
+
+    args = TrainingArguments(
+        f"{folder}_plain", max_steps=2, report_to=[], use_cpu=True, disable_tqdm=True, save_strategy="no"
+    )
+    Trainer(model, args, train_dataset=dataset, data_collator=collate).train()
+    return [message for message in messages if "one rank alone" in message]
+
+
+def trained_scalar_under_fsdp2(folder: str):
+    model = load_model(folder)
+    ContrastiveTrainer(model, training_arguments(folder, **FSDP2), train_dataset=Pairs(model, 4)).train()
