@@ -51,7 +51,7 @@ class OpenClipPreTrainedModel(AutoClassMixin, PreTrainedModel):
         super().post_init()
         # accelerate wraps each of these classes for FSDP, and refuses one that the model has no module of.
         present = {type(module).__name__ for module in self.modules()}
-        self._no_split_modules = present & set(self._no_split_modules)
+        self._no_split_modules = sorted(present & set(self._no_split_modules))
 
     @property
     def is_checkpointing(self) -> bool:

@@ -29,7 +29,7 @@ def _frozen_class(plain_class: type[nn.Module]) -> type[FrozenBatchNorm]:
 
 
 def _new_frozen(plain_class: type[nn.Module]) -> FrozenBatchNorm:
-    frozen_class = _frozen_class(plain_class)
+    frozen_class = _frozen_class(plain_class)  # type: ignore[arg-type]
     return frozen_class.__new__(frozen_class)
 
 
@@ -42,7 +42,7 @@ def freeze_batch_norm(norm: nn.Module):
     if not isinstance(norm, BATCH_NORMS):
         raise TypeError(f"Expected a batch norm of torch, got {type(norm).__name__}.")
     if not isinstance(norm, FrozenBatchNorm):
-        norm.__class__ = _frozen_class(type(norm))
+        norm.__class__ = _frozen_class(type(norm))  # type: ignore[arg-type]
     norm.eval().requires_grad_(False)
 
 
