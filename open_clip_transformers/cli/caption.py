@@ -104,7 +104,7 @@ def caption(
                 ("caption",),
                 {
                     "command": "caption",
-                    "model": model_fingerprint(name, revision),
+                    "model": model_fingerprint(name, revision, captions=True),
                     "dtype": dtype.value,
                     "prompt": prompt,
                     "seed": seed,

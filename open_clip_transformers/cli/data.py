@@ -17,7 +17,7 @@ from ..datasets.outputs import FORMATS, Output
 from ..datasets.progress import Report
 from ..datasets.run import Ranks, Task, run
 from ..datasets.shards import Fields, Shard, find_shards
-from .images import read_arguments
+from .images import read_arguments, useful_workers
 from .messages import INPUT_FAILED, Failures, UsageError, warn
 from .output import print_record
 
@@ -189,12 +189,13 @@ def work_on_shards(
     passed = data.columns or []
     if clashing := {"key", "shard", "error", *columns} & set(passed):
         raise UsageError(f"--columns {clashing.pop()}: the output has a column of that name already.")
+    workers = useful_workers(shards, workers)
     with Ranks() as ranks:
         settings = {
             **settings,
             **vars(data.fields()),
             "columns": passed,
-            "format": type(output).__name__,
+            "format": (data.format or Format.parquet).value,
             "device": pick_device(device).type,
             "batch_size": batch_size,
         }
@@ -210,8 +211,14 @@ def work_on_shards(
         else:
             mine = ranks.part(places)
             report = _run_here(load, ranks.device(device), mine, output, batch_size, workers, threads)
+        unfinished = {index for index, _ in places}
+        for index, shard in ranks.part(list(enumerate(shards))):
+            if index not in unfinished:
+                num_rows, errors = output.found(shard.name, index)
+                report.rows_done_before += num_rows
+                report.shards_done_before += 1
+                report.add_errors(shard.name, errors)
         report = ranks.total(report)
-        report.shards_done_before = len(shards) - len(places)
         if ranks.rank == 0:
             _say(report, as_json)
     failed = report.errors or report.shards_failed or failures.exit_code()
@@ -246,15 +253,21 @@ def _say(report: Report, as_json: bool):
     else:
         warn(
             f"{report.rows} images in {report.shards} shards, {summary['images_per_second']} images/s; "
-            f"{report.shards_done_before} shards were done before."
+            f"{report.rows_done_before} images in {report.shards_done_before} shards were done before."
         )
 
 
-def model_fingerprint(name: str, revision: str | None) -> str:
-    """Return what tells a model and its processor from others: a digest of its files, or the commit on the Hub."""
+def model_fingerprint(name: str, revision: str | None, captions: bool = False) -> str:
+    """Return what tells a model and its processor from others: a digest of its files, or the commit on the Hub.
+
+    Raises:
+        UsageError: there is no such model, or it must caption and cannot.
+    """
     from transformers import PreTrainedConfig
 
-    folder = Path(name).expanduser()
+    from .load import find_model
+
+    folder = Path(find_model(name, revision, captions))
     if not folder.is_dir():
         commit = PreTrainedConfig.get_config_dict(name, revision=revision)[0].get("_commit_hash")
         return f"{name}@{commit}"

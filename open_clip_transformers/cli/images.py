@@ -32,6 +32,13 @@ def num_images(shards: list[Shard]) -> float:
     return sum(len(shard.names) if isinstance(shard, FileShard) else math.inf for shard in shards)
 
 
+def useful_workers(shards: list[Shard], workers: int) -> int:
+    """How many of `workers` processes are worth starting to read these shards."""
+    if num_images(shards) == math.inf:
+        return workers
+    return worthwhile_workers([name for shard in shards for name in shard.names], workers)
+
+
 def read_batches(
     shards: list[Shard], processor: "ProcessorMixin", batch_size: int, workers: int, failures: Failures
 ) -> "Iterator[tuple[list[Sample], torch.Tensor]]":
@@ -49,13 +56,11 @@ def read_batches(
     """
     import torch
 
-    total = num_images(shards)
-    if total < math.inf:
-        workers = worthwhile_workers([name for shard in shards for name in shard.names], workers)
+    total, workers = num_images(shards), useful_workers(shards, workers)
     samples, ahead = tee(chain.from_iterable(shards))
     # The image processor alone travels to the workers. They start before tqdm does its thread.
     reader = PixelReader(processor.image_processor)
-    loaded = load_images((sample.image for sample in ahead), reader, ahead=2 * batch_size, workers=workers)
+    loaded = load_images((None if sample.error else sample.image for sample in ahead), reader, ahead=2 * batch_size, workers=workers)
     batch, pixels = [], []
     # Where standard error is no terminal, tqdm shows nothing.
     with tqdm(total=total if total < math.inf else None, unit="image", disable=None, leave=False) as progress:

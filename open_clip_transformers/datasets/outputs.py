@@ -41,8 +41,9 @@ class Rows:
     values: "dict[str, numpy.ndarray | list]" = field(default_factory=dict)
 
     @property
-    def errors(self) -> list[Unreadable]:
-        return [sample.error for sample in self.samples if sample.error is not None]
+    def errors(self) -> list[tuple[str, Unreadable]]:
+        """Keys and errors of the samples that have one."""
+        return [(sample.key, sample.error) for sample in self.samples if sample.error is not None]
 
 
 class Output:
@@ -125,6 +126,20 @@ class Output:
         self.sweep()
         there = set(self._names())
         return [(index, shard) for index, shard in enumerate(shards) if self.files(shard.name, index)[-1] not in there]
+
+    def found(self, name: str, index: int) -> tuple[int, list[tuple[str, Unreadable]]]:
+        """Read the number of samples, and keys and errors of those that have one, in the output of a shard."""
+        parquet = import_extra("pyarrow.parquet", "data")
+        tables = [file for file in self.files(name, index) if file.endswith(".parquet")]
+        num_rows, errors = 0, []
+        for table in tables:
+            with self.file_system.open(posixpath.join(self.root, table)) as opened:
+                file = parquet.ParquetFile(opened)
+                num_rows += file.metadata.num_rows
+                if "error" in file.schema_arrow.names:
+                    rows = file.read(["key", "error"]).to_pylist()
+                    errors += [(row["key"], Unreadable(*row["error"].split(": ", 1))) for row in rows if row["error"]]
+        return num_rows, errors
 
     def write(self, rows: Rows, index: int):
         """Write the files of a shard. The last one makes it finished."""

@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .images import Unreadable
+from .outputs import Rows
 
 
 SECONDS_BETWEEN_LINES = 60
@@ -22,16 +23,18 @@ class Report:
 
     Args:
         rows: samples that were worked on, those with an error included.
+        rows_done_before: samples in outputs that were there.
         shards: shards that were written.
         shards_done_before: shards whose outputs were there.
         shards_failed: shards that could not be read, of which nothing was written.
-        errors: kind -> samples with an error of it.
+        errors: kind -> samples with an error of it, those in outputs that were there included.
         examples: kind -> key and reason of one of them.
         seconds: from the first to the last image.
         time: part of the work -> seconds: `decoding` is waiting for images, `model` its forward.
     """
 
     rows: int = 0
+    rows_done_before: int = 0
     shards: int = 0
     shards_done_before: int = 0
     shards_failed: int = 0
@@ -39,6 +42,12 @@ class Report:
     examples: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     time: Counter = field(default_factory=Counter)
+
+    def add_rows(self, rows: Rows):
+        """Count a shard that was written."""
+        self.shards += 1
+        self.rows += len(rows.samples)
+        self.add_errors(rows.shard.name, rows.errors)
 
     def add_errors(self, shard: str, errors: Iterable[tuple[str, Unreadable]]):
         for key, error in errors:
@@ -58,6 +67,7 @@ class Report:
         """Sum up what two processes did side by side."""
         return Report(
             self.rows + other.rows,
+            self.rows_done_before + other.rows_done_before,
             self.shards + other.shards,
             self.shards_done_before + other.shards_done_before,
             self.shards_failed + other.shards_failed,

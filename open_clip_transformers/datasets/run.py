@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from itertools import chain, tee
@@ -71,30 +72,27 @@ def run(
     torch.set_num_threads(threads)
     report = Report()
     stream, ahead = tee(_samples(places))
-    sources = (sample.image if isinstance(sample, Sample) else None for _, sample in ahead)
+    sources = (sample.image if isinstance(sample, Sample) and sample.error is None else None for _, sample in ahead)
     # The processes that read start before tqdm does its thread.
     loaded = load_images(sources, PixelReader(task.image_processor), BATCHES_AHEAD * batch_size, workers)
-    progress, start = Progress(len(places)), time.perf_counter()
-    work = _ShardWork(task, batch_size, report)
-    for (index, shard), sample in stream:
-        with report.timed("decoding"):
-            pixels = next(loaded)
-        if isinstance(sample, Sample):
-            work.add(shard, sample, pixels)
-            progress.image()
-            continue
-        rows = work.finish(shard)
-        if sample is None:
-            with report.timed("writing"):
-                output.write(rows, index)
-            report.add_errors(shard.name, ((row.key, row.error) for row in rows.samples if row.error is not None))
-            report.rows += len(rows.samples)
-            report.shards += 1
-        else:
-            report.shards_failed += 1
-            warn(f"{shard.source}: the shard cannot be read, and nothing of it is written: {sample}")
-        progress.shard()
-    progress.close()
+    start, work = time.perf_counter(), _ShardWork(task, batch_size, report)
+    with closing(Progress(len(places))) as progress:
+        for (index, shard), sample in stream:
+            with report.timed("decoding"):
+                pixels = next(loaded)
+            if isinstance(sample, Sample):
+                work.add(shard, sample, pixels)
+                progress.image()
+                continue
+            rows = work.finish(shard)
+            if sample is None:
+                with report.timed("writing"):
+                    output.write(rows, index)
+                report.add_rows(rows)
+            else:
+                report.shards_failed += 1
+                warn(f"{shard.source}: the shard cannot be read, and nothing of it is written: {sample}")
+            progress.shard()
     output.sweep()
     report.seconds = time.perf_counter() - start
     return report

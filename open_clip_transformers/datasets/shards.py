@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import islice
+from itertools import count, groupby, islice
 from typing import IO, TYPE_CHECKING, ClassVar
 
 from .extras import import_extra
@@ -412,25 +412,36 @@ def find_shards(
     Raises:
         ValueError: a field says nothing about any of this data, a table lacks a column, or two shards have one name.
     """
-    shards, loose = [], []
-    for argument in arguments:
-        try:
-            for found in _find(argument):
-                if (kind := _kind(found)) is None:
-                    loose.append(found)
-                else:
-                    shards += kind(found, fields, shard_size)
-        except OSError as error:
-            report(argument, error)
-    if loose:
-        parts = [tuple(loose[start : start + shard_size]) for start in range(0, len(loose), shard_size)]
-        shards += [FileShard(f"images-{index:05d}", "files", names) for index, names in enumerate(parts)]
+    shards: list[Shard] = []
+    names = (f"images-{number:05d}" for number in count())
+    for kind, files in groupby(_files_of(arguments, report), _kind):
+        if kind is None:
+            shards += [FileShard(next(names), "files", part) for part in _parts(files, shard_size)]
+            continue
+        for file in files:
+            try:
+                shards += kind(file, fields, shard_size)
+            except OSError as error:
+                report(file, error)
     used = {name for shard in shards for name in shard.USES}
     for name, value in vars(fields).items():
         if value and shards and name not in used:
             option = f"--{name.replace('_', '-')}"
             raise ValueError(f"{option} {value} says nothing about this data, which has no such part: leave it out.")
     return _with_distinct_names(shards)
+
+
+def _files_of(arguments: Iterable[str], report: Callable[[str, Exception], None]) -> Iterator[str]:
+    for argument in arguments:
+        try:
+            yield from _find(argument)
+        except OSError as error:
+            report(argument, error)
+
+
+def _parts(names: Iterator[str], size: int) -> Iterator[tuple[str, ...]]:
+    while part := tuple(islice(names, size)):
+        yield part
 
 
 def _find(argument: str) -> list[str]:
@@ -531,12 +542,12 @@ def _parquet_shards(path: str, fields: Fields, shard_size: int) -> list[Shard]:
     with _open_parquet(path) as file:
         complete_fields(fields, file.schema_arrow.names, path)
         rows = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
-    parts, first, count = [], 0, 0
+    parts, first, size = [], 0, 0
     for index, num_rows in enumerate(rows):
-        count += num_rows
-        if count >= shard_size or index == len(rows) - 1:
-            parts.append((first, index + 1, count))
-            first, count = index + 1, 0
+        size += num_rows
+        if size >= shard_size or index == len(rows) - 1:
+            parts.append((first, index + 1, size))
+            first, size = index + 1, 0
     stem = os.path.basename(path)[: -len(".parquet")]
     names = [stem] if len(parts) < 2 else [f"{stem}-{index:05d}" for index in range(len(parts))]
     return [ParquetShard(name, _absolute(path), fields, *part) for name, part in zip(names, parts or [(0, 0, 0)])]
@@ -566,11 +577,11 @@ def _dataset_shards(path: str, fields: Fields, shard_size: int) -> list[Shard]:
         path = _absolute(path)
     dataset = _open_dataset(path, split, revision)
     complete_fields(fields, list(dataset.features), path)
-    count = dataset.num_shards if revision else -(-len(dataset) // shard_size)
+    parts = dataset.num_shards if revision else -(-len(dataset) // shard_size)
     name = path.rstrip("/").rpartition("/")[2]
     return [
-        DatasetShard(f"{name}-{split}-{index:05d}-of-{count:05d}", path, fields, split, revision, index, count)
-        for index in range(count)
+        DatasetShard(f"{name}-{split}-{index:05d}-of-{parts:05d}", path, fields, split, revision, index, parts)
+        for index in range(parts)
     ]
 
 
@@ -598,11 +609,11 @@ def _with_distinct_names(shards: list[Shard]) -> list[Shard]:
         else shard
         for shard in shards
     ]
-    name, count = Counter(shard.name for shard in named).most_common(1)[0] if named else ("", 0)
-    if count > 1:
+    name, number = Counter(shard.name for shard in named).most_common(1)[0] if named else ("", 0)
+    if number > 1:
         sources = [shard.source for shard in named if shard.name == name]
         raise ValueError(
-            f"{count} shards are called {name!r}, and so would be their outputs: {', '.join(sources[:2])}. Name each "
+            f"{number} shards are called {name!r}, and so would be their outputs: {', '.join(sources[:2])}. Name each "
             "once, or rename the files."
         )
     return named
