@@ -183,8 +183,6 @@ def work_on_shards(
     """
     import torch
 
-    from .load import pick_device
-
     output = FORMATS[(data.format or Format.parquet).value](address, columns)
     passed = data.columns or []
     if clashing := {"key", "shard", "error", *columns} & set(passed):
@@ -196,21 +194,20 @@ def work_on_shards(
             **vars(data.fields()),
             "columns": passed,
             "format": (data.format or Format.parquet).value,
-            "device": pick_device(device).type,
+            "device": device,
             "batch_size": batch_size,
         }
         threads = _claim(output, settings, shards, torch.get_num_threads())
+        settings_of_run = {"batch_size": batch_size, "workers": workers, "threads": threads, "warn": warn}
         places = output.unfinished(shards)
         if data.engine is Engine.ray:
             from ..datasets.run_on_ray import run_on_ray
 
-            report = run_on_ray(
-                functools.partial(load, device), places, output, batch_size=batch_size, workers=workers,
-                threads=threads, address=data.address, actors=data.actors or 1, gpus_per_actor=data.gpus_per_actor,
-            )  # fmt: skip
+            how = {"address": data.address, "actors": data.actors or 1, "gpus_per_actor": data.gpus_per_actor}
+            report = run_on_ray(functools.partial(load, device), places, output, **settings_of_run, **how)
         else:
-            mine = ranks.part(places)
-            report = _run_here(load, ranks.device(device), mine, output, batch_size, workers, threads)
+            mine = ranks.part(places)  # without any, no model is needed
+            report = run(load(ranks.device(device)), mine, output, **settings_of_run) if mine else Report()
         unfinished = {index for index, _ in places}
         for index, shard in ranks.part(list(enumerate(shards))):
             if index not in unfinished:
@@ -230,14 +227,6 @@ def _claim(output: Output, settings: dict, shards: list[Shard], threads: int) ->
         return output.prepare(settings, shards, threads)
     except ValueError as error:
         raise UsageError(str(error)) from error
-
-
-def _run_here(
-    load: Callable[[str], Task], device: str, places: list, output: Output, batch_size: int, workers: int, threads: int
-) -> Report:
-    if not places:  # which needs no model
-        return Report()
-    return run(load(device), places, output, batch_size=batch_size, workers=workers, threads=threads, warn=warn)
 
 
 def _say(report: Report, as_json: bool):

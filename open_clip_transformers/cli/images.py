@@ -60,7 +60,9 @@ def read_batches(
     samples, ahead = tee(chain.from_iterable(shards))
     # The image processor alone travels to the workers. They start before tqdm does its thread.
     reader = PixelReader(processor.image_processor)
-    loaded = load_images((None if sample.error else sample.image for sample in ahead), reader, ahead=2 * batch_size, workers=workers)
+    loaded = load_images(
+        (None if sample.error else sample.image for sample in ahead), reader, ahead=2 * batch_size, workers=workers
+    )
     batch, pixels = [], []
     # Where standard error is no terminal, tqdm shows nothing.
     with tqdm(total=total if total < math.inf else None, unit="image", disable=None, leave=False) as progress:

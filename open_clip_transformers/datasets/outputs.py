@@ -127,6 +127,10 @@ class Output:
         there = set(self._names())
         return [(index, shard) for index, shard in enumerate(shards) if self.files(shard.name, index)[-1] not in there]
 
+    def has(self, name: str, index: int) -> bool:
+        """Whether the output of a shard is there."""
+        return self.file_system.exists(posixpath.join(self.root, self.files(name, index)[-1]))
+
     def found(self, name: str, index: int) -> tuple[int, list[tuple[str, Unreadable]]]:
         """Read the number of samples, and keys and errors of those that have one, in the output of a shard."""
         parquet = import_extra("pyarrow.parquet", "data")

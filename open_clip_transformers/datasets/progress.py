@@ -110,7 +110,10 @@ class Progress:
             self.last = time.monotonic()
             print(self._line(), file=sys.stderr, flush=True)
 
-    def shard(self):
+    def shard(self, images: int = 0):
+        """Count a shard, and those of its images that were not counted one by one."""
+        self.images += images
+        self.bar.update(images)
         self.done, self.images_of_done = self.done + 1, self.images
         self.bar.total = round(self.images_of_done / self.done * self.shards)
         self.bar.set_postfix_str(f"{self.done}/{self.shards} shards", refresh=False)
