@@ -11,7 +11,6 @@ from .data import (
     DataOptions,
     check_folder,
     find_data,
-    model_fingerprint,
     with_data_options,
     work_on_shards,
 )
@@ -98,19 +97,16 @@ def caption(
         load = partial(load_captioner, settings, prompt, seed, name, revision, dtype.value)
         if folder is not None:
             work_on_shards(
+                "caption",
                 load,
                 shards,
                 folder,
                 ("caption",),
-                {
-                    "command": "caption",
-                    "model": model_fingerprint(name, revision, captions=True),
-                    "dtype": dtype.value,
-                    "prompt": prompt,
-                    "seed": seed,
-                    **settings,
-                },
+                {"prompt": prompt, "seed": seed, **settings},
                 data=data,
+                name=name,
+                revision=revision,
+                dtype=dtype.value,
                 device=device,
                 batch_size=batch_size,
                 workers=workers,

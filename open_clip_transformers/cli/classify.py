@@ -11,7 +11,6 @@ from .data import (
     DataOptions,
     check_folder,
     find_data,
-    model_fingerprint,
     with_data_options,
     work_on_shards,
 )
@@ -87,19 +86,16 @@ def classify(
         load = partial(load_classifier, all_labels, templates, top, batch_size, name, revision, dtype.value)
         if folder is not None:
             work_on_shards(
+                "classify",
                 load,
                 shards,
                 folder,
                 ("label", "score"),
-                {
-                    "command": "classify",
-                    "model": model_fingerprint(name, revision),
-                    "dtype": dtype.value,
-                    "labels": all_labels,
-                    "template": templates,
-                    "top": top,
-                },
+                {"labels": all_labels, "template": templates, "top": top},
                 data=data,
+                name=name,
+                revision=revision,
+                dtype=dtype.value,
                 device=device,
                 batch_size=batch_size,
                 workers=workers,

@@ -159,6 +159,7 @@ def find_data(
 
 
 def work_on_shards(
+    command: str,
     load: Callable[[str], Task],
     shards: list[Shard],
     address: str,
@@ -166,6 +167,9 @@ def work_on_shards(
     settings: dict,
     *,
     data: DataOptions,
+    name: str,
+    revision: str | None,
+    dtype: str,
     device: str,
     batch_size: int,
     workers: int,
@@ -175,11 +179,21 @@ def work_on_shards(
     """Work on shards whose outputs are not there yet, say what was done, and end with its exit code.
 
     Args:
+        command: its name.
         load: loads the model onto a device of that name.
         shards: all shards.
         address: the output.
         columns: columns that are made of the images.
-        settings: what these depend on.
+        settings: what these depend on, beside the model and the data.
+        data: where the data is, and where to work.
+        name: the model.
+        revision: branch, tag or commit of its Hub repository.
+        dtype: what to compute in.
+        device: where.
+        batch_size: images that the model works on at once.
+        workers: processes that read images.
+        as_json: print a summary.
+        failures: holds the inputs that are not there.
     """
     import torch
 
@@ -190,15 +204,25 @@ def work_on_shards(
     workers = useful_workers(shards, workers)
     with Ranks() as ranks:
         settings = {
-            **settings,
-            **vars(data.fields()),
-            "columns": passed,
-            "format": (data.format or Format.parquet).value,
+            "command": command,
+            "model": model_fingerprint(name, revision, captions=command == "caption"),
+            "dtype": dtype,
             "device": device,
             "batch_size": batch_size,
+            "format": (data.format or Format.parquet).value,
+            **vars(data.fields()),
+            "columns": passed,
+            **settings,
         }
-        threads = _claim(output, settings, shards, torch.get_num_threads())
-        settings_of_run = {"batch_size": batch_size, "workers": workers, "threads": threads, "warn": warn}
+        # Of threads on a CPU, sums depend on their number in the last bits.
+        notes = {
+            "model": _absolute(name),
+            "revision": revision,
+            "threads": torch.get_num_threads(),
+            "shard_size": data.shard_size or DEFAULT_SHARD_SIZE,
+        }
+        notes = _claim(output, settings, shards, notes)
+        settings_of_run = {"batch_size": batch_size, "workers": workers, "threads": notes["threads"], "warn": warn}
         places = output.unfinished(shards)
         if data.engine is Engine.ray:
             from ..datasets.run_on_ray import run_on_ray
@@ -222,11 +246,16 @@ def work_on_shards(
     raise typer.Exit(INPUT_FAILED if failed else 0)
 
 
-def _claim(output: Output, settings: dict, shards: list[Shard], threads: int) -> int:
+def _claim(output: Output, settings: dict, shards: list[Shard], notes: dict) -> dict:
     try:
-        return output.prepare(settings, shards, threads)
+        return output.prepare(settings, shards, notes)
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _absolute(name: str) -> str:
+    """Return the address of a model folder from anywhere on this machine, or a Hub id as it is."""
+    return os.path.abspath(os.path.expanduser(name)) if os.path.isdir(os.path.expanduser(name)) else name
 
 
 def _say(report: Report, as_json: bool):

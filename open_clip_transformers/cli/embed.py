@@ -14,7 +14,6 @@ from .data import (
     DataOptions,
     dataset_folder,
     find_data,
-    model_fingerprint,
     with_data_options,
     work_on_shards,
 )
@@ -100,18 +99,16 @@ def embed(
                 raise UsageError("--text and --texts-file go into a .safetensors or .npy file of their own.")
             settings = _Settings((embedding_dtype or EmbeddingDtype.float32).value, text_column, batch_size)
             work_on_shards(
+                "embed",
                 partial(_load_embedder, settings, name, revision, dtype.value),
                 find_data(inputs or [], failures, data.fields(text_column), data.shard_size),
                 folder,
                 settings.columns,
-                {
-                    "command": "embed",
-                    "model": model_fingerprint(name, revision),
-                    "dtype": dtype.value,
-                    "embedding_dtype": settings.embedding_dtype,
-                    "text_column": text_column,
-                },
+                {"embedding_dtype": settings.embedding_dtype, "text_column": text_column},
                 data=data,
+                name=name,
+                revision=revision,
+                dtype=dtype.value,
                 device=device,
                 batch_size=batch_size,
                 workers=workers,

@@ -68,22 +68,22 @@ class Output:
         """Make what the `files` of a shard hold."""
         raise NotImplementedError
 
-    def prepare(self, settings: dict, shards: Sequence[Shard], threads: int) -> int:
+    def prepare(self, settings: dict, shards: Sequence[Shard], notes: dict) -> dict:
         """Write the manifest, or compare that of an earlier run.
 
         Args:
             settings: what the outputs follow from, beside the data.
             shards: all shards, in their order.
-            threads: of this process, on a CPU: sums depend on their number in the last bits.
+            notes: what else to keep, of the run that began.
 
         Returns:
-            The threads that the output is made with.
+            The notes of the run that began.
 
         Raises:
             ValueError: this output is of other data, other settings, or of something else.
         """
-        found = self._read_manifest()
-        manifest = found or {"version": MANIFEST_VERSION, "settings": settings, "threads": threads, "shards": {}}
+        found = self.read_manifest()
+        manifest = found or {"version": MANIFEST_VERSION, "settings": settings, "notes": notes, "shards": {}}
         differences = [
             f"{name} was {manifest['settings'].get(name)!r} and is {settings.get(name)!r}"
             for name in {**manifest["settings"], **settings}
@@ -91,7 +91,7 @@ class Output:
         ]
         known = {shard["data"]: name for name, shard in manifest["shards"].items()}
         for index, shard in enumerate(shards):
-            entry = {"index": index, "data": shard.identity}
+            entry = {"index": index, "data": shard.identity, "source": shard.source}
             there = manifest["shards"].setdefault(shard.name, entry)
             if there != entry and not differences:
                 differences.append(f"shard {shard.name!r} was number {there['index']}, of {there['data']}, and is "
@@ -104,9 +104,14 @@ class Output:
                 "the same settings and data."
             )
         self.put(MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
-        return manifest["threads"]
+        return manifest["notes"]
 
-    def _read_manifest(self) -> dict | None:
+    def read_manifest(self) -> dict | None:
+        """Read the manifest, if there is one.
+
+        Raises:
+            ValueError: there are files without one, or it is of another release.
+        """
         path = posixpath.join(self.root, MANIFEST)
         if self.file_system.exists(path):
             manifest = json.loads(self.file_system.cat_file(path))
@@ -129,21 +134,37 @@ class Output:
 
     def has(self, name: str, index: int) -> bool:
         """Whether the output of a shard is there."""
-        return self.file_system.exists(posixpath.join(self.root, self.files(name, index)[-1]))
+        return self.exists(self.files(name, index)[-1])
+
+    def exists(self, file: str) -> bool:
+        return self.file_system.exists(posixpath.join(self.root, file))
+
+    def get(self, file: str, path: str):
+        """Copy a file of the output to a path on this machine."""
+        self.file_system.get_file(posixpath.join(self.root, file), path)
+
+    def count(self, name: str, index: int) -> int:
+        """Count the samples in the output of a shard."""
+        tables = [file for file in self.files(name, index) if file.endswith(".parquet")]
+        return sum(self._read_table(table, []).num_rows for table in tables)
 
     def found(self, name: str, index: int) -> tuple[int, list[tuple[str, Unreadable]]]:
         """Read the number of samples, and keys and errors of those that have one, in the output of a shard."""
-        parquet = import_extra("pyarrow.parquet", "data")
-        tables = [file for file in self.files(name, index) if file.endswith(".parquet")]
         num_rows, errors = 0, []
-        for table in tables:
-            with self.file_system.open(posixpath.join(self.root, table)) as opened:
-                file = parquet.ParquetFile(opened)
-                num_rows += file.metadata.num_rows
-                if "error" in file.schema_arrow.names:
-                    rows = file.read(["key", "error"]).to_pylist()
-                    errors += [(row["key"], Unreadable(*row["error"].split(": ", 1))) for row in rows if row["error"]]
+        for file in self.files(name, index):
+            if file.endswith(".parquet"):
+                rows = self._read_table(file, ["key", "error"]).to_pylist()
+                num_rows += len(rows)
+                errors += [(row["key"], Unreadable(*row["error"].split(": ", 1))) for row in rows if row.get("error")]
         return num_rows, errors
+
+    def embeddings(self, name: str, index: int) -> "tuple[list[str], numpy.ndarray]":
+        """Read keys and vectors (keys, dim) of the samples in the output of a shard that have no error."""
+        raise NotImplementedError
+
+    def _read_table(self, file: str, columns: list[str]) -> "pyarrow.Table":
+        with self.file_system.open(posixpath.join(self.root, file)) as opened:
+            return import_extra("pyarrow.parquet", "data").ParquetFile(opened).read(columns)  # those that there are
 
     def write(self, rows: Rows, index: int):
         """Write the files of a shard. The last one makes it finished."""
@@ -247,6 +268,11 @@ class ParquetOutput(Output):
     def contents(self, rows: Rows, index: int) -> list[bytes]:
         return [_parquet_bytes(self.table(rows, lambda sample: True, self.columns))]
 
+    def embeddings(self, name: str, index: int) -> "tuple[list[str], numpy.ndarray]":
+        table = self._read_table(self.files(name, index)[0], ["key", "embedding"]).drop_null()
+        vectors = table["embedding"].combine_chunks()
+        return table["key"].to_pylist(), vectors.flatten().to_numpy().reshape(len(table), vectors.type.list_size)
+
 
 class ClipRetrievalOutput(Output):
     """The layout of clip-retrieval: `img_emb/img_emb_0.npy` beside `metadata/metadata_0.parquet`, and `text_emb`.
@@ -280,6 +306,13 @@ class ClipRetrievalOutput(Output):
             numpy.save(file, numpy.asarray(values, dtype).reshape(-1, dim), allow_pickle=False)
             contents.append(file.getvalue())
         return contents
+
+    def embeddings(self, name: str, index: int) -> "tuple[list[str], numpy.ndarray]":
+        import numpy
+
+        _, metadata, *_, images = self.files(name, index)
+        content = self.file_system.cat_file(posixpath.join(self.root, images))
+        return self._read_table(metadata, ["key"])["key"].to_pylist(), numpy.load(BytesIO(content))
 
 
 FORMATS = {"parquet": ParquetOutput, "clip-retrieval": ClipRetrievalOutput}

@@ -82,8 +82,8 @@ def vectors(run, clip, photos, tmp_path):
 def embed(run, model, source, output, *options, exit_code=0):
     """Embeds with a summary, and returns it."""
     sources = source if isinstance(source, list) else [source]
-    result = run("embed", model, *sources, "-o", f"{output}/", "--batch-size", 4, "--json", *options,
-                 exit_code=exit_code)  # fmt: skip
+    fixed = ["-o", f"{output}/", "--batch-size", 4, "--json", "--workers", 0]
+    result = run("embed", model, *sources, *fixed, *options, exit_code=exit_code)
     return json.loads(result.stdout) if result.stdout else result.stderr
 
 
@@ -192,7 +192,7 @@ def test_embed_prints_and_collects_from_tars_too(run, clip, coca, tars, vectors,
 
 
 def test_caption_and_classify_write_what_they_print(run, coca, clip, photos, tmp_path):
-    shards = ["--shard-size", 8, "--batch-size", 4]
+    shards = ["--shard-size", 8, "--batch-size", 4, "--workers", 0]
     run("caption", coca, photos, "-o", tmp_path / "captions", *shards)
     printed = [line.split("\t") for line in run("caption", coca, photos, "--batch-size", 4).stdout.splitlines()]
     table = read(tmp_path / "captions")
@@ -280,7 +280,7 @@ def test_what_exists_is_done_and_counts(run, clip, tars, tmp_path):
     (tmp_path / "out" / "c.parquet").unlink()
     (tmp_path / "out" / ".a.parquet.0123.tmp").write_bytes(b"left by a killed run")
     (tmp_path / "out" / ".c.parquet.0123.tmp").write_bytes(b"left by a killed run")
-    after = embed(run, clip, tars, tmp_path / "out", "--workers", 0, exit_code=1)
+    after = embed(run, clip, tars, tmp_path / "out", "--workers", 2, exit_code=1)
     assert (before["rows"], after["rows"], after["rows_done_before"]) == (16, 7, 9)
     assert before["errors"] == after["errors"] == {"UnidentifiedImageError": 1}
     assert contents(tmp_path / "out") == whole
@@ -300,8 +300,10 @@ def test_data_may_grow(run, clip, tars, tmp_path):
         (["--batch-size", 5], "batch_size was 4 and is 5"),
         (["--dtype", "bfloat16"], "dtype was 'auto' and is 'bfloat16'"),
         (["--format", "clip-retrieval"], "format was 'parquet' and is 'clip-retrieval'"),
+        (["--text-column", "txt"], "text_column was None and is 'txt'"),
+        (["--columns", "width"], "columns was [] and is ['width']"),
     ],
-    ids=["embedding_dtype", "batch_size", "dtype", "format"],
+    ids=["embedding_dtype", "batch_size", "dtype", "format", "text_column", "columns"],
 )
 def test_output_of_other_settings_is_refused(run, clip, tars, tmp_path, options, message):
     embed(run, clip, tars / "a.tar", tmp_path / "out")
