@@ -18,6 +18,9 @@ from PIL import Image
 from open_clip_transformers.datasets import outputs
 
 
+pytestmark = pytest.mark.usefixtures("models_loaded_once")
+
+VECTORS = {}
 KEYS = [f"{tar}{index}" for tar in "abc" for index in range(7)]
 TEXTS = {key: f"a cat called {key}" for key in KEYS}
 
@@ -71,12 +74,12 @@ def photos(tmp_path):
 
 @pytest.fixture
 def vectors(run, clip, photos, tmp_path):
-    """key -> the embedding that the command writes without data sets, batches of the same images."""
-    vectors = {}
-    for tar in "abc":
-        run("embed", clip, *sorted(photos.glob(f"{tar}*")), "-o", tmp_path / "v.npy", "--batch-size", 4)
-        vectors |= dict(zip([key for key in KEYS if key[0] == tar], numpy.load(tmp_path / "v.npy")))
-    return vectors
+    """key -> the embedding that the command writes without data sets, of batches of the same images."""
+    if not VECTORS:
+        for tar in "abc":
+            run("embed", clip, *sorted(photos.glob(f"{tar}*")), "-o", tmp_path / "v.npy", "--batch-size", 4)
+            VECTORS.update(zip([key for key in KEYS if key[0] == tar], numpy.load(tmp_path / "v.npy")))
+    return VECTORS
 
 
 def embed(run, model, source, output, *options, exit_code=0):

@@ -13,7 +13,10 @@ import pytest
 from PIL import Image
 
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills processes that it forks")
+pytestmark = [
+    pytest.mark.usefixtures("models_loaded_once"),
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="kills processes that it forks"),
+]
 
 ROOT = Path(__file__).parents[2]
 

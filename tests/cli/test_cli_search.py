@@ -14,6 +14,8 @@ from open_clip_transformers.datasets.outputs import ParquetOutput, Rows
 from open_clip_transformers.datasets.shards import FileShard, Sample
 
 
+pytestmark = pytest.mark.usefixtures("models_loaded_once")
+
 COLOURS = numpy.random.default_rng(0).integers(0, 256, (25, 2, 2, 3), dtype=numpy.uint8)
 
 
