@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -24,7 +24,10 @@ from .output import print_record
 
 DEFAULT_SHARD_SIZE = 1000
 
-Format = Enum("Format", {name.replace("-", "_"): name for name in FORMATS}, type=str)
+
+class Format(str, Enum):
+    parquet = "parquet"
+    clip_retrieval = "clip-retrieval"
 
 
 class Engine(str, Enum):
@@ -116,7 +119,8 @@ def with_data_options(command: Callable) -> Callable:
         return command(data=data, **arguments)
 
     parameters = [parameter for name, parameter in own.parameters.items() if name != "data"]
-    with_options.__signature__ = own.replace(parameters=[*parameters, *options])
+    signature = own.replace(parameters=[*parameters, *options])
+    with_options.__signature__ = signature  # type: ignore[attr-defined]
     return with_options
 
 
@@ -160,7 +164,7 @@ def find_data(
 
 def work_on_shards(
     command: str,
-    load: Callable[[str], Task],
+    load: Callable[..., Task],
     shards: list[Shard],
     address: str,
     columns: tuple[str, ...],
@@ -197,7 +201,8 @@ def work_on_shards(
     """
     import torch
 
-    output = FORMATS[(data.format or Format.parquet).value](address, columns)
+    layout = (data.format or Format.parquet).value
+    output = FORMATS[layout](address, columns)
     passed = data.columns or []
     if clashing := {"key", "shard", "error", *columns} & set(passed):
         raise UsageError(f"--columns {clashing.pop()}: the output has a column of that name already.")
@@ -209,7 +214,7 @@ def work_on_shards(
             "dtype": dtype,
             "device": device,
             "batch_size": batch_size,
-            "format": (data.format or Format.parquet).value,
+            "format": layout,
             **vars(data.fields()),
             "columns": passed,
             **settings,
@@ -222,16 +227,16 @@ def work_on_shards(
             "shard_size": data.shard_size or DEFAULT_SHARD_SIZE,
         }
         notes = _claim(output, settings, shards, notes)
-        settings_of_run = {"batch_size": batch_size, "workers": workers, "threads": notes["threads"], "warn": warn}
         places = output.unfinished(shards)
+        how: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "threads": notes["threads"], "warn": warn}
         if data.engine is Engine.ray:
             from ..datasets.run_on_ray import run_on_ray
 
-            how = {"address": data.address, "actors": data.actors or 1, "gpus_per_actor": data.gpus_per_actor}
-            report = run_on_ray(functools.partial(load, device), places, output, **settings_of_run, **how)
+            how |= {"address": data.address, "actors": data.actors or 1, "gpus_per_actor": data.gpus_per_actor}
+            report = run_on_ray(functools.partial(load, device), places, output, **how)
         else:
             mine = ranks.part(places)  # without any, no model is needed
-            report = run(load(ranks.device(device)), mine, output, **settings_of_run) if mine else Report()
+            report = run(load(ranks.device(device)), mine, output, **how) if mine else Report()
         unfinished = {index for index, _ in places}
         for index, shard in ranks.part(list(enumerate(shards))):
             if index not in unfinished:

@@ -36,7 +36,8 @@ def useful_workers(shards: list[Shard], workers: int) -> int:
     """How many of `workers` processes are worth starting to read these shards."""
     if num_images(shards) == math.inf:
         return workers
-    return worthwhile_workers([name for shard in shards for name in shard.names], workers)
+    names = [name for shard in shards if isinstance(shard, FileShard) for name in shard.names]
+    return worthwhile_workers(names, workers)
 
 
 def read_batches(

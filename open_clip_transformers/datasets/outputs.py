@@ -4,11 +4,11 @@ import json
 import os
 import posixpath
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from .extras import import_extra
 from .images import Unreadable
@@ -36,7 +36,7 @@ class Rows:
     """
 
     shard: Shard
-    types: "dict[str, str | tuple[str, int]]"
+    types: "Mapping[str, str | tuple[str, int]]"
     samples: list[Sample] = field(default_factory=list)
     values: "dict[str, numpy.ndarray | list]" = field(default_factory=dict)
 
@@ -155,7 +155,8 @@ class Output:
             if file.endswith(".parquet"):
                 rows = self._read_table(file, ["key", "error"]).to_pylist()
                 num_rows += len(rows)
-                errors += [(row["key"], Unreadable(*row["error"].split(": ", 1))) for row in rows if row.get("error")]
+                texts = [(row["key"], row["error"]) for row in rows if row.get("error")]
+                errors += [(key, Unreadable(*error.split(": ", 1))) for key, error in texts]
         return num_rows, errors
 
     def embeddings(self, name: str, index: int) -> "tuple[list[str], numpy.ndarray]":
@@ -301,7 +302,7 @@ class ClipRetrievalOutput(Output):
         ]
         for column in filter(self.columns.__contains__, self.ARRAYS):
             file = BytesIO()
-            dtype, dim = rows.types[column]
+            dtype, dim = cast(tuple[str, int], rows.types[column])
             values = rows.values.get(column, [])
             numpy.save(file, numpy.asarray(values, dtype).reshape(-1, dim), allow_pickle=False)
             contents.append(file.getvalue())

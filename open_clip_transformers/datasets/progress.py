@@ -41,7 +41,7 @@ class Report:
     errors: Counter = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
-    time: Counter = field(default_factory=Counter)
+    time: dict[str, float] = field(default_factory=dict)
 
     def add_rows(self, rows: Rows):
         """Count a shard that was written."""
@@ -61,7 +61,7 @@ class Report:
         try:
             yield
         finally:
-            self.time[part] += time.perf_counter() - start
+            self.time[part] = self.time.get(part, 0.0) + time.perf_counter() - start
 
     def __add__(self, other: "Report") -> "Report":
         """Sum up what two processes did side by side."""
@@ -74,7 +74,7 @@ class Report:
             self.errors + other.errors,
             {**other.examples, **self.examples},
             max(self.seconds, other.seconds),
-            self.time + other.time,
+            {part: self.time.get(part, 0.0) + other.time.get(part, 0.0) for part in {**self.time, **other.time}},
         )
 
     def summary(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
@@ -35,7 +35,10 @@ class Task(Protocol):
     """
 
     image_processor: "BaseImageProcessor"
-    types: "dict[str, str | tuple[str, int]]"
+
+    @property
+    def types(self) -> "Mapping[str, str | tuple[str, int]]":
+        """See the arguments."""
 
     def begin(self, shard: Shard):
         """Begin a shard, whose outputs may not depend on what was before it."""
@@ -132,6 +135,7 @@ class _ShardWork:
         sample = replace(sample, image=None)  # its bytes are not needed any more
         rows.samples.append(sample)
         if sample.error is None:
+            assert not isinstance(pixels, Unreadable) and pixels is not None
             self.batch.append(sample)
             self.pixels.append(pixels)
             if len(self.batch) == self.batch_size:

@@ -39,13 +39,14 @@ class EmbeddedData:
     """
 
     def __init__(self, address: str):
-        self.manifest = Output(address, ()).read_manifest()
-        if self.manifest is None or self.manifest["settings"]["command"] != "embed":
+        manifest = Output(address, ()).read_manifest()
+        if manifest is None or manifest["settings"]["command"] != "embed":
             raise ValueError(f"{address} holds no embeddings: expected a folder that `embed` wrote.")
-        settings = self.manifest["settings"]
+        self.manifest = manifest
+        settings = manifest["settings"]
         columns = ("text_embedding", "embedding") if settings["text_column"] else ("embedding",)
         self.output = FORMATS[settings["format"]](address, columns)
-        shards = self.manifest["shards"].items()
+        shards = manifest["shards"].items()
         self.shards = [(name, entry["index"]) for name, entry in shards if self.output.has(name, entry["index"])]
         self.unfinished = len(shards) - len(self.shards)
 

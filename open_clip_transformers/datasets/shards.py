@@ -209,7 +209,7 @@ class _CheckedTarInfo(tarfile.TarInfo):
     def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
         try:
             return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(str(error)) from error
@@ -228,7 +228,7 @@ def _tar_members(address: str) -> Iterator[tuple[str, str, bytes]]:
             # As a stream, which any file system and compression allows.
             with tarfile.open(fileobj=file, mode="r|*", tarinfo=_CheckedTarInfo) as archive:
                 for member in archive:
-                    archive.members = []  # it keeps the headers of all files otherwise
+                    archive.members = []  # type: ignore[attr-defined]  # it keeps the headers of all files otherwise
                     name, extension = base_plus_ext(member.name)
                     if name is not None and member.isfile():
                         data = archive.extractfile(member).read()
