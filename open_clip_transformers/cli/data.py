@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from ..configuration.errors import UserError
 from ..datasets.images import is_remote
 from ..datasets.outputs import FORMATS, Output
 from ..datasets.progress import Report
@@ -155,7 +156,7 @@ def find_data(
         shards = find_shards(
             read_arguments(arguments), where or Fields(), shard_size or DEFAULT_SHARD_SIZE, failures.add
         )
-    except ValueError as error:
+    except UserError as error:
         raise UsageError(str(error)) from error
     if arguments and not shards:
         raise UsageError("There is no image to work on: give files, folders, patterns or URLs of images.")
@@ -254,7 +255,7 @@ def work_on_shards(
 def _claim(output: Output, settings: dict, shards: list[Shard], notes: dict) -> dict:
     try:
         return output.prepare(settings, shards, notes)
-    except ValueError as error:
+    except UserError as error:
         raise UsageError(str(error)) from error
 
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..configuration.errors import UserError
+from ..convert_scripts.outputs import written_whole
 from ..datasets.search import EmbeddedData, Hit
 from .data import model_fingerprint
 from .messages import UsageError, errors_as_messages, warn
 from .options import Device, Json, Traceback
-from .output import check_output_file, print_columns, print_record, written_whole
+from .output import check_output_file, print_columns, print_record
 
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ def search(
             check_output_file(output, (".html",))
         try:
             data = EmbeddedData(embedded)
-        except ValueError as error:
+        except UserError as error:
             raise UsageError(str(error)) from error
         hits = data.nearest(_embed(data, model, text, image, device), k)
         for hit in hits:

@@ -3,16 +3,19 @@
 from importlib import import_module
 from types import ModuleType
 
+from ..configuration.errors import MissingPackageError
+
 
 def import_extra(module: str, extra: str) -> ModuleType:
     """Import a library that one of this package's extras brings.
 
     Raises:
-        OSError: it is not installed.
+        MissingPackageError: it is not installed.
     """
     try:
         return import_module(module)
     except ImportError as error:
-        raise OSError(
-            f"This needs {module.partition('.')[0]}: pip install 'open-clip-transformers[{extra}]'. {error}"
+        package = module.partition(".")[0]
+        raise MissingPackageError(
+            f"{package} is needed: pip install 'open-clip-transformers[{extra}]'. {error}"
         ) from error

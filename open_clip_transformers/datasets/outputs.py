@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from typing import TYPE_CHECKING, cast
 
+from ..configuration.errors import UserError
 from .extras import import_extra
 from .images import Unreadable
 from .shards import Sample, Shard
@@ -80,7 +81,7 @@ class Output:
             The notes of the run that began.
 
         Raises:
-            ValueError: this output is of other data, other settings, or of something else.
+            UserError: this output is of other data, other settings, or of something else.
         """
         found = self.read_manifest()
         manifest = found or {"version": MANIFEST_VERSION, "settings": settings, "notes": notes, "shards": {}}
@@ -99,7 +100,7 @@ class Output:
             elif known.get(shard.identity, shard.name) != shard.name and not differences:
                 differences.append(f"{shard.identity} was shard {known[shard.identity]!r} and is {shard.name!r}")
         if differences:
-            raise ValueError(
+            raise UserError(
                 f"{self.address} holds the outputs of another run: {'; '.join(differences)}. Give another output, or "
                 "the same settings and data."
             )
@@ -110,16 +111,16 @@ class Output:
         """Read the manifest, if there is one.
 
         Raises:
-            ValueError: there are files without one, or it is of another release.
+            UserError: there are files without one, or it is of another release.
         """
         path = posixpath.join(self.root, MANIFEST)
         if self.file_system.exists(path):
             manifest = json.loads(self.file_system.cat_file(path))
             if manifest.get("version") != MANIFEST_VERSION:
-                raise ValueError(f"{path} is not of this release: its version is {manifest.get('version')}.")
+                raise UserError(f"{path} is not of this release: its version is {manifest.get('version')}.")
             return manifest
         if self.file_system.exists(self.root) and self._names() and not self.file_system.exists(path):
-            raise ValueError(f"{self.address} holds other files and no {MANIFEST}: give a new or an empty folder.")
+            raise UserError(f"{self.address} holds other files and no {MANIFEST}: give a new or an empty folder.")
         return None
 
     def _names(self) -> list[str]:

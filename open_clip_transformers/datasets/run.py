@@ -9,6 +9,7 @@ from datetime import timedelta
 from itertools import chain, tee
 from typing import TYPE_CHECKING, Protocol
 
+from ..configuration.errors import MissingPackageError
 from .images import PixelReader, Unreadable, load_images
 from .outputs import Output, Rows
 from .progress import Progress, Report
@@ -112,6 +113,8 @@ def _samples(places: Sequence[Place]) -> Iterator[tuple[Place, "Sample | Excepti
                     sample = replace(sample, image=None, error=error)
                 keys.add(sample.key)
                 yield place, sample
+        except MissingPackageError:
+            raise
         except Exception as error:  # file systems raise nearly everything
             yield place, error
         else:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..configuration.errors import UserError
 from .extras import import_extra
 from .images import read_image
 from .outputs import FORMATS, Output
@@ -35,13 +36,13 @@ class EmbeddedData:
         address: the output.
 
     Raises:
-        ValueError: it is no output, or one without embeddings.
+        UserError: it is no output, or one without embeddings.
     """
 
     def __init__(self, address: str):
         manifest = Output(address, ()).read_manifest()
         if manifest is None or manifest["settings"]["command"] != "embed":
-            raise ValueError(f"{address} holds no embeddings: expected a folder that `embed` wrote.")
+            raise UserError(f"{address} holds no embeddings: expected a folder that `embed` wrote.")
         self.manifest = manifest
         settings = manifest["settings"]
         columns = ("text_embedding", "embedding") if settings["text_column"] else ("embedding",)

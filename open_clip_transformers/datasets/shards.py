@@ -17,6 +17,7 @@ from functools import lru_cache
 from itertools import count, groupby, islice
 from typing import IO, TYPE_CHECKING, ClassVar
 
+from ..configuration.errors import UserError
 from .extras import import_extra
 from .images import Unreadable, is_remote, is_url
 
@@ -332,7 +333,7 @@ def _open_dataset(address: str, split: str, revision: str | None):
     if not isinstance(dataset, datasets.DatasetDict):
         return dataset
     if split not in dataset:
-        raise ValueError(f"{address} has no split {split!r}: it has {', '.join(map(repr, dataset))}.")
+        raise UserError(f"{address} has no split {split!r}: it has {', '.join(map(repr, dataset))}.")
     return dataset[split]
 
 
@@ -340,14 +341,14 @@ def complete_fields(fields: Fields, names: Sequence[str], source: str) -> Fields
     """Fill in the image and the key column of a table.
 
     Raises:
-        ValueError: the table lacks a column.
+        UserError: the table lacks a column.
     """
     wanted = (fields.image_column, fields.text_column, fields.key_column, *fields.columns)
     image = fields.image_column or next((name for name in IMAGE_COLUMNS if name in names), None)
     missing = [name for name in wanted if name is not None and name not in names]
     if missing or image is None:
         lacks = f"column {missing[0]!r}" if missing else "column of images that is known"
-        raise ValueError(
+        raise UserError(
             f"{source} has no {lacks}: it has {', '.join(map(repr, names))}. --image-column, --text-column, "
             "--key-column and --columns name columns."
         )
@@ -410,7 +411,7 @@ def find_shards(
         report: gets the arguments that stand for nothing, and why.
 
     Raises:
-        ValueError: a field says nothing about any of this data, a table lacks a column, or two shards have one name.
+        UserError: a field says nothing about any of this data, a table lacks a column, or two shards have one name.
     """
     shards: list[Shard] = []
     names = (f"images-{number:05d}" for number in count())
@@ -427,7 +428,7 @@ def find_shards(
     for name, value in vars(fields).items():
         if value and shards and name not in used:
             option = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{option} {value} says nothing about this data, which has no such part: leave it out.")
+            raise UserError(f"{option} {value} says nothing about this data, which has no such part: leave it out.")
     return _with_distinct_names(shards)
 
 
@@ -597,7 +598,7 @@ def _with_distinct_names(shards: list[Shard]) -> list[Shard]:
     """Give shards of one name the names of their folders too: `a/00000.tar` and `b/00000.tar`, `a-00000`, `b-00000`.
 
     Raises:
-        ValueError: two still have one name, under which one of their outputs would be lost.
+        UserError: two still have one name, under which one of their outputs would be lost.
     """
     counts = Counter(shard.name for shard in shards)
     clashing = [shard for shard in shards if counts[shard.name] > 1]
@@ -612,7 +613,7 @@ def _with_distinct_names(shards: list[Shard]) -> list[Shard]:
     name, number = Counter(shard.name for shard in named).most_common(1)[0] if named else ("", 0)
     if number > 1:
         sources = [shard.source for shard in named if shard.name == name]
-        raise ValueError(
+        raise UserError(
             f"{number} shards are called {name!r}, and so would be their outputs: {', '.join(sources[:2])}. Name each "
             "once, or rename the files."
         )

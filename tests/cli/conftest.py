@@ -33,7 +33,7 @@ def run():
 
 @pytest.fixture
 def images(tmp_path):
-    """Five readable images, all different, in the order `find_images` gives them for their folder."""
+    """Five readable images, all different, in the order `find_data` gives them for their folder."""
     names = ["a.png", "b.jpg", "c with space.webp", "sub/d.bmp", "sub/deeper/e.tif"]
     generator = numpy.random.default_rng(0)
     for name in names:
