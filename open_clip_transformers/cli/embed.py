@@ -166,7 +166,11 @@ class Embedder:
         self.model, self.processor, self.settings = model, processor, settings
         self.image_processor = processor.image_processor
         vectors = (settings.embedding_dtype, model.config.projection_dim)
-        types = {"embedding": vectors, "text_embedding": vectors, "caption": "string"}
+        types: dict[str, str | tuple[str, int]] = {
+            "embedding": vectors,
+            "text_embedding": vectors,
+            "caption": "string",
+        }
         self.types = {name: types[name] for name in settings.columns}
 
     def begin(self, shard: "Shard"):
