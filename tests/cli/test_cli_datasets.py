@@ -163,6 +163,32 @@ def test_embed_takes_data_sets_of_datasets(run, clip, photos, vectors, tmp_path)
     assert "has no split 'train': it has 'test'" in message
 
 
+def test_embed_streams_data_sets_of_the_hub(run, clip, vectors, tmp_path, monkeypatch):
+    """As the library datasets reads them, from files of this machine in place of the Hub's."""
+    import huggingface_hub
+
+    for tar in "abc":
+        keys = [key for key in KEYS if key[0] == tar]
+        dataset = datasets.Dataset.from_dict({"key": keys, "image": [{"bytes": FILES[key]} for key in keys]})
+        dataset.cast_column("image", datasets.Image()).to_parquet(tmp_path / f"{tar}.parquet")
+    load_dataset, asked = datasets.load_dataset, []
+
+    def load(name, revision, split, streaming):
+        asked.append((name, revision, split))
+        files = sorted(map(str, tmp_path.glob("?.parquet")))
+        return load_dataset("parquet", data_files={split: files}, split=split, streaming=streaming)
+
+    def dataset_info(self, name, revision):
+        return type("Info", (), {"sha": f"commit of {name} at {revision}"})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
+    embed(run, clip, "hf://datasets/org/name@main", tmp_path / "out", "--split", "test")
+    assert_is(read(tmp_path / "out"), vectors)
+    assert set(asked) == {("org/name", "commit of org/name at main", "test")}
+    assert sorted(contents(tmp_path / "out"))[1] == "name-test-00000-of-00003.parquet"
+
+
 def test_embed_takes_folders_and_lists(run, clip, photos, vectors, tmp_path, monkeypatch):
     (tmp_path / "list.txt").write_text("\n".join(f"photos/{key}.png" for key in KEYS) + "\n\n")
     monkeypatch.chdir(tmp_path)
