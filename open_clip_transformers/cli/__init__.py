@@ -21,6 +21,7 @@ from . import (
     evaluate,
     models,
     push,
+    search,
     to_open_clip,
     verify,
 )
@@ -34,6 +35,7 @@ COMMANDS = (
     classify.classify,
     embed.embed,
     evaluate.evaluate,
+    search.search,
     attention.attention,
     bundle.bundle,
     card.card,

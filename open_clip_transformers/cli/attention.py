@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..convert_scripts.outputs import written_whole
+from ..datasets.images import read_image
 from .caption import fit_length
-from .images import read_image
 from .messages import UsageError, errors_as_messages
 from .options import Device, Dtype, Model, ModelDtype, Revision, Traceback
 from .output import check_output_file, print_columns

@@ -1,10 +1,20 @@
 """`open-clip-transformers caption`."""
 
+import zlib
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .images import find_images, read_batches
+from .data import (
+    OUTPUT_HELP,
+    DataOptions,
+    check_folder,
+    find_data,
+    with_data_options,
+    work_on_shards,
+)
+from .images import num_images, read_batches
 from .messages import Failures, UsageError, errors_as_messages
 from .options import (
     DEFAULT_WORKERS,
@@ -26,6 +36,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, ProcessorMixin
 
+    from ..datasets.shards import Sample, Shard
+
 SAMPLING = ("top_k", "top_p", "temperature")
 
 Groups = Annotated[int | None, typer.Option(min=1, help="Groups of beams; open_clip's default is 3, of 6 beams.")]
@@ -34,9 +46,12 @@ Temperature = Annotated[float | None, typer.Option(min=0, help="Sample; above 1 
 Length = Annotated[int | None, typer.Option(min=1, help="Longest caption in tokens, without the prompt.")]
 
 
+@with_data_options
 def caption(
     name: Model,
     images: Images,
+    data: DataOptions,
+    output: Annotated[str | None, typer.Option("--output", "-o", metavar="FOLDER", help=OUTPUT_HELP)] = None,
     num_beams: Annotated[int | None, typer.Option(min=1, help="Beams to search with.")] = None,
     num_beam_groups: Groups = None,
     diversity_penalty: Penalty = None,
@@ -61,6 +76,9 @@ def caption(
     Prints a line `image<TAB>caption` for each image, or with --json {"image": ..., "caption": ...}, in the order of
     the images. Takes the most probable words unless told to search or to sample. Images that cannot be read are
     reported and left out; the exit code is then 1.
+
+    With --output, a folder gets a parquet file for each shard of the images, with a row for each image in its order:
+    `key`, `shard`, `caption`, and `error` for those that cannot be read; --json prints a summary at the end.
     """
     with errors_as_messages(traceback):
         settings = {
@@ -73,30 +91,44 @@ def caption(
             "max_new_tokens": max_new_tokens,
         }
         failures = Failures()
-        names = find_images(images, failures)
+        folder = check_folder(output, data)
+        shards = find_data(images, failures, data.fields(), data.shard_size)
         check_generation(settings)
+        load = partial(load_captioner, settings, prompt, seed, name, revision, dtype.value)
+        if folder is not None:
+            work_on_shards(
+                "caption",
+                load,
+                shards,
+                folder,
+                ("caption",),
+                {"prompt": prompt, "seed": seed, **settings},
+                data=data,
+                name=name,
+                revision=revision,
+                dtype=dtype.value,
+                device=device,
+                batch_size=batch_size,
+                workers=workers,
+                as_json=as_json,
+                failures=failures,
+            )
 
-        import torch
-        from transformers import AutoModelForImageTextToText, set_seed
+        from transformers import set_seed
 
         from ..acceleration import optimize_for_inference
-        from .load import load_model
 
-        model, processor = load_model(AutoModelForImageTextToText, name, revision, device, dtype.value, captions=True)
-        prompt_ids = None if prompt is None else _encode_prompt(processor, prompt).to(model.device)
-        settings = _complete_settings(settings, model, prompt_length=1 if prompt_ids is None else prompt_ids.shape[1])
+        captioner = load(device)
         if seed is not None:
             set_seed(seed)
-        if len(names) > batch_size:  # measuring takes about as long as it saves in one batch
-            optimize_for_inference(model)
-        with torch.inference_mode():
-            for batch, pixel_values in read_batches(names, processor, batch_size, workers, failures):
-                captions = _generate(model, processor, pixel_values, prompt_ids, settings)
-                for image, text in zip(batch, captions):
-                    if as_json:
-                        print_record({"image": image, "caption": text})
-                    else:
-                        print_columns(image, text)
+        if num_images(shards) > batch_size:  # measuring takes about as long as it saves in one batch
+            optimize_for_inference(captioner.model)
+        for batch, pixel_values in read_batches(shards, captioner.processor, batch_size, workers, failures):
+            for sample, text in zip(batch, captioner(pixel_values, batch)["caption"]):
+                if as_json:
+                    print_record({"image": sample.key, "caption": text})
+                else:
+                    print_columns(sample.key, text)
         raise typer.Exit(failures.exit_code())
 
 
@@ -156,14 +188,59 @@ def fit_length(model: "PreTrainedModel", max_new_tokens: int | None, prompt_leng
     return {"max_new_tokens": max_new_tokens}
 
 
-def _generate(
-    model: "PreTrainedModel",
-    processor: "ProcessorMixin",
-    pixel_values: "torch.Tensor",
-    prompt_ids: "torch.Tensor | None",
+class Captioner:
+    """Captions images.
+
+    Args:
+        prompt_ids: token ids (1, tokens) that every caption starts with, if any.
+        settings: arguments of `generate`.
+        seed: makes the samples of each shard repeatable.
+    """
+
+    types = {"caption": "string"}
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        processor: "ProcessorMixin",
+        prompt_ids: "torch.Tensor | None",
+        settings: dict,
+        seed: int,
+    ):
+        self.model, self.processor, self.image_processor = model, processor, processor.image_processor
+        self.prompt_ids, self.settings, self.seed = prompt_ids, settings, seed
+
+    def begin(self, shard: "Shard"):
+        from transformers import set_seed
+
+        set_seed((self.seed + zlib.crc32(shard.name.encode())) % 2**32)
+
+    def __call__(self, pixel_values: "torch.Tensor", samples: "list[Sample]") -> dict[str, list[str]]:
+        import torch
+
+        settings, model = self.settings, self.model
+        if self.prompt_ids is not None:
+            settings = {**settings, "input_ids": self.prompt_ids.expand(len(pixel_values), -1)}
+        with torch.inference_mode():
+            outputs = model.generate(pixel_values=pixel_values.to(model.device, model.dtype), **settings)
+        return {"caption": self.processor.batch_decode(outputs, skip_special_tokens=True)}
+
+
+def load_captioner(
     settings: dict,
-) -> list[str]:
-    if prompt_ids is not None:
-        settings = {**settings, "input_ids": prompt_ids.expand(len(pixel_values), -1)}
-    outputs = model.generate(pixel_values=pixel_values.to(model.device, model.dtype), **settings)
-    return processor.batch_decode(outputs, skip_special_tokens=True)
+    prompt: str | None,
+    seed: int | None,
+    name: str,
+    revision: str | None,
+    dtype: str,
+    device: str,
+) -> Captioner:
+    """Load a CoCa that captions with `settings` of `generate`, which are `None` where not given."""
+    from transformers import AutoModelForImageTextToText
+
+    from .load import load_model
+
+    model, processor = load_model(AutoModelForImageTextToText, name, revision, device, dtype, captions=True)
+    prompt_ids = None if prompt is None else _encode_prompt(processor, prompt).to(model.device)
+    settings = _complete_settings(settings, model, prompt_length=1 if prompt_ids is None else prompt_ids.shape[1])
+    return Captioner(model, processor, prompt_ids, settings, seed or 0)

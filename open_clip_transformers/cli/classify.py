@@ -1,11 +1,20 @@
 """`open-clip-transformers classify`."""
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .images import find_images, read_batches
+from .data import (
+    OUTPUT_HELP,
+    DataOptions,
+    check_folder,
+    find_data,
+    with_data_options,
+    work_on_shards,
+)
+from .images import num_images, read_batches
 from .messages import Failures, UsageError, errors_as_messages
 from .options import (
     DEFAULT_WORKERS,
@@ -24,9 +33,19 @@ from .options import (
 from .output import print_columns, print_record
 
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, ProcessorMixin
+
+    from ..datasets.shards import Sample, Shard
+
+
+@with_data_options
 def classify(
     name: Model,
     images: Images,
+    data: DataOptions,
+    output: Annotated[str | None, typer.Option("--output", "-o", metavar="FOLDER", help=OUTPUT_HELP)] = None,
     labels: Annotated[
         list[str] | None, typer.Option(help="Labels with commas between them; may be given several times.")
     ] = None,
@@ -51,6 +70,10 @@ def classify(
     to 1 over the labels; those of a SigLIP are independent of each other. As in open_clip, images are not turned as
     their EXIF data may say, which transformers' zero-shot pipeline does. Images that cannot be read are reported and
     left out; the exit code is then 1.
+
+    With --output, a folder gets a parquet file for each shard of the images, with a row for each image in its order:
+    `key`, `shard`, `label` and `score`, lists of such with --top, and `error` for those that cannot be read; --json
+    prints a summary at the end.
     """
     with errors_as_messages(traceback):
         failures = Failures()
@@ -58,38 +81,115 @@ def classify(
         templates = template or ["a photo of a {}."]
         if lacking := [text for text in templates if "{}" not in text]:
             raise UsageError(f"--template {lacking[0]!r} has no {{}} for the label, as in 'a photo of a {{}}.'")
-        names = find_images(images, failures)
-
-        import torch
-        from torch.nn import functional as F
-        from transformers import AutoModelForZeroShotImageClassification
+        folder = check_folder(output, data)
+        shards = find_data(images, failures, data.fields(), data.shard_size)
+        load = partial(load_classifier, all_labels, templates, top, batch_size, name, revision, dtype.value)
+        if folder is not None:
+            work_on_shards(
+                "classify",
+                load,
+                shards,
+                folder,
+                ("label", "score"),
+                {"labels": all_labels, "template": templates, "top": top},
+                data=data,
+                name=name,
+                revision=revision,
+                dtype=dtype.value,
+                device=device,
+                batch_size=batch_size,
+                workers=workers,
+                as_json=as_json,
+                failures=failures,
+            )
 
         from ..acceleration import optimize_for_inference
-        from .embeddings import embed_images, embed_texts
-        from .load import load_model
 
-        model, processor = load_model(AutoModelForZeroShotImageClassification, name, revision, device, dtype.value)
-        if len(names) > batch_size:  # measuring takes about as long as it saves in one batch
-            optimize_for_inference(model)
-        texts = [text.replace("{}", label) for text in templates for label in all_labels]
-        embeds = embed_texts(model, processor, texts, batch_size).view(len(templates), len(all_labels), -1)
-        label_embeds = F.normalize(embeds.mean(0), dim=-1).to(model.device)
-        sigmoid = "siglip" in model.config.model_type
-        for batch, pixel_values in read_batches(names, processor, batch_size, workers, failures):
-            with torch.inference_mode():
-                logits = model.compute_logits(embed_images(model, pixel_values), label_embeds)
-                probabilities = logits.sigmoid() if sigmoid else logits.softmax(-1)
-            scores, indices = (tensor.tolist() for tensor in probabilities.topk(min(top, len(all_labels))))
-            for image, row_scores, row in zip(batch, scores, indices):
-                best = [(all_labels[index], score) for index, score in zip(row, row_scores)]
+        classifier = load(device)
+        if num_images(shards) > batch_size:  # measuring takes about as long as it saves in one batch
+            optimize_for_inference(classifier.model)
+        for batch, pixel_values in read_batches(shards, classifier.processor, batch_size, workers, failures):
+            for sample, best in zip(batch, classifier.best_labels(pixel_values)):
                 if as_json:
-                    print_record(
-                        {"image": image, "labels": [{"label": label, "score": score} for label, score in best]}
-                    )
+                    labels = [{"label": label, "score": score} for label, score in best]
+                    print_record({"image": sample.key, "labels": labels})
                 else:
                     for label, score in best:
-                        print_columns(image, label, f"{score:.4g}")
+                        print_columns(sample.key, label, f"{score:.4g}")
         raise typer.Exit(failures.exit_code())
+
+
+class Classifier:
+    """Labels images.
+
+    Args:
+        labels: the labels.
+        label_embeds: vectors (labels, projection_dim) of them, of length 1.
+        top: how many of the most probable labels an image gets.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        processor: "ProcessorMixin",
+        labels: list[str],
+        label_embeds: "torch.Tensor",
+        top: int,
+    ):
+        self.model, self.processor, self.image_processor = model, processor, processor.image_processor
+        self.labels, self.label_embeds, self.top = labels, label_embeds, top
+        self.types = {"label": "string", "score": "float32"}
+        if top > 1:
+            self.types = {name: f"{element}[]" for name, element in self.types.items()}
+
+    def begin(self, shard: "Shard"):
+        pass
+
+    def best_labels(self, pixel_values: "torch.Tensor") -> list[list[tuple[str, float]]]:
+        """Return the most probable labels of each image, with their probabilities."""
+        import torch
+
+        from .embeddings import embed_images
+
+        with torch.inference_mode():
+            logits = self.model.compute_logits(embed_images(self.model, pixel_values), self.label_embeds)
+            probabilities = logits.sigmoid() if "siglip" in self.model.config.model_type else logits.softmax(-1)
+        scores, indices = (tensor.tolist() for tensor in probabilities.topk(min(self.top, len(self.labels))))
+        return [
+            [(self.labels[index], score) for index, score in zip(row, row_scores)]
+            for row, row_scores in zip(indices, scores)
+        ]
+
+    def __call__(self, pixel_values: "torch.Tensor", samples: "list[Sample]") -> dict[str, list]:
+        columns = [tuple(zip(*best)) for best in self.best_labels(pixel_values)]
+        labels, scores = ([list(row[part]) for row in columns] for part in (0, 1))
+        if self.top > 1:
+            return {"label": labels, "score": scores}
+        return {"label": [row[0] for row in labels], "score": [row[0] for row in scores]}
+
+
+def load_classifier(
+    labels: list[str],
+    templates: list[str],
+    top: int,
+    batch_size: int,
+    name: str,
+    revision: str | None,
+    dtype: str,
+    device: str,
+) -> Classifier:
+    """Load a model, and embed each of `labels` as the mean of its texts."""
+    from torch.nn import functional as F
+    from transformers import AutoModelForZeroShotImageClassification
+
+    from .embeddings import embed_texts
+    from .load import load_model
+
+    model, processor = load_model(AutoModelForZeroShotImageClassification, name, revision, device, dtype)
+    texts = [text.replace("{}", label) for text in templates for label in labels]
+    embeds = embed_texts(model, processor, texts, batch_size).view(len(templates), len(labels), -1)
+    label_embeds = F.normalize(embeds.mean(0), dim=-1).to(model.device)
+    return Classifier(model, processor, labels, label_embeds, top)
 
 
 def _split_labels(options: list[str], file: Path | None) -> list[str]:

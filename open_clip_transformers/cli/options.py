@@ -30,7 +30,8 @@ DEFAULT_WORKERS = min(8, CORES)
 
 IMAGES_HELP = (
     "Files, folders (searched with their subfolders), patterns such as 'scans/**/*.png', http(s) URLs, or - for lines "
-    "of these on standard input."
+    "of these on standard input. Also WebDataset tars ('tars/{00000..00009}.tar'), .parquet files, .txt lists, data "
+    "sets of the library datasets (saved ones, or hf://datasets/org/name), here or at an address of fsspec."
 )
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A converted folder, or a Hub id of one.")]
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE", help=IMAGES_HELP)]

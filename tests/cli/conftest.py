@@ -1,5 +1,6 @@
 """A runner of the command line, small images of every kind, and tiny converted models with CLIP's vocabulary."""
 
+import copy
 import functools
 import http.server
 import threading
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from open_clip_transformers.cli import app
 
 
+_LOADED = {}
 CLIP_VOCABULARY = {"text_cfg": {"vocab_size": 49408}}
 
 
@@ -31,7 +33,7 @@ def run():
 
 @pytest.fixture
 def images(tmp_path):
-    """Five readable images, all different, in the order `find_images` gives them for their folder."""
+    """Five readable images, all different, in the order `find_data` gives them for their folder."""
     names = ["a.png", "b.jpg", "c with space.webp", "sub/d.bmp", "sub/deeper/e.tif"]
     generator = numpy.random.default_rng(0)
     for name in names:
@@ -85,6 +87,23 @@ def converted(tmp_path_factory):
         return root / name
 
     return converted
+
+
+@pytest.fixture
+def models_loaded_once(monkeypatch):
+    """Lets commands share what they load: each gets a copy of a model that one of them loaded before."""
+    from open_clip_transformers.cli import load
+
+    load_model = load.load_model
+
+    def copy_of_loaded(*arguments, **settings):
+        key = (arguments, tuple(settings.items()))
+        if key not in _LOADED:
+            _LOADED[key] = load_model(*arguments, **settings)
+        model, processor = _LOADED[key]
+        return copy.deepcopy(model), processor
+
+    monkeypatch.setattr(load, "load_model", copy_of_loaded)
 
 
 @pytest.fixture

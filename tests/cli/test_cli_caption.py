@@ -13,7 +13,7 @@ from PIL import Image
 from subprocess_output import own_output
 from transformers import AutoModelForImageTextToText
 
-from open_clip_transformers.cli import images as images_module
+from open_clip_transformers.datasets import images as images_module
 
 
 def captions_of(reference, folder, images, **kwargs):

@@ -15,9 +15,12 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from open_clip_transformers.cli import images as images_module
-from open_clip_transformers.cli.images import ImageDataset, find_images, read_batches, read_image
+from open_clip_transformers.cli import images as cli_images
+from open_clip_transformers.cli.data import find_data
 from open_clip_transformers.cli.messages import Failures, UsageError
+from open_clip_transformers.datasets import images as images_module
+from open_clip_transformers.datasets.images import PixelReader, read_image
+from open_clip_transformers.datasets.shards import FileShard
 
 
 in_processes = pytest.mark.skipif(images_module.START_METHOD != "fork", reason="starting processes takes seconds here")
@@ -46,6 +49,12 @@ def numbered(tmp_path):
     for number in range(13):
         Image.new("L", (3, 5), number).save(tmp_path / f"{number:02d}.png")
     return sorted(map(str, tmp_path.glob("*.png")))
+
+
+def read_batches(names, *arguments):
+    """The batches of these files, with their names."""
+    for samples, pixel_values in cli_images.read_batches([FileShard("images", "files", tuple(names))], *arguments):
+        yield [sample.key for sample in samples], pixel_values
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=in_processes), pytest.param(3, marks=in_processes)])
@@ -137,12 +146,13 @@ def test_batches_take_more_workers_than_cores_without_a_warning(numbered, proces
     assert not recwarn
 
 
-def test_dataset_can_be_sent_to_a_process(numbered, clip):
+def test_reader_can_be_sent_to_a_process(numbered, clip):
     # As where processes do not fork.
-    dataset = ImageDataset(numbered, AutoImageProcessor.from_pretrained(clip))
-    sent = pickle.loads(pickle.dumps(dataset))
-    assert numpy.array_equal(sent[3], dataset[3])
-    assert sent[3].dtype == numpy.float32 and sent[3].shape[0] == 3
+    reader = PixelReader(AutoImageProcessor.from_pretrained(clip))
+    sent = pickle.loads(pickle.dumps(reader))
+    pixels = sent[numbered[3]]
+    assert numpy.array_equal(pixels, reader[numbered[3]])
+    assert pixels.dtype == numpy.float32 and pixels.shape[0] == 3
 
 
 @pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "file"])
@@ -156,7 +166,8 @@ def test_batches_show_their_progress_on_a_terminal_only(numbered, processor, mon
 
 def find(*arguments):
     failures = Failures()
-    return find_images([str(argument) for argument in arguments], failures), failures.count
+    shards = find_data([str(argument) for argument in arguments], failures)
+    return [name for shard in shards for name in shard.names], failures.count
 
 
 def test_find_images_keeps_the_order_of_the_arguments(images):

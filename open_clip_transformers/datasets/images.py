@@ -1,0 +1,177 @@
+"""Read images from files, URLs and bytes, and their pixels ahead of the model.
+
+torch is imported where images are loaded: finding them comes first, and is quick.
+"""
+
+import re
+import signal
+import sys
+import threading
+import urllib.parse
+import urllib.request
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from typing import TYPE_CHECKING, NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+
+from .extras import import_extra
+
+
+if TYPE_CHECKING:
+    import numpy
+    from transformers.image_processing_utils import BaseImageProcessor
+
+URL_TIMEOUT = 30  # seconds without an answer
+URL_SAFE = "!#$%&'()*+,/:;=?@[]~"
+
+# How processes start, and how many files are read in the time that starting and ending one takes. A fork, which is
+# safe on Linux for what is done here, shares what is loaded; elsewhere each process imports torch and transformers.
+START_METHOD, FILES_WORTH_A_PROCESS = ("fork", 16) if sys.platform == "linux" else ("spawn", 256)
+FILES_WORTH_A_URL = 8
+
+
+class Unreadable(NamedTuple):
+    """Why there are no pixels of an image: a kind, such as the name of an exception, and a reason."""
+
+    kind: str
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason if self.reason.startswith(f"{self.kind}: ") else f"{self.kind}: {self.reason}"
+
+    @classmethod
+    def from_error(cls, error: Exception) -> "Unreadable":
+        """Describe `error` in the same words in every run: without addresses of objects in memory."""
+        if isinstance(error, UnidentifiedImageError):
+            return cls("UnidentifiedImageError", "not an image of a format that Pillow reads")
+        kind = type(error.__cause__ if type(error) is OSError and error.__cause__ else error).__name__
+        return cls(kind, re.sub(r" at 0x[0-9a-f]+", "", str(error)) or kind)
+
+
+def is_url(name: str) -> bool:
+    return name.lower().startswith(("http://", "https://"))
+
+
+def is_remote(name: str) -> bool:
+    """Whether a name is an address such as `s3://bucket/key`, of any file system of fsspec, http(s) included."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name) is not None
+
+
+def read_image(source: str | bytes) -> Image.Image:
+    """Read an image as open_clip does: in its own colour mode, and not turned as EXIF data may say.
+
+    Args:
+        source: a path, a URL, an address of fsspec such as `s3://bucket/key`, or the bytes of an image file.
+
+    Raises:
+        OSError: it cannot be read, is not an image, or a damaged one, or one of more pixels than Pillow allows.
+    """
+    try:
+        with _open(source) as image:
+            image.load()
+            return image
+    except OSError:
+        raise
+    except Exception as error:  # Pillow and the network raise nearly everything
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def _open(source: str | bytes) -> Image.Image:
+    if isinstance(source, bytes):
+        return Image.open(BytesIO(source))
+    if is_url(source):
+        return _open_url(source)
+    if is_remote(source):
+        with import_extra("fsspec", "data").open(source) as file:
+            return Image.open(BytesIO(file.read()))
+    return Image.open(source)
+
+
+def _open_url(url: str) -> Image.Image:
+    # A URL may be given as people write it, with spaces and letters of any script. Some servers turn urllib's own name
+    # away.
+    headers = {"User-Agent": "open-clip-transformers"}
+    request = urllib.request.Request(urllib.parse.quote(url, safe=URL_SAFE), headers=headers)
+    with urllib.request.urlopen(request, timeout=URL_TIMEOUT) as response:
+        return Image.open(BytesIO(response.read()))
+
+
+class PixelReader:
+    """Pixels of images, or why there are none: an image that cannot be read must not end the loader.
+
+    Args:
+        image_processor: makes pixels of an image.
+    """
+
+    def __init__(self, image_processor: "BaseImageProcessor"):
+        self.image_processor = image_processor
+
+    def __getitem__(self, source: str | bytes | None) -> "numpy.ndarray | Unreadable | None":
+        """Pixels (channels, height, width) of an image that [`read_image`] takes, or `None` of `None`."""
+        if source is None:
+            return None
+        try:
+            pixel_values = self.image_processor(read_image(source), return_tensors="pt").pixel_values
+        except Exception as error:  # Pillow and the network raise nearly everything
+            return Unreadable.from_error(error)
+        # An array goes through a pipe. A tensor would take shared memory, of which containers have little, and a file
+        # descriptor each; and it is not faster.
+        return pixel_values[0].numpy()
+
+
+def worthwhile_workers(names: list[str], workers: int) -> int:
+    """How many of `workers` processes are worth starting to read these paths and URLs."""
+    files = sum(FILES_WORTH_A_URL if is_url(name) else 1 for name in names)
+    return min(workers, files // FILES_WORTH_A_PROCESS)
+
+
+def load_images(
+    sources: "Iterable[str | bytes | None]", reader: PixelReader, ahead: int, workers: int
+) -> "Iterator[numpy.ndarray | Unreadable | None]":
+    """Iterate over the pixels of `sources`, in their order.
+
+    Args:
+        sources: what `reader` takes; read lazily, in this process.
+        reader: reads and prepares an image.
+        ahead: about how many images are read before they are asked for.
+        workers: processes that read. Without any, images are read here, when they are asked for.
+    """
+    if workers == 0:
+        return map(reader.__getitem__, sources)
+
+    from torch.utils.data import DataLoader
+
+    with _interrupts_ignored(), warnings.catch_warnings():
+        # More workers than cores are right for images that come over the network.
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        # What the sampler yields is what the processes get: here the images themselves, not their indices.
+        loader = DataLoader(
+            reader,
+            sampler=sources,
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            prefetch_factor=-(-ahead // workers),
+            multiprocessing_context=START_METHOD,
+        )
+        return iter(loader)
+
+
+def _as_it_is(item: object) -> object:
+    return item
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Make processes started in here leave Ctrl-C, which all processes of a terminal get, to this one."""
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)

@@ -1,0 +1,320 @@
+"""Outputs of a data set: a file or two for each shard, whole or not there, and a manifest of what made them."""
+
+import json
+import os
+import posixpath
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import TYPE_CHECKING, cast
+
+from ..configuration.errors import UserError
+from .extras import import_extra
+from .images import Unreadable
+from .shards import Sample, Shard
+
+
+if TYPE_CHECKING:
+    import numpy
+    import pyarrow
+
+MANIFEST = "_manifest.json"  # readers of folders of parquet files pass over names that begin so
+MANIFEST_VERSION = 1
+
+
+@dataclass
+class Rows:
+    """What was made of the samples of a shard.
+
+    Args:
+        samples: all samples, in their order.
+        values: column -> the values of the samples that have no error, in their order: an array (samples, dim) or a
+            list.
+        types: column -> its type in pyarrow's words, such as `"string"`, `"string[]"` for lists of such, or
+            `("float32", 512)` for vectors.
+    """
+
+    shard: Shard
+    types: "Mapping[str, str | tuple[str, int]]"
+    samples: list[Sample] = field(default_factory=list)
+    values: "dict[str, numpy.ndarray | list]" = field(default_factory=dict)
+
+    @property
+    def errors(self) -> list[tuple[str, Unreadable]]:
+        """Keys and errors of the samples that have one."""
+        return [(sample.key, sample.error) for sample in self.samples if sample.error is not None]
+
+
+class Output:
+    """A place on any file system of fsspec that gets the outputs of shards.
+
+    Args:
+        address: a folder, or an address such as `s3://bucket/folder`.
+        columns: names of the columns that are made of the samples.
+    """
+
+    def __init__(self, address: str, columns: Sequence[str]):
+        self.address = address
+        self.columns = tuple(columns)
+        self.file_system, self.root = import_extra("fsspec", "data").url_to_fs(os.path.expanduser(address))
+        self.is_local = "file" in self.file_system.protocol
+
+    def files(self, name: str, index: int) -> list[str]:
+        """List the files of the shard of that name and place, the one that is written last at the end."""
+        raise NotImplementedError
+
+    def contents(self, rows: Rows, index: int) -> list[bytes]:
+        """Make what the `files` of a shard hold."""
+        raise NotImplementedError
+
+    def prepare(self, settings: dict, shards: Sequence[Shard], notes: dict) -> dict:
+        """Write the manifest, or compare that of an earlier run.
+
+        Args:
+            settings: what the outputs follow from, beside the data.
+            shards: all shards, in their order.
+            notes: what else to keep, of the run that began.
+
+        Returns:
+            The notes of the run that began.
+
+        Raises:
+            UserError: this output is of other data, other settings, or of something else.
+        """
+        found = self.read_manifest()
+        manifest = found or {"version": MANIFEST_VERSION, "settings": settings, "notes": notes, "shards": {}}
+        differences = [
+            f"{name} was {manifest['settings'].get(name)!r} and is {settings.get(name)!r}"
+            for name in {**manifest["settings"], **settings}
+            if manifest["settings"].get(name) != settings.get(name)
+        ]
+        known = {shard["data"]: name for name, shard in manifest["shards"].items()}
+        for index, shard in enumerate(shards):
+            entry = {"index": index, "data": shard.identity, "source": shard.source}
+            there = manifest["shards"].setdefault(shard.name, entry)
+            if there != entry and not differences:
+                differences.append(f"shard {shard.name!r} was number {there['index']}, of {there['data']}, and is "
+                                   f"number {index}, of {entry['data']}")  # fmt: skip
+            elif known.get(shard.identity, shard.name) != shard.name and not differences:
+                differences.append(f"{shard.identity} was shard {known[shard.identity]!r} and is {shard.name!r}")
+        if differences:
+            raise UserError(
+                f"{self.address} holds the outputs of another run: {'; '.join(differences)}. Give another output, or "
+                "the same settings and data."
+            )
+        self.put(MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+        return manifest["notes"]
+
+    def read_manifest(self) -> dict | None:
+        """Read the manifest, if there is one.
+
+        Raises:
+            UserError: there are files without one, or it is of another release.
+        """
+        path = posixpath.join(self.root, MANIFEST)
+        if self.file_system.exists(path):
+            manifest = json.loads(self.file_system.cat_file(path))
+            if manifest.get("version") != MANIFEST_VERSION:
+                raise UserError(f"{path} is not of this release: its version is {manifest.get('version')}.")
+            return manifest
+        if self.file_system.exists(self.root) and self._names() and not self.file_system.exists(path):
+            raise UserError(f"{self.address} holds other files and no {MANIFEST}: give a new or an empty folder.")
+        return None
+
+    def _names(self) -> list[str]:
+        names = (posixpath.relpath(path, self.root) for path in self.file_system.find(self.root))
+        return [name for name in names if not _is_temporary(name)]
+
+    def unfinished(self, shards: Sequence[Shard]) -> list[tuple[int, Shard]]:
+        """List the shards whose outputs are not there, with their places."""
+        self.sweep()
+        there = set(self._names())
+        return [(index, shard) for index, shard in enumerate(shards) if self.files(shard.name, index)[-1] not in there]
+
+    def has(self, name: str, index: int) -> bool:
+        """Whether the output of a shard is there."""
+        return self.exists(self.files(name, index)[-1])
+
+    def exists(self, file: str) -> bool:
+        return self.file_system.exists(posixpath.join(self.root, file))
+
+    def get(self, file: str, path: str):
+        """Copy a file of the output to a path on this machine."""
+        self.file_system.get_file(posixpath.join(self.root, file), path)
+
+    def count(self, name: str, index: int) -> int:
+        """Count the samples in the output of a shard."""
+        tables = [file for file in self.files(name, index) if file.endswith(".parquet")]
+        return sum(self._read_table(table, []).num_rows for table in tables)
+
+    def found(self, name: str, index: int) -> tuple[int, list[tuple[str, Unreadable]]]:
+        """Read the number of samples, and keys and errors of those that have one, in the output of a shard."""
+        num_rows, errors = 0, []
+        for file in self.files(name, index):
+            if file.endswith(".parquet"):
+                rows = self._read_table(file, ["key", "error"]).to_pylist()
+                num_rows += len(rows)
+                texts = [(row["key"], row["error"]) for row in rows if row.get("error")]
+                errors += [(key, Unreadable(*error.split(": ", 1))) for key, error in texts]
+        return num_rows, errors
+
+    def embeddings(self, name: str, index: int) -> "tuple[list[str], numpy.ndarray]":
+        """Read keys and vectors (keys, dim) of the samples in the output of a shard that have no error."""
+        raise NotImplementedError
+
+    def _read_table(self, file: str, columns: list[str]) -> "pyarrow.Table":
+        with self.file_system.open(posixpath.join(self.root, file)) as opened:
+            return import_extra("pyarrow.parquet", "data").ParquetFile(opened).read(columns)  # those that there are
+
+    def write(self, rows: Rows, index: int):
+        """Write the files of a shard. The last one makes it finished."""
+        for name, content in zip(self.files(rows.shard.name, index), self.contents(rows, index)):
+            self.put(name, content)
+
+    def put(self, name: str, content: bytes):
+        """Write a file that is there once it is whole.
+
+        Object stores take whole objects only. On this machine the file gets its name at the end; where another process
+        wrote the same meanwhile, it may have swept this one's.
+        """
+        path = posixpath.join(self.root, name)
+        if not self.is_local:
+            self.file_system.pipe_file(path, content)
+            return
+        folder, base = os.path.split(path)
+        os.makedirs(folder, exist_ok=True)
+        temporary = os.path.join(folder, f".{base}.{uuid.uuid4().hex}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except FileNotFoundError:
+            if not os.path.exists(path):
+                raise
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+    def sweep(self):
+        """Remove what killed processes left of files that are whole meanwhile."""
+        if not self.is_local:
+            return
+        for folder, _, files in os.walk(self.root):
+            for name in filter(_is_temporary, files):
+                if os.path.exists(os.path.join(folder, name[1:].rsplit(".", 2)[0])):
+                    with suppress(FileNotFoundError):
+                        os.unlink(os.path.join(folder, name))
+
+    def table(self, rows: Rows, keep: Callable[[Sample], bool], columns: Iterable[str]) -> "pyarrow.Table":
+        """Make a table of those samples with `key`, `shard`, the given columns, `error` and what is passed through."""
+        pa = import_extra("pyarrow", "data")
+        kept = [keep(sample) for sample in rows.samples]
+        samples = [sample for sample, wanted in zip(rows.samples, kept) if wanted]
+        usable = [sample.error is None for sample in rows.samples]
+        arrays = {
+            "key": pa.array([sample.key for sample in samples], pa.string()),
+            "shard": pa.array([rows.shard.name] * len(samples), pa.string()),
+        }
+        for name in columns:
+            column = _spread(rows.values.get(name, []), usable, rows.types[name])
+            arrays[name] = column.filter(pa.array(kept, pa.bool_()))
+        errors = [sample.error and str(sample.error) for sample in samples]
+        arrays["error"] = pa.array(errors, pa.string())
+        for name, kind in rows.shard.column_types().items():
+            arrays[name] = pa.array([sample.columns.get(name) for sample in samples], kind)
+        return pa.table(arrays)
+
+
+def _is_temporary(name: str) -> bool:
+    base = os.path.basename(name)
+    return base.startswith(".") and base.endswith(".tmp")
+
+
+def _spread(values: "numpy.ndarray | list", usable: list[bool], kind: "str | tuple[str, int]") -> "pyarrow.Array":
+    """Make a column of the values of usable samples, with nulls between them where the others are."""
+    import numpy
+
+    pa = import_extra("pyarrow", "data")
+    if isinstance(kind, str):
+        remaining = iter(values)
+        element = kind.removesuffix("[]")
+        arrow = pa.type_for_alias(element)
+        return pa.array(
+            [next(remaining) if use else None for use in usable], arrow if element == kind else pa.list_(arrow)
+        )
+    dtype, dim = kind
+    whole = numpy.zeros((len(usable), dim), dtype)
+    if len(values):
+        whole[usable] = values
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(whole.reshape(-1)), dim, mask=pa.array(numpy.logical_not(usable), pa.bool_())
+    )
+
+
+def _parquet_bytes(table: "pyarrow.Table") -> bytes:
+    file = BytesIO()
+    import_extra("pyarrow.parquet", "data").write_table(table, file)
+    return file.getvalue()
+
+
+class ParquetOutput(Output):
+    """A parquet file for each shard, with a row for each of its samples."""
+
+    def files(self, name: str, index: int) -> list[str]:
+        return [f"{name}.parquet"]
+
+    def contents(self, rows: Rows, index: int) -> list[bytes]:
+        return [_parquet_bytes(self.table(rows, lambda sample: True, self.columns))]
+
+    def embeddings(self, name: str, index: int) -> "tuple[list[str], numpy.ndarray]":
+        table = self._read_table(self.files(name, index)[0], ["key", "embedding"]).drop_null()
+        vectors = table["embedding"].combine_chunks()
+        return table["key"].to_pylist(), vectors.flatten().to_numpy().reshape(len(table), vectors.type.list_size)
+
+
+class ClipRetrievalOutput(Output):
+    """The layout of clip-retrieval: `img_emb/img_emb_0.npy` beside `metadata/metadata_0.parquet`, and `text_emb`.
+
+    Its readers expect a vector for each row of the metadata: samples with an error are in `errors/errors_0.parquet`.
+    """
+
+    ARRAYS = {"text_embedding": "text_emb", "embedding": "img_emb"}
+
+    def files(self, name: str, index: int) -> list[str]:
+        arrays = [folder for column, folder in self.ARRAYS.items() if column in self.columns]
+        return [
+            f"errors/errors_{index}.parquet",
+            f"metadata/metadata_{index}.parquet",
+            *(f"{folder}/{folder}_{index}.npy" for folder in arrays),
+        ]
+
+    def contents(self, rows: Rows, index: int) -> list[bytes]:
+        import numpy
+
+        columns = [name for name in self.columns if name not in self.ARRAYS]
+        metadata = self.table(rows, lambda sample: sample.error is None, columns).drop_columns("error")
+        contents = [
+            _parquet_bytes(self.table(rows, lambda sample: sample.error is not None, columns)),
+            _parquet_bytes(metadata.append_column("image_path", metadata["key"])),  # its own name of it
+        ]
+        for column in filter(self.columns.__contains__, self.ARRAYS):
+            file = BytesIO()
+            dtype, dim = cast(tuple[str, int], rows.types[column])
+            values = rows.values.get(column, [])
+            numpy.save(file, numpy.asarray(values, dtype).reshape(-1, dim), allow_pickle=False)
+            contents.append(file.getvalue())
+        return contents
+
+    def embeddings(self, name: str, index: int) -> "tuple[list[str], numpy.ndarray]":
+        import numpy
+
+        _, metadata, *_, images = self.files(name, index)
+        content = self.file_system.cat_file(posixpath.join(self.root, images))
+        return self._read_table(metadata, ["key"])["key"].to_pylist(), numpy.load(BytesIO(content))
+
+
+FORMATS = {"parquet": ParquetOutput, "clip-retrieval": ClipRetrievalOutput}

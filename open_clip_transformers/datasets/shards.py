@@ -1,0 +1,620 @@
+"""Shards of data sets: of folders, WebDataset tars, parquet files, Hugging Face data sets and lists of images.
+
+A shard is the unit of work. It has a name, from which that of its output follows, and gives its samples in an order
+that is always the same.
+"""
+
+import glob
+import hashlib
+import json
+import os
+import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import count, groupby, islice
+from typing import IO, TYPE_CHECKING, ClassVar
+
+from ..configuration.errors import UserError
+from .extras import import_extra
+from .images import Unreadable, is_remote, is_url
+
+
+if TYPE_CHECKING:
+    import pyarrow
+
+# What folders and patterns are searched for. A file that is named itself may end in anything.
+IMAGE_SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm"),
+    *(".ppm", ".tga", ".tif", ".tiff", ".webp"),
+)
+# Where images and keys are unless told: as img2dataset, webdataset and datasets call them.
+IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", *(suffix[1:] for suffix in IMAGE_SUFFIXES))
+IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_path", "path", "file_name", "url")
+KEY_COLUMNS = ("key", "__key__")
+
+HUB_DATASETS = "hf://datasets/"
+SAVED_DATASET = ("state.json", "dataset_dict.json")  # what `save_to_disk` of datasets leaves
+ROWS_READ_AT_ONCE = 32
+
+
+@dataclass
+class Sample:
+    """One input.
+
+    Args:
+        key: names it within its shard.
+        image: what [`read_image`] takes, or `None` where `error` says why there is none.
+        text: its text, where texts were asked for.
+        columns: further values of it, by the names they were asked for with.
+        error: why it cannot be used.
+    """
+
+    key: str
+    image: str | bytes | None
+    text: str | None = None
+    columns: dict[str, object] = field(default_factory=dict)
+    error: Unreadable | None = None
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Where the parts of a sample are; `None` is the default of each kind of data set.
+
+    Args:
+        image_key: the file extension of images in tars; by default [`IMAGE_KEYS`], the first there is.
+        image_column: the column of images; by default [`IMAGE_COLUMNS`], the first there is.
+        text_column: the column, extension in tars, or entry of their `.json` with a text; by default no text is read.
+        key_column: the column of keys; by default [`KEY_COLUMNS`], else rows are counted.
+        columns: what else to read of each sample, like `text_column`.
+        split: the split of a Hugging Face data set.
+    """
+
+    image_key: str | None = None
+    image_column: str | None = None
+    text_column: str | None = None
+    key_column: str | None = None
+    columns: tuple[str, ...] = ()
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of a data set; iterating over it reads its samples.
+
+    Args:
+        name: names the output.
+        source: the address that it is read from.
+    """
+
+    # The fields of `Fields` that say something about shards of a kind.
+    USES: ClassVar[frozenset[str]] = frozenset()
+
+    name: str
+    source: str
+
+    def __iter__(self) -> Iterator[Sample]:
+        raise NotImplementedError
+
+    @property
+    def identity(self) -> str:
+        """Tell the data of this shard from other data."""
+        return self.source
+
+    def column_types(self) -> "dict[str, pyarrow.DataType]":
+        """Types of the columns that are passed through."""
+        return {}
+
+
+@dataclass(frozen=True)
+class FileShard(Shard):
+    """Images in files of their own, and on the web."""
+
+    names: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (Sample(name, name) for name in self.names)
+
+    @property
+    def identity(self) -> str:
+        return _digest("\n".join(self.names))
+
+
+@dataclass(frozen=True)
+class ListShard(Shard):
+    """Lines of a text file that name images: those that hold anything, of the `count` from byte `start` on."""
+
+    start: int
+    count: int
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (Sample(name, name) for name in self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        with open_binary(self.source) as file:
+            file.seek(self.start)
+            for line in islice(file, self.count):
+                if name := line.decode("utf-8", "replace").strip():
+                    yield name
+
+    @property
+    def identity(self) -> str:
+        return _digest("\n".join(self._lines()))
+
+
+@dataclass(frozen=True)
+class TarShard(Shard):
+    """A tar in WebDataset's layout: files of one name and several extensions, one after the other, are a sample."""
+
+    USES = frozenset({"image_key", "text_column", "columns"})
+
+    fields: Fields
+
+    def __iter__(self) -> Iterator[Sample]:
+        members = _tar_members(self.source)
+        key, files = None, {}
+        while True:
+            try:
+                name, extension, data = next(members)
+            except StopIteration:
+                break
+            except tarfile.TarError as error:
+                if key is not None:
+                    yield self._sample(key, files)
+                yield Sample(f"{self.name}@{error.args[1]}", None, error=Unreadable("BrokenTar", error.args[0]))
+                return
+            if name != key or extension in files:
+                if key is not None:
+                    yield self._sample(key, files)
+                key, files = name, {}
+            files[extension] = data
+        if key is not None:
+            yield self._sample(key, files)
+
+    def _sample(self, key: str, files: dict[str, bytes]) -> Sample:
+        wanted = (self.fields.image_key,) if self.fields.image_key else IMAGE_KEYS
+        image = next((files[extension] for extension in wanted if extension in files), None)
+        text = self.fields.text_column and self._value(files, self.fields.text_column)
+        sample = Sample(key, image, text, {name: self._value(files, name) for name in self.fields.columns})
+        if image is None:
+            looked = f".{self.fields.image_key}" if self.fields.image_key else "image"
+            sample.error = Unreadable("MissingImage", f"no {looked} file, only .{', .'.join(files)}")
+        elif self.fields.text_column and text is None:
+            sample.error = Unreadable("MissingText", f"no {self.fields.text_column!r}, only .{', .'.join(files)}")
+        return sample
+
+    def _value(self, files: dict[str, bytes], name: str) -> str | None:
+        """Return a text of a sample: the file of that extension, or that entry of its `.json`."""
+        if name in files:
+            return files[name].decode("utf-8", "replace")
+        try:
+            value = json.loads(files["json"])[name]
+        except (KeyError, ValueError, TypeError):
+            return None
+        return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+    @property
+    def identity(self) -> str:
+        return self.source if is_remote(self.source) else f"{self.source}:{os.path.getsize(self.source)}"
+
+    def column_types(self) -> "dict[str, pyarrow.DataType]":
+        return dict.fromkeys(self.fields.columns, import_extra("pyarrow", "data").string())
+
+
+class _CheckedTarInfo(tarfile.TarInfo):
+    """Headers that are checked: `tarfile` takes a damaged one for the end of the archive, and so is silent."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from error
+
+
+def _tar_members(address: str) -> Iterator[tuple[str, str, bytes]]:
+    """Read (name without extensions, extensions, bytes) of the files in a tar.
+
+    Raises:
+        tarfile.ReadError: it is damaged. `args` are a message and the offset of the first file that is lost.
+    """
+    base_plus_ext = import_extra("webdataset.tariterators", "data").base_plus_ext
+    offset = 0
+    with open_binary(address) as file:
+        try:
+            # As a stream, which any file system and compression allows.
+            with tarfile.open(fileobj=file, mode="r|*", tarinfo=_CheckedTarInfo) as archive:
+                for member in archive:
+                    archive.members = []  # type: ignore[attr-defined]  # it keeps the headers of all files otherwise
+                    name, extension = base_plus_ext(member.name)
+                    if name is not None and member.isfile():
+                        data = archive.extractfile(member).read()
+                        if len(data) < member.size:
+                            raise tarfile.ReadError("unexpected end of data")
+                        yield name, extension.lower(), data
+                    offset = archive.offset
+        except (tarfile.TarError, EOFError, zlib.error) as error:
+            reason = f"{error or 'the file ends too early'}"
+            message = f"the tar is damaged from byte {offset} on, and what follows is left out: {reason}"
+            raise tarfile.ReadError(message, offset) from error
+
+
+@dataclass(frozen=True)
+class ParquetShard(Shard):
+    """Row groups of a parquet file, with images as bytes, as paths from the file on, or as datasets stores them."""
+
+    USES = frozenset({"image_column", "text_column", "key_column", "columns"})
+
+    fields: Fields
+    first: int
+    last: int
+    rows: int
+
+    def __iter__(self) -> Iterator[Sample]:
+        with _open_parquet(self.source) as file:
+            fields = complete_fields(self.fields, file.schema_arrow.names, self.source)
+            groups = range(self.first, self.last)
+            row = sum(file.metadata.row_group(index).num_rows for index in range(self.first))
+            for batch in file.iter_batches(ROWS_READ_AT_ONCE, list(groups), columns=_columns_of(fields)):
+                for values in batch.to_pylist():
+                    yield sample_of_row(values, fields, f"{self.name.split('/')[-1]}/{row}", self.source)
+                    row += 1
+
+    @property
+    def identity(self) -> str:
+        return f"{self.source}#{self.first}-{self.last}:{self.rows}"
+
+    def column_types(self) -> "dict[str, pyarrow.DataType]":
+        with _open_parquet(self.source) as file:
+            return {name: file.schema_arrow.field(name).type for name in self.fields.columns}
+
+
+def _open_parquet(address: str) -> "pyarrow.parquet.ParquetFile":
+    parquet = import_extra("pyarrow.parquet", "data")
+    source = import_extra("fsspec", "data").open(address).open() if is_remote(address) else address
+    try:
+        # Column chunks are read in parts: a row group may hold more images than there is memory.
+        return parquet.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20)
+    except import_extra("pyarrow", "data").ArrowInvalid as error:
+        raise OSError(f"{address} cannot be read as parquet: {error}") from error
+
+
+@dataclass(frozen=True)
+class DatasetShard(Shard):
+    """A part of a Hugging Face data set.
+
+    Args:
+        split: its split.
+        revision: the commit of a data set of the Hub; `None` for one that was saved on this machine.
+        index: the part of `count` that this shard is.
+        count: parts of the data set.
+    """
+
+    USES = frozenset({"image_column", "text_column", "key_column", "columns", "split"})
+
+    fields: Fields
+    split: str
+    revision: str | None
+    index: int
+    count: int
+
+    def __iter__(self) -> Iterator[Sample]:
+        dataset = _open_dataset(self.source, self.split, self.revision)
+        fields = complete_fields(self.fields, list(dataset.features), self.source)
+        part = dataset.shard(self.count, self.index, contiguous=True).select_columns(_columns_of(fields))
+        image = import_extra("datasets", "data").Image
+        if isinstance(part.features[fields.image_column], image):
+            part = part.cast_column(fields.image_column, image(decode=False))
+        for row, values in enumerate(part):
+            yield sample_of_row(values, fields, f"{self.name}/{row}", self.source)
+
+    @property
+    def identity(self) -> str:
+        version = self.revision or _open_dataset(self.source, self.split, None)._fingerprint
+        return f"{self.source}@{version}:{self.split}#{self.index}/{self.count}"
+
+    def column_types(self) -> "dict[str, pyarrow.DataType]":
+        schema = _open_dataset(self.source, self.split, self.revision).features.arrow_schema
+        return {name: schema.field(name).type for name in self.fields.columns}
+
+
+@lru_cache(maxsize=1)
+def _open_dataset(address: str, split: str, revision: str | None):
+    datasets = import_extra("datasets", "data")
+    if address.startswith(HUB_DATASETS):
+        name = address.removeprefix(HUB_DATASETS)
+        dataset = datasets.load_dataset(name, revision=revision, split=split, streaming=True)
+        return dataset if dataset.features else dataset._resolve_features()
+    dataset = datasets.load_from_disk(address)
+    if not isinstance(dataset, datasets.DatasetDict):
+        return dataset
+    if split not in dataset:
+        raise UserError(f"{address} has no split {split!r}: it has {', '.join(map(repr, dataset))}.")
+    return dataset[split]
+
+
+def complete_fields(fields: Fields, names: Sequence[str], source: str) -> Fields:
+    """Fill in the image and the key column of a table.
+
+    Raises:
+        UserError: the table lacks a column.
+    """
+    wanted = (fields.image_column, fields.text_column, fields.key_column, *fields.columns)
+    image = fields.image_column or next((name for name in IMAGE_COLUMNS if name in names), None)
+    missing = [name for name in wanted if name is not None and name not in names]
+    if missing or image is None:
+        lacks = f"column {missing[0]!r}" if missing else "column of images that is known"
+        raise UserError(
+            f"{source} has no {lacks}: it has {', '.join(map(repr, names))}. --image-column, --text-column, "
+            "--key-column and --columns name columns."
+        )
+    key = fields.key_column or next((name for name in KEY_COLUMNS if name in names), None)
+    return Fields(None, image, fields.text_column, key, fields.columns)
+
+
+def _columns_of(fields: Fields) -> list[str]:
+    names = (fields.image_column, fields.text_column, fields.key_column, *fields.columns)
+    return list(dict.fromkeys(name for name in names if name is not None))
+
+
+def sample_of_row(row: dict, fields: Fields, default_key: str, source: str) -> Sample:
+    """Make a sample of a row of a table whose image is bytes, a path or URL, or `{"bytes": ..., "path": ...}`."""
+    key = row[fields.key_column] if fields.key_column else None
+    image = row[fields.image_column]
+    if isinstance(image, dict):
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, str) and not is_remote(image) and not os.path.isabs(image):
+        folder = source.rpartition("/")[0] if is_remote(source) else os.path.dirname(source)
+        image = os.path.join(folder, image)
+    text = row[fields.text_column] if fields.text_column else None
+    sample = Sample(default_key if key is None else str(key), None, text, {name: row[name] for name in fields.columns})
+    if not isinstance(image, str | bytes) or not image:
+        got = "nothing" if not image else f"a {type(image).__name__}"
+        sample.error = Unreadable("MissingImage", f"{got} in column {fields.image_column!r}")
+    elif fields.text_column and not isinstance(text, str):
+        sample.error = Unreadable("MissingText", f"no text in column {fields.text_column!r}")
+    else:
+        sample.image = image
+    return sample
+
+
+def open_binary(address: str) -> IO[bytes]:
+    if is_remote(address):
+        return import_extra("fsspec", "data").open(address, "rb").open()
+    return open(address, "rb")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+# Finding shards
+
+
+def find_shards(
+    arguments: Iterable[str], fields: Fields, shard_size: int, report: Callable[[str, Exception], None]
+) -> list[Shard]:
+    """Find the shards of all data that `arguments` stand for, in their order.
+
+    Args:
+        arguments: each an image; a folder, searched with its subfolders in alphabetical order for images or, where it
+            holds such, for tars and parquet files; a `.tar`, `.parquet` or `.txt` (a path or URL of an image on each
+            line); a data set that datasets saved, or `hf://datasets/org/name[@revision]`; a pattern such as
+            `"scans/**/*.png"` or `"tars/{00000..00009}.tar"`. All of them are paths, http(s) URLs or addresses of
+            fsspec.
+        fields: where the parts of a sample are.
+        shard_size: images in a shard, where the data is not in shards already.
+        report: gets the arguments that stand for nothing, and why.
+
+    Raises:
+        UserError: a field says nothing about any of this data, a table lacks a column, or two shards have one name.
+    """
+    shards: list[Shard] = []
+    names = (f"images-{number:05d}" for number in count())
+    for kind, files in groupby(_files_of(arguments, report), _kind):
+        if kind is None:
+            shards += [FileShard(next(names), "files", part) for part in _parts(files, shard_size)]
+            continue
+        for file in files:
+            try:
+                shards += kind(file, fields, shard_size)
+            except OSError as error:
+                report(file, error)
+    used = {name for shard in shards for name in shard.USES}
+    for name, value in vars(fields).items():
+        if value and shards and name not in used:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} {value} says nothing about this data, which has no such part: leave it out.")
+    return _with_distinct_names(shards)
+
+
+def _files_of(arguments: Iterable[str], report: Callable[[str, Exception], None]) -> Iterator[str]:
+    for argument in arguments:
+        try:
+            yield from _find(argument)
+        except OSError as error:
+            report(argument, error)
+
+
+def _parts(names: Iterator[str], size: int) -> Iterator[tuple[str, ...]]:
+    while part := tuple(islice(names, size)):
+        yield part
+
+
+def _find(argument: str) -> list[str]:
+    """List the files that an argument stands for: images, tars, parquet files, lists and data sets."""
+    path = argument if is_remote(argument) else os.path.expanduser(argument)
+    # A file may have a name that reads like a pattern.
+    if not is_remote(path) and os.path.exists(path):
+        if os.path.isdir(path):
+            return _in_folder(path)
+        if os.path.isfile(path):
+            return [path]
+        raise OSError("neither a file nor a folder, but a pipe or a device")
+    if is_url(path) and not path.lower().endswith(tuple(KINDS)):
+        return [path]
+    if "{" in path and "}" in path:
+        addresses = import_extra("webdataset.shardlists", "data").expand_urls(path)
+        if addresses != [path]:
+            return [found for address in addresses for found in _find(address)]
+    if is_remote(path):
+        return _find_remote(path)
+    if not glob.has_magic(path):
+        raise OSError("no such file or folder")
+    matches = sorted(glob.glob(path, recursive=True))
+    if found := [match for match in matches if os.path.isfile(match) and _is_data(match)]:
+        return found
+    raise OSError(f"{len(matches)} matches, none of them an image file" if matches else "nothing matches this pattern")
+
+
+def _in_folder(folder: str) -> list[str]:
+    if any(os.path.exists(os.path.join(folder, name)) for name in SAVED_DATASET):
+        return [folder]
+    if found := _data_or_images(list(_files_below(folder))):
+        return found
+    raise OSError("no images in this folder")
+
+
+def _find_remote(address: str) -> list[str]:
+    if _is_hub_dataset(address):
+        return [address]
+    if is_url(address):
+        return [address]
+    is_pattern = glob.has_magic(address)
+    file_system, path = import_extra("fsspec", "data").url_to_fs(address)
+    if is_pattern:
+        files = sorted(file_system.glob(path))
+    elif file_system.isdir(path):
+        files = sorted(file_system.find(path))
+    elif file_system.exists(path):
+        return [address]
+    else:
+        raise OSError("no such file or folder")
+    if found := _data_or_images(files):
+        return [file_system.unstrip_protocol(file) for file in found]
+    raise OSError("no images in this place")
+
+
+def _files_below(folder: str) -> Iterator[str]:
+    """List files in `folder` and below, without hidden ones."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths = (os.path.join(parent, name) for name in sorted(files) if not name.startswith("."))
+        yield from filter(os.path.isfile, paths)
+
+
+def _data_or_images(files: list[str]) -> list[str]:
+    """Pick the images and tars of a folder, else its parquet files.
+
+    img2dataset leaves a parquet file with the texts beside each tar, and imagefolder has one beside the images.
+    """
+    found = [file for file in files if file.lower().endswith((*IMAGE_SUFFIXES, *TAR_SUFFIXES))]
+    return found or [file for file in files if file.lower().endswith(".parquet")]
+
+
+def _is_data(path: str) -> bool:
+    # A text file is taken for a list only where it is named itself.
+    return path.lower().endswith((*IMAGE_SUFFIXES, *TAR_SUFFIXES, ".parquet"))
+
+
+def _is_hub_dataset(address: str) -> bool:
+    parts = address.removeprefix(HUB_DATASETS).split("/")
+    return address.startswith(HUB_DATASETS) and len(parts) <= 2 and not glob.has_magic(address)
+
+
+def _kind(path: str) -> "Callable[[str, Fields, int], list[Shard]] | None":
+    """Return what makes shards of a file, or `None` of an image."""
+    if _is_hub_dataset(path) or os.path.isdir(path):
+        return _dataset_shards
+    return next((kind for suffix, kind in KINDS.items() if path.lower().endswith(suffix)), None)
+
+
+def _tar_shards(path: str, fields: Fields, shard_size: int) -> list[Shard]:
+    name = os.path.basename(path)
+    suffix = next(suffix for suffix in TAR_SUFFIXES if name.lower().endswith(suffix))
+    return [TarShard(name[: -len(suffix)], _absolute(path), fields)]
+
+
+def _parquet_shards(path: str, fields: Fields, shard_size: int) -> list[Shard]:
+    with _open_parquet(path) as file:
+        complete_fields(fields, file.schema_arrow.names, path)
+        rows = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
+    parts, first, size = [], 0, 0
+    for index, num_rows in enumerate(rows):
+        size += num_rows
+        if size >= shard_size or index == len(rows) - 1:
+            parts.append((first, index + 1, size))
+            first, size = index + 1, 0
+    stem = os.path.basename(path)[: -len(".parquet")]
+    names = [stem] if len(parts) < 2 else [f"{stem}-{index:05d}" for index in range(len(parts))]
+    return [ParquetShard(name, _absolute(path), fields, *part) for name, part in zip(names, parts or [(0, 0, 0)])]
+
+
+def _list_shards(path: str, fields: Fields, shard_size: int) -> list[Shard]:
+    starts, position = [], 0
+    with open_binary(path) as file:
+        for number, line in enumerate(file):
+            if number % shard_size == 0:
+                starts.append(position)
+            position += len(line)
+    if not starts:
+        raise OSError("no names of images in this list")
+    stem = os.path.basename(path)[: -len(".txt")]
+    return [ListShard(f"{stem}-{index:05d}", _absolute(path), start, shard_size) for index, start in enumerate(starts)]
+
+
+def _dataset_shards(path: str, fields: Fields, shard_size: int) -> list[Shard]:
+    split, revision = fields.split or "train", None
+    if path.startswith(HUB_DATASETS):
+        name, _, wanted = path.removeprefix(HUB_DATASETS).partition("@")
+        from huggingface_hub import HfApi
+
+        path, revision = f"{HUB_DATASETS}{name}", HfApi().dataset_info(name, revision=wanted or None).sha
+    else:
+        path = _absolute(path)
+    dataset = _open_dataset(path, split, revision)
+    complete_fields(fields, list(dataset.features), path)
+    parts = dataset.num_shards if revision else -(-len(dataset) // shard_size)
+    name = path.rstrip("/").rpartition("/")[2]
+    return [
+        DatasetShard(f"{name}-{split}-{index:05d}-of-{parts:05d}", path, fields, split, revision, index, parts)
+        for index in range(parts)
+    ]
+
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+KINDS = {**dict.fromkeys(TAR_SUFFIXES, _tar_shards), ".parquet": _parquet_shards, ".txt": _list_shards}
+
+
+def _absolute(path: str) -> str:
+    return path if is_remote(path) else os.path.abspath(path)
+
+
+def _with_distinct_names(shards: list[Shard]) -> list[Shard]:
+    """Give shards of one name the names of their folders too: `a/00000.tar` and `b/00000.tar`, `a-00000`, `b-00000`.
+
+    Raises:
+        UserError: two still have one name, under which one of their outputs would be lost.
+    """
+    counts = Counter(shard.name for shard in shards)
+    clashing = [shard for shard in shards if counts[shard.name] > 1]
+    folders = [shard.source.split("/")[:-1] for shard in clashing]
+    common = next((depth for depth, names in enumerate(zip(*folders)) if len(set(names)) > 1), 0)
+    named = [
+        replace(shard, name="-".join([*shard.source.split("/")[common:-1], shard.name]))
+        if counts[shard.name] > 1
+        else shard
+        for shard in shards
+    ]
+    name, number = Counter(shard.name for shard in named).most_common(1)[0] if named else ("", 0)
+    if number > 1:
+        sources = [shard.source for shard in named if shard.name == name]
+        raise UserError(
+            f"{number} shards are called {name!r}, and so would be their outputs: {', '.join(sources[:2])}. Name each "
+            "once, or rename the files."
+        )
+    return named

@@ -1,0 +1,60 @@
+"""The memory that a run over a data set takes, with a stand-in for the model."""
+
+import io
+import tracemalloc
+import types
+from dataclasses import dataclass
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+from open_clip_transformers.datasets.outputs import FORMATS
+from open_clip_transformers.datasets.run import run
+from open_clip_transformers.datasets.shards import Sample, Shard
+
+
+@dataclass(frozen=True)
+class GeneratedShard(Shard):
+    """Fifty images of 20 kB, none of which is kept by the shard."""
+
+    def __iter__(self):
+        file = io.BytesIO()
+        Image.new("L", (3, 5), 7).save(file, "png")
+        for number in range(50):
+            yield Sample(str(number), file.getvalue() + bytes(20_000))
+
+
+class Task:
+    types = {"embedding": ("float32", 16)}
+
+    def image_processor(self, image, return_tensors):
+        return types.SimpleNamespace(pixel_values=torch.tensor(numpy.array(image), dtype=torch.float32)[None, None])
+
+    def begin(self, shard):
+        pass
+
+    def __call__(self, pixel_values, samples):
+        return {"embedding": torch.ones(len(samples), 16)}
+
+
+def peak_memory(folder, shards, layout):
+    shards = [GeneratedShard(f"{number:05d}", "generated") for number in range(shards)]
+    output = FORMATS[layout](str(folder), ("embedding",))
+    places = output.unfinished(shards)
+    tracemalloc.start()
+    try:
+        report = run(Task(), places, output, batch_size=4, workers=0, threads=1, warn=print)
+        return report.rows, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("layout", sorted(FORMATS))
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path, layout):
+    peak_memory(tmp_path / "imports", 1, layout)
+    few, memory_of_few = peak_memory(tmp_path / "few", 2, layout)
+    many, memory_of_many = peak_memory(tmp_path / "many", 20, layout)
+    assert (few, many) == (100, 1000)
+    assert memory_of_many < memory_of_few + 200_000  # the images of the larger one have 20 MB

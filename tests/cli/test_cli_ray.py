@@ -1,0 +1,107 @@
+"""Data sets on a Ray cluster of two nodes, one of whose workers, then a node, and then the driver is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy
+import pytest
+from PIL import Image
+
+
+ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+SHARDS = 24
+
+
+@pytest.fixture
+def photos(tmp_path):
+    (tmp_path / "photos").mkdir()
+    generator = numpy.random.default_rng(0)
+    for number in range(2 * SHARDS):
+        pixels = generator.integers(0, 256, (40, 31 + number, 3), dtype=numpy.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number:02d}.png")
+    (tmp_path / "photos" / "07.png").write_bytes(b"no image")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Where processes find the package; actors take half a second for a batch, so that there is time to kill them."""
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    return os.environ
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def wait_for(shards, folder, process):
+    deadline = time.monotonic() + 180
+    while len(list(folder.glob("*.parquet"))) < shards:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.02)
+
+
+def actor_processes():
+    """Ids of the processes below this one that are actors and work on shards."""
+    lines = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout.splitlines()[1:]
+    processes = {int(pid): (int(parent), name) for pid, parent, name in (line.split(None, 2) for line in lines)}
+
+    def is_ours(pid):
+        return pid == os.getpid() or (pid in processes and is_ours(processes[pid][0]))
+
+    return [
+        pid for pid, (_, name) in processes.items() if "ray::MapWorker(MapBatches(_Actor))" in name and is_ours(pid)
+    ]
+
+
+def test_lost_workers_nodes_and_drivers_change_nothing(run, clip, photos, tmp_path, environment):
+    from ray.cluster_utils import Cluster
+
+    command = ["embed", str(clip), str(photos), "--shard-size", "2", "--batch-size", "2", "--workers", "0", "--json"]
+    run(*command, "-o", tmp_path / "alone", exit_code=1)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    node = cluster.add_node(num_cpus=2)
+    on_ray = [sys.executable, "-m", "open_clip_transformers", *command, "-o", str(tmp_path / "out"),
+              "--engine", "ray", "--address", cluster.address, "--actors", "3"]  # fmt: skip
+
+    def start():
+        return subprocess.Popen(on_ray, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    try:
+        driver = start()
+        wait_for(2, tmp_path / "out", driver)
+        os.kill(actor_processes()[0], signal.SIGKILL)
+        wait_for(6, tmp_path / "out", driver)
+        cluster.remove_node(node, allow_graceful=False)
+        wait_for(10, tmp_path / "out", driver)
+        driver.kill()
+        driver.communicate()
+        done = len(list((tmp_path / "out").glob("*.parquet")))
+        driver = start()
+        stdout, stderr = driver.communicate(timeout=300)
+        assert driver.returncode == 1, stderr
+        summary = json.loads(stdout)
+    finally:
+        cluster.shutdown()
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
+    assert summary["shards"] + summary["shards_done_before"] == SHARDS
+    assert summary["shards_done_before"] >= done - 1
+    assert summary["rows"] + summary["rows_done_before"] == 2 * SHARDS
+    assert summary["errors"] == {"UnidentifiedImageError": 1}
+
+
+def test_ray_starts_a_cluster_of_its_own(run, clip, photos, tmp_path, environment):
+    command = ["embed", clip, photos, "--shard-size", "4", "--batch-size", "2", "--workers", "0"]
+    run(*command, "-o", tmp_path / "alone", exit_code=1)
+    run(*command, "-o", tmp_path / "out", "--engine", "ray", "--actors", 2, exit_code=1)
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
+    assert not ray.is_initialized()
