@@ -84,9 +84,15 @@ class CoCaGenerationMixin(GenerationMixin):
 
         Raises:
             ValueError: neither or both of `pixel_values` and `image_hidden_states`, images and prompts of different
-                number, more beams than tokens, or an argument with which a caption may outgrow
-                `max_position_embeddings`.
+                number, more beams than tokens, a cache that the model cannot use, or an argument with which a caption
+                may outgrow `max_position_embeddings`.
+            TypeError: `inputs` is no tensor.
         """
+        if not isinstance(inputs, torch.Tensor | None):
+            raise TypeError(
+                f"generate expects a tensor of token ids or of images first, got {type(inputs).__name__}: prepare "
+                "images and texts with the processor."
+            )
         if inputs is not None and inputs.is_floating_point():
             check_one_given(inputs=inputs, pixel_values=pixel_values)
             inputs, pixel_values = None, inputs
@@ -161,6 +167,11 @@ class CoCaGenerationMixin(GenerationMixin):
                     "transformers continues embeddings: pass input_ids."
                 )
             # Each token changes all states of a bidirectional text tower: there is nothing to cache.
+            if (implementation := self._setting("cache_implementation", generation_config, kwargs, None)) is not None:
+                raise ValueError(
+                    f"Got cache_implementation={implementation!r}, but the text tower of this CoCa is bidirectional, "
+                    "and cannot have a cache: leave it out."
+                )
             kwargs["use_cache"] = False
         return {name: prompts, **kwargs}
 

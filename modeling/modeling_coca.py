@@ -242,7 +242,8 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
                 With `cache`, (rows, past + length) of the tokens that may be attended to.
             position_ids: (rows, length), by default 0, 1, ... from the first token that is no left padding.
             labels: (rows, length), the ids to predict, -100 where there is nothing to learn: usually `input_ids` with
-                -100 for padding; they are shifted here. Padding that `attention_mask` shows is left out anyway.
+                -100 for padding; they are shifted here. Padding that `attention_mask` shows is left out anyway, but
+                Trainer, which counts labels, weighs the batches of a step by their tokens only where it is -100.
             return_loss: compute the contrastive loss; images and texts must then be pairs.
             image_hidden_states: (images, tokens, hidden_size) instead of `pixel_values`.
             cache: of the tokens before `input_ids`.
@@ -262,15 +263,16 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
 
         Raises:
             TypeError: a `cache` of another class than those of transformers.
-            ValueError: no image where one is needed, a text that is too long, images of another size,
-                `return_loss` with unequal counts, `labels` of another shape than the logits, ids and embeddings at
-                once, a cache under two names or under one that is not known, or where
-                the text tower is bidirectional or gradient checkpointing would fill it twice.
+            ValueError: no image where one is needed, or images and `image_hidden_states` at once, a text that is too
+                long, images of another size, `return_loss` with unequal counts, `labels` of another shape than the
+                logits, ids and embeddings at once, a cache of other sizes, under two names or under one that is not
+                known, or where the text tower is bidirectional or gradient checkpointing would fill it twice.
         """
         self.check_kwargs(kwargs)
         cache = self.cache_argument(cache, past_key_values)
         vision_outputs = image_embeds = None
-        if image_hidden_states is None and pixel_values is not None:
+        if pixel_values is not None:
+            check_one_given(pixel_values=pixel_values, image_hidden_states=image_hidden_states)
             vision_outputs = self.get_image_features(
                 pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs
             )
@@ -280,10 +282,10 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             check_one_given(input_ids=input_ids, inputs_embeds=inputs_embeds)
             text_config = self.config.text_config
             input_ids = ids_of_embeddings(inputs_embeds, text_config.token_dim, text_config.pad_token_id)
-        given_cache, is_new_cache = cache, cache is None
+        given_cache = cache
         cache = self._prepare_cache(cache, use_cache, image_hidden_states)
         input_ids = self._check_inputs(input_ids, image_hidden_states, cache)
-        if is_new_cache and cache is not None:
+        if cache is not None and text_attention_mask is None and _is_empty(cache):
             text_attention_mask = self.text_attention_mask(input_ids, attention_mask, cache, input_ids.shape[1])
         inputs = (input_ids, image_hidden_states, position_ids, attention_mask)
         if cache is None:
@@ -292,7 +294,11 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             decode = self._decode_next
             text_outputs, decoder_outputs = decode(*inputs, inputs_embeds, text_attention_mask, cache, **kwargs)
 
-        labels = self.labels_to_learn(labels, attention_mask)
+        given_labels, labels = labels, self.labels_to_learn(labels, attention_mask)
+        if labels is not given_labels and kwargs.get("num_items_in_batch") is not None:
+            # Trainer counts every label of a step, those of padding too: this batch stands for their share.
+            learned, counted = ((each[:, 1:] != -100).sum().clamp(min=1) for each in (labels, given_labels))
+            kwargs["num_items_in_batch"] = kwargs["num_items_in_batch"] * (learned / counted)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(decoder_outputs.last_hidden_state[:, kept])
         text_embeds = logits_per_image = None
@@ -322,9 +328,13 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         """Put a cache for the causal stack, dynamic, static or offloaded, together with one for the images.
 
         The images' is static where the other one is. Of a caller's `EncoderDecoderCache` both parts are used.
+
+        Raises:
+            ValueError: the text tower is bidirectional, or layers or tokens of images do not fit in the cache.
         """
         if isinstance(cache, CoCaCache):
             return cache
+        self._check_cache(cache, image_hidden_states)
         if isinstance(cache, EncoderDecoderCache):
             together = CoCaCache(cache.self_attention_cache, cache.cross_attention_cache)
             together.is_updated = cache.is_updated
@@ -333,6 +343,30 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             return CoCaCache(cache, DynamicCache())
         tokens = image_hidden_states.shape[1]
         return CoCaCache(cache, StaticCache(config=self.config.multimodal_config, max_cache_len=tokens))
+
+    def _check_cache(self, cache: Cache, image_hidden_states: torch.Tensor | None):
+        if not self.config.text_config.is_causal:
+            raise ValueError(
+                "The text tower of this CoCa is bidirectional: a new token changes the states of all others, and none "
+                "can be kept. Leave out the cache, and pass all tokens at once."
+            )
+        is_pair = isinstance(cache, EncoderDecoderCache)
+        causal_stack, layers = cache.self_attention_cache if is_pair else cache, self.config.num_hidden_layers
+        # Without a configuration, a cache makes its layers when it needs them.
+        if causal_stack.layer_class_to_replicate is None and len(causal_stack.layers) < layers:
+            raise ValueError(
+                f"The cache has {len(causal_stack.layers)} layers, and the text tower and the decoder have {layers}: "
+                "make it with config=model.config."
+            )
+        if image_hidden_states is None or not (is_pair and cache.cross_attention_cache.is_compileable):
+            return
+        tokens = image_hidden_states.shape[1]
+        lengths = {layer.max_cache_len for layer in cache.cross_attention_cache.layers}
+        if lengths != {tokens}:
+            raise ValueError(
+                f"The static cache for images has max_cache_len={', '.join(map(str, lengths))}; expected {tokens}, "
+                "the tokens of an image, as nothing hides places that stay empty."
+            )
 
     def text_attention_mask(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache: CoCaCache, query_length: int
@@ -366,14 +400,7 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
     def _prepare_cache(
         self, cache: Cache | None, use_cache: bool | None, image_hidden_states: torch.Tensor | None
     ) -> CoCaCache | None:
-        if not self.config.text_config.is_causal:
-            if cache is not None:
-                raise ValueError(
-                    "The text tower of this CoCa is bidirectional: a new token changes the states of all others, and "
-                    "none can be kept. Pass all tokens at once, without a cache."
-                )
-            return None
-        if cache is None and use_cache:
+        if cache is None and use_cache and self.config.text_config.is_causal:
             if self.is_checkpointing:
                 logger.warning_once("Gradient checkpointing computes layers twice: no cache is made.")
                 return None
@@ -496,6 +523,11 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         if len(losses) == 2:
             return sum(weight * loss for weight, loss in losses)
         return losses[0][1] if losses else None
+
+
+def _is_empty(cache: CoCaCache) -> bool:
+    # Compiled steps are given their mask: that a static cache is empty, only its values tell.
+    return not torch.compiler.is_compiling() and bool(cache.get_seq_length() == 0)
 
 
 class CoCaForConditionalGeneration(CoCaModel):

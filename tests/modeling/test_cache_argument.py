@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 import torch
 from tiny_models import tiny_inputs, tiny_model
-from transformers import DynamicCache, EncoderDecoderCache
+from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, StaticCache
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
 from open_clip_transformers.modeling.modeling_coca import CoCaOutput
@@ -167,3 +167,49 @@ def test_output_has_the_cache_where_transformers_own_has_it():
     assert not own & CoCaOutput.__annotations__.keys()
     cache = DynamicCache()
     assert CoCaOutput(**{CACHE_NAME: cache})["past_key_values"] is cache
+
+
+@pytest.mark.parametrize("make_cache", [DynamicCache, lambda: EncoderDecoderCache(DynamicCache(), DynamicCache())])
+@torch.no_grad()
+def test_an_empty_cache_hides_padding_as_none_does(make_cache, coca, inputs):
+    expected = coca(**inputs, use_cache=True).logits
+    assert torch.equal(coca(**inputs, cache=make_cache()).logits, expected)
+
+
+def test_a_cache_with_too_few_layers_is_refused(coca, inputs):
+    cache = DynamicCache(config=coca.config.get_text_config())
+    for call in (coca, coca.generate):
+        with pytest.raises(ValueError, match=r"has 2 layers, .* have 4: make it with config=model.config"):
+            call(pixel_values=inputs["pixel_values"], cache=cache)
+
+
+def test_a_static_cache_for_images_has_their_length(coca, inputs):
+    arguments = {"pixel_values": inputs["pixel_values"], "max_new_tokens": 4, "eos_token_id": None}
+    tokens = coca.get_image_features(inputs["pixel_values"]).last_hidden_state.shape[1]
+
+    def pair(length: int) -> EncoderDecoderCache:
+        return EncoderDecoderCache(*(StaticCache(config=coca.config, max_cache_len=each) for each in (9, length)))
+
+    assert torch.equal(coca.generate(**arguments, cache=pair(tokens)), coca.generate(**arguments))
+    with pytest.raises(ValueError, match=f"max_cache_len={tokens + 3}; expected {tokens}"):
+        coca.generate(**arguments, cache=pair(tokens + 3))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"cache": DynamicCache()},
+        {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache()), "num_beams": 2},
+        {"cache_implementation": "static"},
+        {"generation_config": GenerationConfig(cache_implementation="static", max_new_tokens=3)},
+    ],
+    ids=["plain", "pair", "name", "configuration"],
+)
+def test_a_bidirectional_text_tower_refuses_a_cache(arguments):
+    model = tiny_model("coca_hf_text")
+    inputs = tiny_inputs(model)
+    with pytest.raises(ValueError, match="text tower of this CoCa is bidirectional"):
+        model.generate(pixel_values=inputs["pixel_values"], **arguments)
+    if "cache" in arguments:
+        with pytest.raises(ValueError, match="text tower of this CoCa is bidirectional"):
+            model(**inputs, **arguments)

@@ -209,6 +209,12 @@ def test_generate_refuses_what_cannot_be(arguments, message, model, pixel_values
         model.generate(**{"pixel_values": pixel_values, **arguments})
 
 
+@pytest.mark.parametrize("inputs", ["photo.jpg", [[1, 2]]], ids=["path", "list"])
+def test_generate_refuses_what_is_no_tensor(inputs, model, pixel_values):
+    with pytest.raises(TypeError, match=f"got {type(inputs).__name__}: prepare images and texts with the processor"):
+        model.generate(inputs, pixel_values=pixel_values)
+
+
 @pytest.mark.parametrize("settings", [{"max_new_tokens": 1024}, {"max_length": 200}], ids="-".join)
 def test_generate_cuts_the_length_that_a_configuration_allows(model, pixel_values, settings, warnings_of_transformers):
     """`transformers serve` allows each model at least 1024 tokens."""

@@ -126,6 +126,8 @@ def test_coca_takes_encoded_images():
         outputs = model(inputs["input_ids"], image_hidden_states=expected.image_hidden_states)
     assert torch.equal(outputs.logits, expected.logits)
     assert outputs.image_embeds is None and outputs.logits_per_image is None
+    with pytest.raises(ValueError, match="pixel_values or image_hidden_states, got pixel_values and"):
+        model(**inputs, image_hidden_states=expected.image_hidden_states)
 
 
 def test_coca_starts_texts_itself():
@@ -143,6 +145,7 @@ def test_coca_says_when_it_cannot_compare(extra):
     inputs = tiny_inputs(model)
     if extra == "image_hidden_states":
         inputs["image_hidden_states"] = model(**inputs).image_hidden_states
+        del inputs["pixel_values"]
     else:
         inputs["use_cache"] = True
     with pytest.raises(ValueError, match="return_loss=True"):

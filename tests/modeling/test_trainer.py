@@ -83,6 +83,18 @@ def test_processes_change_no_loss_and_no_gradient(processes, tasks, tmp_path):
         assert_same(Step(**step), whole_step(name))
 
 
+@pytest.mark.parametrize("return_loss", [False, True], ids=["captions", "captions_and_pairs"])
+def test_labels_of_padding_do_not_scale_the_loss(return_loss):
+    model = tiny_model("coca")
+    inputs = task_inputs(TASKS["captions"], model)
+    inputs["attention_mask"] = inputs["labels"].ne(-100).long()
+    with torch.no_grad():
+        expected = model(**inputs, return_loss=return_loss).loss.item()
+    loss = make_trainer(model, {**inputs, "labels": inputs["input_ids"]}, return_loss).evaluate()["eval_loss"]
+    # Early Trainers also count the first of a caption's ten tokens.
+    assert any(loss == pytest.approx(expected * scale, rel=1e-4) for scale in (1, 9 / 10))
+
+
 @pytest.mark.parametrize("name", ["coca", "coca_for_generation"])
 def test_label_smoothing_predicts_the_next_token(name):
     model = tiny_model(name)
