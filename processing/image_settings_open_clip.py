@@ -183,6 +183,9 @@ class OpenClipImageSettings(AutoClassMixin):
         if isinstance(image_url_or_urls, (str, os.PathLike)):
             return open_image(image_url_or_urls)
         if isinstance(image_url_or_urls, (list, tuple)):
+            for index, source in enumerate(image_url_or_urls):
+                if source is None:
+                    raise ValueError(f"{type(self).__name__}: image {index} (counted from 0) is None: leave it out.")
             return [self.fetch_images(source) for source in image_url_or_urls]
         return super().fetch_images(image_url_or_urls)
 

@@ -227,8 +227,9 @@ class CoCaImageTextToTextPipeline(ImageTextToTextPipeline):
 
 def _is_chat(argument) -> bool:
     """Whether an argument holds messages, of one chat or of several."""
-    first = argument[0] if isinstance(argument, (list, tuple)) and argument else argument
-    return "role" in first if isinstance(first, dict) else isinstance(first, (list, tuple)) and _is_chat(first)
+    if isinstance(argument, (list, tuple)):
+        return bool(argument) and _is_chat(argument[0])
+    return isinstance(argument, dict) and "role" in argument
 
 
 def _checked(items: Iterable, what: str = "Image") -> Iterator:

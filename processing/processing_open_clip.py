@@ -50,7 +50,12 @@ class OpenClipProcessor(AutoClassMixin, ProcessorMixin):
             return text
         texts = []
         if isinstance(text, (list, tuple)):
-            for part in text:
+            for index, part in enumerate(text):
+                if part is None:
+                    raise ValueError(
+                        f"{type(self).__name__}: text must be a string or a list of strings; got None as text {index} "
+                        "(counted from 0)."
+                    )
                 flat = self._flat_text(part)
                 texts += [flat] if isinstance(flat, str) else flat
         if not texts:

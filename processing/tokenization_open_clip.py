@@ -331,6 +331,9 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
             mark = NOT_SPECIAL if self._is_clip_bpe else ""
             return self._finder(split_special_tokens).clean(text, self._clean_and_mark, mark)
         if isinstance(text, (list, tuple)):
+            for index, part in enumerate(text):
+                if part is None:
+                    raise ValueError(f"Text {index} (counted from 0) is None: leave it out, or pass a string.")
             return [self._prepare_text(part, split_special_tokens) for part in text]
         return text
 

@@ -288,6 +288,12 @@ def test_image_processor_wrong_images_are_refused(processor_class, images):
 
 
 @every_processor
+def test_image_processor_says_which_image_is_none(processor_class, array):
+    with pytest.raises(ValueError, match=r"image 1 .* is None"):
+        processor_class()([array, None])
+
+
+@every_processor
 def test_image_processor_saved_settings(processor_class, array, tmp_path):
     settings = {
         "size": SIZE,

@@ -94,7 +94,7 @@ def test_processors_take_arguments_of_both_parts(processor_class, dual, image):
         ({}, "neither images nor text"),
         ({"text": 3}, "string or a list of strings; got 3"),
         ({"text": []}, "string or a list of strings; got"),
-        ({"text": ["a", None]}, "string or a list of strings; got None"),
+        ({"text": ["a", None]}, "string or a list of strings; got None as text 1"),
         ({"images": []}, "empty list of images"),
     ],
     ids=["nothing", "number", "no_texts", "none_in_texts", "no_images"],

@@ -189,6 +189,11 @@ def test_call_other_than_text_is_refused(tokenizer, text):
         tokenizer(text)
 
 
+def test_call_says_which_text_is_none(tokenizer):
+    with pytest.raises(ValueError, match=r"Text 1 .* is None"):
+        tokenizer(["a", None])
+
+
 def test_encode_and_tokenize_clean_texts(tokenizer):
     text = "  A\n&amp;lt;CAFÃ‰"
     assert tokenizer.encode(text) == [BOS, *open_clip.tokenizer._tokenizer.encode(text), EOS]
