@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers import models
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -30,6 +31,8 @@ _ENCODERS = {
     "t5": ("t5", "T5Stack"),
     "m2m_100": ("m2m_100", "M2M100Encoder"),
 }
+# Encoders to which the table of token embeddings is handed by the model around them, which also makes its values.
+_T5_MODEL_TYPES = ("mt5", "t5")
 # Those that count positions from the first id that is no padding, and embeddings from the first one.
 _COUNT_POSITIONS = ("roberta", "xlm-roberta", "m2m_100")
 
@@ -115,6 +118,9 @@ class HfTextModel(OpenClipPreTrainedModel):
                 if not (part._parameters or part._buffers):
                     part._is_hf_initialized = False
             self.hf_model.initialize_weights()
+            if self.config.hf_config.model_type in _T5_MODEL_TYPES:
+                std = self.config.hf_config.initializer_factor
+                init.normal_(self.get_input_embeddings().weight, mean=0.0, std=std)
             self._encoder_is_initialized = True
 
     def get_input_embeddings(self) -> nn.Module:

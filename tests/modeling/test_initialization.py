@@ -103,7 +103,7 @@ def test_parts_have_their_own_initializer_range():
 
 @pytest.mark.parametrize("encoder", HF_ENCODERS)
 @pytest.mark.parametrize("missing", ["text_model.", "text_model.hf_model"], ids=["tower", "encoder"])
-def test_weights_that_a_file_lacks_start_as_in_a_new_encoder(encoder, missing, tmp_path):
+def test_weights_that_a_file_lacks_start_as_in_a_new_encoder(encoder, missing, tmp_path, memory_of_nans):
     config = tiny_config(tiny_hf_text_cfg(encoder))
     expected = OpenClipModel(config)
     expected.save_pretrained(tmp_path)
@@ -116,4 +116,5 @@ def test_weights_that_a_file_lacks_start_as_in_a_new_encoder(encoder, missing, t
         if name not in lost:
             assert torch.equal(weight, kept[name]), name
         else:
-            assert spread(weight) == pytest.approx(spread(expected.state_dict()[name]), rel=0.35), name
+            by_chance = 2 * weight.numel() ** -0.5  # in the spreads of so few values
+            assert spread(weight) == pytest.approx(spread(expected.state_dict()[name]), rel=0.1 + by_chance), name
