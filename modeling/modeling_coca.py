@@ -348,7 +348,7 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         if not self.config.text_config.is_causal:
             raise ValueError(
                 "The text tower of this CoCa is bidirectional: a new token changes the states of all others, and none "
-                "can be kept. Leave out the cache, and pass all tokens at once."
+                "can be kept. Pass all tokens at once, without a cache."
             )
         is_pair = isinstance(cache, EncoderDecoderCache)
         causal_stack, layers = cache.self_attention_cache if is_pair else cache, self.config.num_hidden_layers

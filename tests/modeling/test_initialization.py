@@ -116,5 +116,5 @@ def test_weights_that_a_file_lacks_start_as_in_a_new_encoder(encoder, missing, t
         if name not in lost:
             assert torch.equal(weight, kept[name]), name
         else:
-            by_chance = 2 * weight.numel() ** -0.5  # in the spreads of so few values
+            by_chance = 3 * weight.numel() ** -0.5  # in the spreads of so few values
             assert spread(weight) == pytest.approx(spread(expected.state_dict()[name]), rel=0.1 + by_chance), name
