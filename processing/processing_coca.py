@@ -209,6 +209,8 @@ class CoCaProcessor(OpenClipProcessor):
 
 def _last_turn(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The last message of the user, and what follows it."""
+    if not all({"role", "content"} <= message.keys() for message in messages):
+        raise ValueError("CoCaProcessor: each message of a chat needs a 'role' and a 'content'.")
     roles = [message["role"] for message in messages]
     if others := sorted({*roles} - {"user", "assistant"}):
         raise ValueError(
@@ -222,7 +224,13 @@ def _last_turn(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     images = 0 if isinstance(content, str) else [part["type"] for part in content].count("image")
     if images != 1:
         raise ValueError(f"CoCaProcessor: the last message of the user has {images} images; expected one to caption.")
-    return list(messages[start:])
+    # Texts alone, without a type, are nothing that early transformers look for images in.
+    return [
+        {**message, "content": [{"type": "text", "text": message["content"]}]}
+        if isinstance(message["content"], str)
+        else message
+        for message in messages[start:]
+    ]
 
 
 def _labels(input_ids, attention_mask):

@@ -264,6 +264,7 @@ def test_last_turn_of_a_chat_counts(coca, image):
     assert all(torch.equal(inputs[name], tensor) for name, tensor in expected.items())
     begun = [user(image, "a"), said("photo")]
     assert coca.apply_chat_template(begun, continue_final_message=True) == "a photo"
+    assert coca.apply_chat_template(begun, **ASKED).input_ids.tolist() == [[BOS, A, PHOTO]]
 
 
 @pytest.mark.parametrize(
@@ -276,8 +277,9 @@ def test_last_turn_of_a_chat_counts(coca, image):
         ([{"role": "system", "content": "be brief"}, user("a.png")], "role system; a captioner takes no instructions"),
         ([said("a cat")], "no message of the user"),
         ([], "no message of the user"),
+        ([{"role": "user"}], "needs a 'role' and a 'content'"),
     ],
-    ids=["text", "string", "follow-up", "two images", "system prompt", "assistant alone", "empty"],
+    ids=["text", "string", "follow-up", "two images", "system prompt", "assistant alone", "empty", "no content"],
 )
 def test_chat_that_no_caption_can_answer_is_refused(coca, chat, message):
     with pytest.raises(ValueError, match=message):
