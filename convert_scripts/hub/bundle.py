@@ -20,7 +20,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
 from ...processing.pipeline_image_feature_extraction import OpenClipImageFeatureExtractionPipeline
-from ...processing.pipeline_image_to_text import MODEL_TYPES, ImageToTextPipeline
+from ...processing.pipeline_image_to_text import MODEL_TYPES, CoCaImageTextToTextPipeline, ImageToTextPipeline
 from ..common import PACKAGE, ConversionError, failing_as, project_address, read_json
 from ..outputs import write_files
 from .bundle_code import ENTRY, bundle_code
@@ -31,10 +31,11 @@ HEADER = """# {{path}} of open_clip_transformers {version}, copied as it is but 
 """
 # How the first line of a bundled file begins, in this version and earlier ones.
 _BUNDLED = re.compile(r"# \S+\.py of open_clip_transformers \S+, ")
-# Task -> our pipeline and the Auto class of its model, for a model that captions: its own task, and one for which
+# Task -> our pipeline and the Auto class of its model, for a model that captions: its own tasks, and one for which
 # transformers' pipeline would return what the captions are chosen from.
 _PIPELINES = {
     "image-to-text": (ImageToTextPipeline, "AutoModelForImageTextToText"),
+    "image-text-to-text": (CoCaImageTextToTextPipeline, "AutoModelForImageTextToText"),
     "image-feature-extraction": (OpenClipImageFeatureExtractionPipeline, "AutoModel"),
 }
 CONFIG_FILE = "config.json"

@@ -59,7 +59,10 @@ def use(folder: Path) -> tuple[dict, transformers.PreTrainedModel, transformers.
             pixel_values=pixel_values, num_beams=4, num_beam_groups=2, max_length=8
         ).tolist()
         for task, inputs in (("image-to-text", {}), ("image-text-to-text", {"text": "two"})):
-            results[task] = transformers.pipeline(task, model=str(folder), **TRUSTED)(image, **inputs)
+            pipe = transformers.pipeline(task, model=str(folder), **TRUSTED)
+            results[task] = pipe(image, **inputs)
+            captions = [pipe(image, **kwargs)[0]["generated_text"] for kwargs in ({}, {"stop_strings": ["e"]})]
+            assert captions[0].startswith(captions[1]) and len(captions[1]) < len(captions[0]), captions
         extract = transformers.pipeline("image-feature-extraction", model=str(folder), **TRUSTED)
         results["features"] = numbers(extract(image, pool=True, return_tensors=True))
         assert results["features"] == results["image"], results
