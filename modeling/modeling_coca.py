@@ -295,10 +295,11 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             text_outputs, decoder_outputs = decode(*inputs, inputs_embeds, text_attention_mask, cache, **kwargs)
 
         given_labels, labels = labels, self.labels_to_learn(labels, attention_mask)
-        if labels is not given_labels and kwargs.get("num_items_in_batch") is not None:
+        num_items = kwargs.get("num_items_in_batch")
+        if labels is not None and given_labels is not None and num_items is not None:
             # Trainer counts every label of a step, those of padding too: this batch stands for their share.
             learned, counted = ((each[:, 1:] != -100).sum().clamp(min=1) for each in (labels, given_labels))
-            kwargs["num_items_in_batch"] = kwargs["num_items_in_batch"] * (learned / counted)
+            kwargs["num_items_in_batch"] = num_items * (learned / counted)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(decoder_outputs.last_hidden_state[:, kept])
         text_embeds = logits_per_image = None
