@@ -21,7 +21,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
 from ...processing.pipeline_image_feature_extraction import OpenClipImageFeatureExtractionPipeline
 from ...processing.pipeline_image_to_text import MODEL_TYPES, ImageToTextPipeline
-from ..common import PACKAGE, ConversionError, failing_as, project_address, read_json
+from ..common import PACKAGE, ConversionError, checks_types, failing_as, project_address, read_json, user_path
 from ..outputs import write_files
 from .bundle_code import ENTRY, bundle_code
 
@@ -43,6 +43,7 @@ PREPROCESSOR_FILE = "preprocessor_config.json"
 TOKENIZER_FILE = "tokenizer_config.json"
 
 
+@checks_types
 def bundle_folder(folder: str | os.PathLike) -> list[str]:
     """Puts the code of a folder's model, processor and pipeline beside its weights, and names it in its JSON files.
 
@@ -59,7 +60,7 @@ def bundle_folder(folder: str | os.PathLike) -> list[str]:
         ConversionError: the folder holds no model of this package.
         OSError: a file cannot be written.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     files = bundled_files(folder)
     write_files(folder, files)
     for path in folder.glob("*.py"):

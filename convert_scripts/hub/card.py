@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor
 from transformers.configuration_utils import PreTrainedConfig
 
-from ..common import PACKAGE, ConversionError, project_address
+from ..common import PACKAGE, ConversionError, checks_types, project_address, user_path
 from ..outputs import write_files
 from ..verify.report import MARKDOWN_FILE
 from .bundle_code import TESTED_TRANSFORMERS
@@ -54,6 +54,7 @@ class CardFacts:
     languages: Sequence[str] = ()
 
 
+@checks_types
 def write_model_card(
     folder: str | os.PathLike, model_id: str | None = None, *, force: bool = False, **facts: Any
 ) -> Path:
@@ -71,7 +72,7 @@ def write_model_card(
     Raises:
         ConversionError: the folder holds no model of this package, or has a card already.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     path = folder / CARD_FILE
     if path.exists() and not force:
         raise ConversionError(f"{path} exists: move it away to have a new one written, or pass force (--force).")
@@ -79,9 +80,10 @@ def write_model_card(
     return path
 
 
+@checks_types
 def build_model_card(folder: str | os.PathLike, model_id: str | None = None, **facts: Any) -> ModelCard:
     """The card that `write_model_card` writes."""
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     if not (folder / "config.json").is_file():
         raise ConversionError(f"{folder} has no config.json: give a folder that `convert` wrote.")
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from huggingface_hub import ModelCard
 
-from ..common import PACKAGE, ConversionError, read_json
+from ..common import PACKAGE, ConversionError, read_json, user_path
 from ..sources.source import SourceOptions
 
 
@@ -59,7 +59,7 @@ def write_provenance(folder: Path, report: "ConversionReport", options: SourceOp
 
 def public_name(source: str) -> str:
     """The Hub id or architecture that a source was given as; of a local path its last part alone."""
-    path = Path(source.removeprefix("local-dir:")).expanduser()
+    path = user_path(source.removeprefix("local-dir:"))
     return path.resolve().name if path.exists() else source
 
 
