@@ -2,7 +2,9 @@
 
 import inspect
 from copy import copy
-from typing import cast
+from numbers import Integral
+from reprlib import repr as brief
+from typing import Any, cast
 
 import torch
 from torch.nn import functional as F
@@ -11,6 +13,7 @@ from transformers.generation import GenerationMixin
 from transformers.generation.utils import GenerateOutput
 from transformers.utils import logging
 
+from ..configuration.configuration_common import Range
 from .generation_group_beam_search import group_beam_search
 from .modeling_pretrained import FURTHER_KWARGS, check_one_given, ids_of_embeddings
 from .transformers_compat import CACHE_NAME
@@ -20,6 +23,13 @@ logger = logging.get_logger(__name__)
 
 # open_clip's `seq_len`. As `max_length`, and not `max_new_tokens`, it also holds in transformers' pipelines.
 DEFAULT_MAX_LENGTH = 30
+
+# Settings that are whole numbers -> their range. More rows of an image are a slip, or damage, and fill any memory;
+# longer captions than the model has positions are refused by its own number of them.
+COUNTS = {
+    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), Range(1, 2**12)),
+    **dict.fromkeys(("max_new_tokens", "max_length"), Range(1, 2**63)),
+}
 
 
 class CoCaGenerationMixin(GenerationMixin):
@@ -84,7 +94,7 @@ class CoCaGenerationMixin(GenerationMixin):
 
         Raises:
             ValueError: neither or both of `pixel_values` and `image_hidden_states`, images and prompts of different
-                number, more beams than tokens, or an argument with which a caption may outgrow
+                number, more beams than tokens or than 4096, or an argument with which a caption may outgrow
                 `max_position_embeddings`.
         """
         if inputs is not None and inputs.is_floating_point():
@@ -92,6 +102,8 @@ class CoCaGenerationMixin(GenerationMixin):
             inputs, pixel_values = None, inputs
         if (pixel_values is None) == (image_hidden_states is None):
             raise ValueError("generate needs either pixel_values or image_hidden_states, and not both.")
+        for name in COUNTS:
+            check_count("generate", name, self._setting(name, generation_config, kwargs, 1))
         image_embeds = None
         if pixel_values is not None:
             vision_outputs = self.get_image_features(pixel_values, interpolate_pos_encoding, return_dict=True)
@@ -280,6 +292,12 @@ class CoCaGenerationMixin(GenerationMixin):
                 input_ids, attention_mask, cache, tokens.shape[1]
             )
         return model_inputs
+
+
+def check_count(owner: str, name: str, value: Any):
+    """Raise `ValueError` unless the setting `name` of `owner` is a whole number in its range of `COUNTS`."""
+    if not isinstance(value, Integral) or value not in COUNTS[name]:
+        raise ValueError(f"{owner}: {name} must be a whole number in {COUNTS[name]}, got {brief(value)}.")
 
 
 def _release_static_addresses(cache: EncoderDecoderCache):

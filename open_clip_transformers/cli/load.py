@@ -14,18 +14,14 @@ from ..configuration.configuration_common import Range, check_range, height_and_
 from ..configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
 from ..configuration.configuration_vit import OpenClipVitConfig
 from ..configuration.errors import UserError
-from ..convert_scripts.common import check_no_pointer, failing_as, read_json
+from ..convert_scripts.common import check_no_pointer, failing_as, read_json, user_path
+from ..modeling.generation_coca import COUNTS, check_count
 from ..processing.processing_coca import CoCaProcessor
 from ..processing.processing_open_clip import OpenClipProcessor
 from .messages import UsageError, hide_progress_bars_in_logs
 
 
 COCA = CoCaConfig.model_type
-# Settings of generation by which time and memory grow.
-GENERATION_RANGES = {
-    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), Range(1, 1024)),
-    **dict.fromkeys(("max_new_tokens", "max_length"), Range(1, 2**20)),
-}
 # Towers that take images of one size alone, unless they are told to interpolate.
 FIXED_SIZE = {OpenClipVitConfig.model_type}
 KINDS = {OpenClipConfig.model_type: "CLIP", OpenClipSiglipConfig.model_type: "SigLIP", COCA: "CoCa"}
@@ -103,11 +99,13 @@ def _check_processor(name: str, model: PreTrainedModel, processor: ProcessorMixi
 
 def _check_generation(name: str, model: PreTrainedModel):
     """Raise `UsageError` where generation_config.json has numbers that no caption can be made with."""
-    ids = Range(0, model.config.vocab_size - 1)
-    ranges = {**GENERATION_RANGES, **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), ids)}
+    file, settings = "generation_config.json", model.generation_config
     with failing_as(f"{name} cannot caption", UsageError):
-        for field, numbers in ranges.items():
-            check_range("generation_config.json", field, getattr(model.generation_config, field, None), numbers)
+        for field in COUNTS:
+            if (value := getattr(settings, field, None)) is not None:
+                check_count(file, field, value)
+        for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            check_range(file, field, getattr(settings, field), Range(0, model.config.vocab_size - 1))
 
 
 def pick_device(device: str) -> torch.device:
@@ -123,7 +121,7 @@ def pick_device(device: str) -> torch.device:
 
 def find_model(name: str, revision: str | None, captions: bool) -> str:
     """Return the folder or Hub id to load, after a look at the model's type. For the arguments see [`load_model`]."""
-    path = Path(name).expanduser()
+    path = user_path(name)
     convert = f"`open-clip-transformers convert {quote(name)} FOLDER` makes a folder of an open_clip checkpoint"
     if path.is_file():
         raise UsageError(f"{name} is a file, expected a folder or a Hub id; {convert}.")
