@@ -1,8 +1,9 @@
 """Captioning with `generate`: what CoCa adds to transformers' `GenerationMixin`."""
 
 import inspect
+from collections.abc import Mapping
 from copy import copy
-from numbers import Integral
+from numbers import Integral, Real
 from reprlib import repr as brief
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from transformers.generation import GenerationMixin
 from transformers.generation.utils import GenerateOutput
 from transformers.utils import logging
 
-from ..configuration.configuration_common import Range
+from ..configuration.configuration_common import FINITE, Range
 from .generation_group_beam_search import group_beam_search
 from .modeling_pretrained import FURTHER_KWARGS, check_one_given, ids_of_embeddings
 from .transformers_compat import CACHE_NAME
@@ -29,6 +30,11 @@ DEFAULT_MAX_LENGTH = 30
 COUNTS = {
     **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), Range(1, 2**12)),
     **dict.fromkeys(("max_new_tokens", "max_length"), Range(1, 2**63)),
+}
+# Settings that are numbers -> their range. A caption's length is raised to the power of `length_penalty`.
+NUMBERS = {
+    "length_penalty": Range(-100, 100),
+    **dict.fromkeys(("diversity_penalty", "repetition_penalty", "top_p"), FINITE),
 }
 
 
@@ -102,8 +108,8 @@ class CoCaGenerationMixin(GenerationMixin):
             inputs, pixel_values = None, inputs
         if (pixel_values is None) == (image_hidden_states is None):
             raise ValueError("generate needs either pixel_values or image_hidden_states, and not both.")
-        for name in COUNTS:
-            check_count("generate", name, self._setting(name, generation_config, kwargs, 1))
+        names = (*COUNTS, *NUMBERS)
+        check_numbers("generate", {name: self._setting(name, generation_config, kwargs, None) for name in names})
         image_embeds = None
         if pixel_values is not None:
             vision_outputs = self.get_image_features(pixel_values, interpolate_pos_encoding, return_dict=True)
@@ -294,10 +300,13 @@ class CoCaGenerationMixin(GenerationMixin):
         return model_inputs
 
 
-def check_count(owner: str, name: str, value: Any):
-    """Raise `ValueError` unless the setting `name` of `owner` is a whole number in its range of `COUNTS`."""
-    if not isinstance(value, Integral) or value not in COUNTS[name]:
-        raise ValueError(f"{owner}: {name} must be a whole number in {COUNTS[name]}, got {brief(value)}.")
+def check_numbers(owner: str, settings: Mapping[str, Any]):
+    """Raise `ValueError` where one of `settings` is not the number that `COUNTS` or `NUMBERS` asks for, or `None`."""
+    for name, numbers in {**COUNTS, **NUMBERS}.items():
+        kind, expected = (Integral, "a whole number") if name in COUNTS else (Real, "a number")
+        value = settings.get(name)
+        if value is not None and not (isinstance(value, kind) and value in numbers):
+            raise ValueError(f"{owner}: {name} must be {expected} in {numbers}, got {brief(value)}.")
 
 
 def _release_static_addresses(cache: EncoderDecoderCache):

@@ -419,3 +419,11 @@ def test_generate_refuses_numbers_of_rows_that_no_search_has(model, pixel_values
 def test_generate_refuses_lengths_that_are_no_number_of_tokens(model, pixel_values, name, value):
     with pytest.raises(ValueError, match=f"{name} must be a whole number in"):
         model.generate(pixel_values=pixel_values, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["length_penalty", "diversity_penalty", "repetition_penalty", "top_p"])
+def test_generate_refuses_penalties_that_no_score_can_be_made_of(model, pixel_values, name):
+    for value in (10**30, 1e30, float("nan"), float("inf"), "1"):
+        model.generation_config.update(**{name: value})
+        with pytest.raises(ValueError, match=f"generate: {name} must be a number in"):
+            model.generate(pixel_values=pixel_values, num_beams=4, num_beam_groups=2)
