@@ -115,10 +115,14 @@ def _check_generation(name: str, model: PreTrainedModel):
                 raise ValueError(f"{file}: {field} must be a whole number in {ids}, got {brief(value)}.")
     if settings.to_diff_dict().keys() <= PLAIN_SETTINGS:
         return
-    # What the others may be is for transformers to say, which does as it goes.
+    try_settings(model, f"{name} cannot caption with the settings in its {file}")
+
+
+def try_settings(model: PreTrainedModel, message: str, **settings):
+    """Raise a `UsageError` that begins with `message` where `generate` cannot take settings: it checks as it goes."""
     image = torch.zeros(1, 1, model.config.vision_config.token_dim, dtype=model.dtype, device=model.device)
-    with failing_as(f"{name} cannot caption with the settings in its {file}", UsageError), torch.inference_mode():
-        model.generate(image_hidden_states=image, max_new_tokens=1)
+    with failing_as(message, UsageError), torch.inference_mode():
+        model.generate(image_hidden_states=image, **{**settings, "max_new_tokens": 1})
 
 
 def pick_device(device: str) -> torch.device:

@@ -90,3 +90,9 @@ def test_settings_of_generation_that_are_unusual_and_right(run, coca, images, tm
     settings = {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5, "no_repeat_ngram_size": 2}
     path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
     run("caption", tmp_path / "model", images[0])
+
+
+@pytest.mark.parametrize("option", ["--num-beams=1000000", "--num-beam-groups=5000 --num-beams=10000"])
+def test_options_that_no_caption_can_be_made_with(run, coca, images, option):
+    result = run("caption", coca, images[0], *option.split(), exit_code=2)
+    assert "Error: No captions can be made with these options: " in result.stderr
