@@ -93,7 +93,18 @@ def bundled_files(folder: Path) -> dict[str, str]:
 
 def has_own_code(folder: Path) -> bool:
     """Whether the model of a folder needs code beside it: one of this package, not of transformers itself."""
-    return _is_ours(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    return _is_ours(read_config(folder))
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """Read the configuration of a folder's model. Raises `ConversionError` where it has none that can be read."""
+    if not (folder / CONFIG_FILE).is_file():
+        raise ConversionError(
+            f"{folder} has no {CONFIG_FILE}: give a folder that `open-clip-transformers convert` wrote."
+        )
+    read_json(folder / CONFIG_FILE)
+    with failing_as(f"{folder / CONFIG_FILE} does not describe a model"):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 def _is_ours(config: PreTrainedConfig) -> bool:
@@ -101,13 +112,7 @@ def _is_ours(config: PreTrainedConfig) -> bool:
 
 
 def _read_config(folder: Path) -> PreTrainedConfig:
-    if not (folder / CONFIG_FILE).is_file():
-        raise ConversionError(
-            f"{folder} has no {CONFIG_FILE}: give a folder that `open-clip-transformers convert` wrote."
-        )
-    read_json(folder / CONFIG_FILE)
-    with failing_as(f"{folder / CONFIG_FILE} does not describe a model"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = read_config(folder)
     if not _is_ours(config):
         raise ConversionError(
             f"{folder} holds a model of type {config.model_type!r}, whose code is in transformers itself: there is "
