@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,10 +10,10 @@ from contextvars import ContextVar
 from functools import cache, wraps
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
-from types import NoneType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from ..configuration.errors import UserError
+from ..configuration.errors import UserError, printable
 
 
 # The import package that this folder is part of.
@@ -47,8 +48,10 @@ def checks_types(function: Function) -> Function:
     @wraps(function)
     def checked(*args, **kwargs):
         hints = get_type_hints(function)
-        for name, value in signature.bind(*args, **kwargs).arguments.items():
-            types = tuple(get_origin(hint) or hint for hint in get_args(hints[name]) or (hints[name],))
+        arguments = signature.bind(*args, **kwargs).arguments
+        for name, value in ((name, value) for name, value in arguments.items() if hints[name] is not Any):
+            is_union = get_origin(hints[name]) in (Union, UnionType)
+            types = tuple(get_origin(hint) or hint for hint in (get_args(hints[name]) if is_union else [hints[name]]))
             # A bool is an int to Python.
             if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
                 expected = " or ".join("None" if kind is NoneType else kind.__name__ for kind in types)
@@ -90,7 +93,7 @@ def argument(name: str, value: Any = None) -> str:
 
 def listing(items, limit: int = 20) -> str:
     """`items` as an indented list for an error message, cut after `limit` lines."""
-    items = [str(item) for item in items]
+    items = [printable(str(item), keep="") for item in items]
     rest = [f"... and {len(items) - limit} more"] if len(items) > limit else []
     return "".join(f"\n  {item}" for item in items[:limit] + rest)
 
@@ -114,6 +117,11 @@ def plain(value):
     return list(value) if isinstance(value, tuple) else dict(value) if hasattr(value, "keys") else value
 
 
+def user_path(name: str | os.PathLike) -> Path:
+    """`name` as a path, `~` at its beginning replaced by the home folder, where there is one."""
+    return Path(os.path.expanduser(name))
+
+
 def check_no_pointer(path: Path):
     """Raise `ConversionError` where a file is what Git leaves in place of one that Git LFS keeps."""
     with path.open("rb") as file:
@@ -127,6 +135,8 @@ def check_no_pointer(path: Path):
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read the object in a JSON file. Raises `ConversionError` where it cannot be read or holds something else."""
+    if path.exists() and not path.is_file():
+        raise ConversionError(f"{path} cannot be read as JSON: it is no file, but a folder, a pipe or a device.")
     try:
         check_no_pointer(path)
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -20,7 +20,16 @@ from ..configuration.configuration_siglip_vit import DEEPSEEK_VL2_SIZES, SiglipV
 from ..modeling.modeling_siglip_vit import SiglipVitModel
 from ..processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
 from ..processing.image_settings_open_clip import channel_values
-from .common import ConversionError, check_no_pointer, checks_types, dtype_name, failing_as, listing, read_json
+from .common import (
+    ConversionError,
+    check_no_pointer,
+    checks_types,
+    dtype_name,
+    failing_as,
+    listing,
+    read_json,
+    user_path,
+)
 from .mapping.plan import plan_tensors
 from .outputs import check_output, new_folder
 from .processors.image import IMAGE_PROCESSOR_FILES
@@ -80,7 +89,7 @@ def convert_deepseek_vl2(
             configuration that describes no model, keys or shapes that do not fit it, or an output that is not empty.
         OSError: a file cannot be read or written.
     """
-    path, output = Path(source).expanduser(), Path(output_dir).expanduser()
+    path, output = user_path(source), user_path(output_dir)
     check_output(output)
     if not path.exists():
         raise ConversionError(f"{path}: there is no such file or folder.")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .checkpoint import load_checkpoint
-from .common import checks_types, dtype_name
+from .common import checks_types, dtype_name, user_path
 from .hub.bundle import bundle_folder
 from .hub.provenance import license_beside, write_provenance
 from .native.sources import find_native_source, load_native_checkpoint
@@ -138,7 +138,7 @@ def convert_open_clip_checkpoint(
     """
     check_mode(verify)
     check_form(target, tower, bundle)
-    output = Path(output_dir).expanduser()
+    output = user_path(output_dir)
     check_output(output)
     needed = processor_parts(tower) if with_processor else ()
     options = SourceOptions(source, model_name, config, pretrained, revision, ema, reparameterize)

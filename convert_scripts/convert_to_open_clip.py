@@ -13,7 +13,7 @@ import torch
 from ..processing.clip_bpe import is_clip_bpe
 from ..processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
 from ..processing.tokenization_open_clip import OpenClipTokenizer
-from .common import ConversionError, argument, checks_types, dtype_name, failing_as, listing
+from .common import ConversionError, argument, checks_types, dtype_name, failing_as, listing, user_path
 from .mapping.config import TokenIds, build_config, build_model_cfg, default_token_ids
 from .mapping.plan import plan_conversion, rename_table
 from .mapping.state_dict import Step, resolve
@@ -95,9 +95,9 @@ def convert_to_open_clip(
         OSError: a file cannot be read or written.
     """
     check_mode(verify)
-    output = Path(output_dir).expanduser()
+    output = user_path(output_dir)
     check_output(output)
-    source = read_converted_folder(Path(folder).expanduser())
+    source = read_converted_folder(user_path(folder))
     tokenizer = _load_tokenizer(source) if with_processor else None
     tokenizer_cfg = {} if tokenizer is None else tokenizer_cfg_of(tokenizer, hf_tokenizer_name or output.name)
     model_cfg = build_model_cfg(source.config, tokenizer_cfg)

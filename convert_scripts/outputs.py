@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from .common import ConversionError
+from .common import ConversionError, user_path
 
 
 try:
@@ -117,9 +117,9 @@ def new_folder(output: Path) -> Iterator[Path]:
 def _resolved(output: Path) -> Path:
     """The place that `output` means: an absolute path without links."""
     try:
-        return output.expanduser().resolve()
-    except (OSError, RuntimeError) as error:
-        raise ConversionError(f"{output} is a link that leads nowhere: {error}") from error
+        return user_path(output).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, or a name that no file can have
+        raise ConversionError(f"{output} cannot be written: {error}") from error
 
 
 def _unfinished(place: Path) -> Path:

@@ -1,8 +1,11 @@
 """Captioning with `generate`: what CoCa adds to transformers' `GenerationMixin`."""
 
 import inspect
+from collections.abc import Mapping
 from copy import copy
-from typing import cast
+from numbers import Integral, Real
+from reprlib import repr as brief
+from typing import Any, cast
 
 import torch
 from torch.nn import functional as F
@@ -11,6 +14,7 @@ from transformers.generation import GenerationMixin
 from transformers.generation.utils import GenerateOutput
 from transformers.utils import logging
 
+from ..configuration.configuration_common import FINITE, Range
 from .generation_group_beam_search import group_beam_search
 from .modeling_pretrained import FURTHER_KWARGS, check_one_given, ids_of_embeddings
 from .transformers_compat import CACHE_NAME
@@ -20,6 +24,18 @@ logger = logging.get_logger(__name__)
 
 # open_clip's `seq_len`. As `max_length`, and not `max_new_tokens`, it also holds in transformers' pipelines.
 DEFAULT_MAX_LENGTH = 30
+
+# Settings that are whole numbers -> their range. More rows of an image are a slip, or damage, and fill any memory;
+# longer captions than the model has positions are refused by its own number of them.
+COUNTS = {
+    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), Range(1, 2**12)),
+    **dict.fromkeys(("max_new_tokens", "max_length"), Range(1, 2**63)),
+}
+# Settings that are numbers -> their range. A caption's length is raised to the power of `length_penalty`.
+NUMBERS = {
+    "length_penalty": Range(-100, 100),
+    **dict.fromkeys(("diversity_penalty", "repetition_penalty", "top_p"), FINITE),
+}
 
 
 class CoCaGenerationMixin(GenerationMixin):
@@ -84,8 +100,8 @@ class CoCaGenerationMixin(GenerationMixin):
 
         Raises:
             ValueError: neither or both of `pixel_values` and `image_hidden_states`, images and prompts of different
-                number, more beams than tokens, a cache that the model cannot use, or an argument with which a caption
-                may outgrow `max_position_embeddings`.
+                number, more beams than tokens or than 4096, a cache that the model cannot use, or an argument with
+                which a caption may outgrow `max_position_embeddings`.
             TypeError: `inputs` is no tensor.
         """
         if not isinstance(inputs, torch.Tensor | None):
@@ -98,6 +114,8 @@ class CoCaGenerationMixin(GenerationMixin):
             inputs, pixel_values = None, inputs
         if (pixel_values is None) == (image_hidden_states is None):
             raise ValueError("generate needs either pixel_values or image_hidden_states, and not both.")
+        names = (*COUNTS, *NUMBERS)
+        check_numbers("generate", {name: self._setting(name, generation_config, kwargs, None) for name in names})
         image_embeds = None
         if pixel_values is not None:
             vision_outputs = self.get_image_features(pixel_values, interpolate_pos_encoding, return_dict=True)
@@ -291,6 +309,15 @@ class CoCaGenerationMixin(GenerationMixin):
                 input_ids, attention_mask, cache, tokens.shape[1]
             )
         return model_inputs
+
+
+def check_numbers(owner: str, settings: Mapping[str, Any]):
+    """Raise `ValueError` where one of `settings` is not the number that `COUNTS` or `NUMBERS` asks for, or `None`."""
+    for name, numbers in {**COUNTS, **NUMBERS}.items():
+        kind, expected = (Integral, "a whole number") if name in COUNTS else (Real, "a number")
+        value = settings.get(name)
+        if value is not None and not (isinstance(value, kind) and value in numbers):
+            raise ValueError(f"{owner}: {name} must be {expected} in {numbers}, got {brief(value)}.")
 
 
 def _release_static_addresses(cache: EncoderDecoderCache):

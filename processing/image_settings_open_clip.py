@@ -274,7 +274,12 @@ def resized_size(height: int, width: int, target: tuple[int, int], resize_mode: 
     """Height and width to which an image is resized for a `target` (height, width), before crop or padding.
 
     open_clip cannot resize an image so narrow that its shorter edge would vanish; here one pixel stays.
+
+    Raises:
+        ValueError: the image has no pixels.
     """
+    if not height or not width:
+        raise ValueError(f"An image of {width} x {height} pixels has none to resize.")
     if resize_mode == "squash":
         return target
     if resize_mode == "shortest" and target[0] == target[1]:

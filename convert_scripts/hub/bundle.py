@@ -21,7 +21,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
 from ...processing.pipeline_image_feature_extraction import OpenClipImageFeatureExtractionPipeline
 from ...processing.pipeline_image_to_text import MODEL_TYPES, CoCaImageTextToTextPipeline, ImageToTextPipeline
-from ..common import PACKAGE, ConversionError, failing_as, project_address, read_json
+from ..common import PACKAGE, ConversionError, checks_types, failing_as, project_address, read_json, user_path
 from ..outputs import write_files
 from .bundle_code import ENTRY, bundle_code
 
@@ -44,6 +44,7 @@ PREPROCESSOR_FILE = "preprocessor_config.json"
 TOKENIZER_FILE = "tokenizer_config.json"
 
 
+@checks_types
 def bundle_folder(folder: str | os.PathLike) -> list[str]:
     """Puts the code of a folder's model, processor and pipeline beside its weights, and names it in its JSON files.
 
@@ -60,7 +61,7 @@ def bundle_folder(folder: str | os.PathLike) -> list[str]:
         ConversionError: the folder holds no model of this package.
         OSError: a file cannot be written.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     files = bundled_files(folder)
     write_files(folder, files)
     for path in folder.glob("*.py"):
@@ -93,7 +94,18 @@ def bundled_files(folder: Path) -> dict[str, str]:
 
 def has_own_code(folder: Path) -> bool:
     """Whether the model of a folder needs code beside it: one of this package, not of transformers itself."""
-    return _is_ours(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    return _is_ours(read_config(folder))
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """Read the configuration of a folder's model. Raises `ConversionError` where it has none that can be read."""
+    if not (folder / CONFIG_FILE).is_file():
+        raise ConversionError(
+            f"{folder} has no {CONFIG_FILE}: give a folder that `open-clip-transformers convert` wrote."
+        )
+    read_json(folder / CONFIG_FILE)
+    with failing_as(f"{folder / CONFIG_FILE} does not describe a model"):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 def _is_ours(config: PreTrainedConfig) -> bool:
@@ -101,13 +113,7 @@ def _is_ours(config: PreTrainedConfig) -> bool:
 
 
 def _read_config(folder: Path) -> PreTrainedConfig:
-    if not (folder / CONFIG_FILE).is_file():
-        raise ConversionError(
-            f"{folder} has no {CONFIG_FILE}: give a folder that `open-clip-transformers convert` wrote."
-        )
-    read_json(folder / CONFIG_FILE)
-    with failing_as(f"{folder / CONFIG_FILE} does not describe a model"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = read_config(folder)
     if not _is_ours(config):
         raise ConversionError(
             f"{folder} holds a model of type {config.model_type!r}, whose code is in transformers itself: there is "

@@ -11,15 +11,16 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoImageProcessor
 from transformers.configuration_utils import PreTrainedConfig
 
-from ..common import PACKAGE, ConversionError, project_address
+from ..common import PACKAGE, ConversionError, checks_types, failing_as, project_address, user_path
 from ..outputs import write_files
 from ..verify.report import MARKDOWN_FILE
+from .bundle import read_config
 from .bundle_code import TESTED_TRANSFORMERS
-from .provenance import is_published, read_provenance
-from .push import CARD_FILE
+from .provenance import PROVENANCE_FILE, is_published, read_provenance
+from .push import CARD_FILE, check_repo_id
 
 
 # `model_type` of a tower -> family, the name of a template, where the whole model says no more.
@@ -54,6 +55,7 @@ class CardFacts:
     languages: Sequence[str] = ()
 
 
+@checks_types
 def write_model_card(
     folder: str | os.PathLike, model_id: str | None = None, *, force: bool = False, **facts: Any
 ) -> Path:
@@ -71,7 +73,7 @@ def write_model_card(
     Raises:
         ConversionError: the folder holds no model of this package, or has a card already.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     path = folder / CARD_FILE
     if path.exists() and not force:
         raise ConversionError(f"{path} exists: move it away to have a new one written, or pass force (--force).")
@@ -79,20 +81,21 @@ def write_model_card(
     return path
 
 
+@checks_types
 def build_model_card(folder: str | os.PathLike, model_id: str | None = None, **facts: Any) -> ModelCard:
     """The card that `write_model_card` writes."""
-    folder = Path(folder).expanduser()
-    if not (folder / "config.json").is_file():
-        raise ConversionError(f"{folder} has no config.json: give a folder that `convert` wrote.")
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    folder = user_path(folder)
+    config = read_config(folder)
     if not type(config).__module__.startswith(f"{PACKAGE}."):
         raise ConversionError(f"{folder} holds a model of type {config.model_type!r}, which is not of this package.")
     given = CardFacts(model_id, **facts)
+    for repo_id in filter(None, (given.model_id, given.base_model)):
+        check_repo_id(repo_id)
     name = given.model_id or folder.resolve().name
     provenance = read_provenance(folder)
     family = _family(config)
     original_license = (provenance or {}).get("license")
-    hub_id = _HUB_ID.fullmatch((provenance or {}).get("source", ""))
+    hub_id = _HUB_ID.fullmatch((provenance or {}).get("source") or "")
     base_model = given.base_model or (hub_id[1] if hub_id else None)
     data = ModelCardData(
         library_name="transformers",
@@ -109,23 +112,24 @@ def build_model_card(folder: str | os.PathLike, model_id: str | None = None, **f
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    body = templates.get_template("TEMPLATE.md").render(
-        model_name=name.rpartition("/")[2],
-        model_id=name,
-        family=family,
-        config=config,
-        max_length=min(30, getattr(getattr(config, "text_config", config), "max_position_embeddings", 30)),
-        image_processor=_image_settings(folder),
-        provenance=provenance,
-        is_published=is_published(provenance),
-        verification_table=_verification_table(folder),
-        license=data.license,
-        is_original_license=data.license == original_license,
-        base_model=base_model,
-        datasets=given.datasets,
-        tested=TESTED_TRANSFORMERS,
-        address=project_address(),
-    )
+    with failing_as(f"No card can be made of what {folder} holds, such as its {PROVENANCE_FILE}"):
+        body = templates.get_template("TEMPLATE.md").render(
+            model_name=name.rpartition("/")[2],
+            model_id=name,
+            family=family,
+            config=config,
+            max_length=min(30, getattr(getattr(config, "text_config", config), "max_position_embeddings", 30)),
+            image_processor=_image_settings(folder),
+            provenance=provenance,
+            is_published=is_published(provenance),
+            verification_table=_verification_table(folder),
+            license=data.license,
+            is_original_license=data.license == original_license,
+            base_model=base_model,
+            datasets=given.datasets,
+            tested=TESTED_TRANSFORMERS,
+            address=project_address(),
+        )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
 
 
@@ -142,7 +146,8 @@ def _family(config: PreTrainedConfig) -> str:
 def _image_settings(folder: Path) -> dict[str, Any] | None:
     if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
         return None
-    settings = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False).to_dict()
+    with failing_as(f"{folder} has no image processor that can be loaded; converting it again writes one."):
+        settings = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False).to_dict()
     return {**settings, "interpolation": Image.Resampling(settings["resample"]).name.lower()}
 
 
@@ -150,7 +155,8 @@ def _verification_table(folder: Path) -> str | None:
     """The verdict and the table of a verification report in the folder."""
     if not (folder / MARKDOWN_FILE).is_file():
         return None
-    lines = (folder / MARKDOWN_FILE).read_text(encoding="utf-8").splitlines()
-    verdict = next(line for line in lines if line.startswith("**"))
-    start = next(i for i, line in enumerate(lines) if line.startswith("| | Compared"))
+    with failing_as(f"{folder / MARKDOWN_FILE} is damaged; `verify` writes it again."):
+        lines = (folder / MARKDOWN_FILE).read_text(encoding="utf-8").splitlines()
+        verdict = next(line for line in lines if line.startswith("**"))
+        start = next(i for i, line in enumerate(lines) if line.startswith("| | Compared"))
     return "\n".join([verdict, "", *(line for line in lines[start:] if line.startswith("|"))])

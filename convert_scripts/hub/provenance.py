@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from huggingface_hub import ModelCard
 
-from ..common import PACKAGE, ConversionError, read_json
+from ..common import PACKAGE, ConversionError, read_json, user_path
 from ..sources.source import SourceOptions
 
 
@@ -59,14 +59,21 @@ def write_provenance(folder: Path, report: "ConversionReport", options: SourceOp
 
 def public_name(source: str) -> str:
     """The Hub id or architecture that a source was given as; of a local path its last part alone."""
-    path = Path(source.removeprefix("local-dir:")).expanduser()
+    path = user_path(source.removeprefix("local-dir:"))
     return path.resolve().name if path.exists() else source
 
 
 def read_provenance(folder: Path) -> dict[str, Any] | None:
     """Read the contents that `write_provenance` wrote; `None` for a folder that did not come from a conversion."""
     path = folder / PROVENANCE_FILE
-    return read_json(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    options = content.get("options", {})
+    texts = [content.get("source"), *(options.values() if isinstance(options, Mapping) else [])]
+    if not isinstance(options, Mapping) or not all(isinstance(text, str | bool | None) for text in texts):
+        raise ConversionError(f"{path} is damaged, as its source or its options are: move it away to go on without.")
+    return content
 
 
 def is_published(provenance: Mapping[str, Any] | None) -> bool:
@@ -76,7 +83,7 @@ def is_published(provenance: Mapping[str, Any] | None) -> bool:
     """
     if provenance is None:
         return False
-    return "/" in provenance.get("source", "") or provenance.get("options", {}).get("pretrained") is not None
+    return "/" in (provenance.get("source") or "") or provenance.get("options", {}).get("pretrained") is not None
 
 
 def recorded_source(folder: Path) -> SourceOptions:

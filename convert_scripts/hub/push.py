@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import httpx, validate_repo_id
 
-from ..common import ConversionError, listing
+from ..common import ConversionError, checks_types, listing, user_path
 from ..outputs import write_files
 from .bundle import bundled_files, has_own_code
 
@@ -124,6 +124,7 @@ def check_repo_id(repo_id: str):
         ) from error
 
 
+@checks_types
 def plan_push(
     folder: str | os.PathLike,
     repo_id: str,
@@ -149,7 +150,7 @@ def plan_push(
         ConversionError: no model, no valid card, one whose examples load other models, pickle files, a malformed id,
             or the Hub refuses or is out of reach.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     check_repo_id(repo_id)
     local: dict[str, Path | bytes] = dict(_files_of(folder))
     _check_files(folder, list(local))
@@ -182,6 +183,7 @@ def plan_push(
     )
 
 
+@checks_types
 def push_folder(
     plan: PushPlan,
     *,

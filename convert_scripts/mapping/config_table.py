@@ -26,7 +26,10 @@ from ..common import ConversionError, listing
 
 Cfg = Mapping[str, Any]
 # Types of a JSON value -> their names in messages.
-_TYPE_NAMES = {int: "a whole number", float: "a number", str: "a string", list: "a list", dict: "a JSON object"}
+_TYPE_NAMES = {
+    **{bool: "true or false", int: "a whole number", float: "a number"},
+    **{str: "a string", list: "a list", dict: "a JSON object"},
+}
 _NUMBER = (int, float)
 
 
@@ -35,7 +38,7 @@ class Kind:
     """The values that a field of open_clip may have.
 
     Args:
-        types: of `int`, `float`, `str`, `list` and `dict`.
+        types: of `bool`, `int`, `float`, `str`, `list` and `dict`.
         numbers: range of a number, or of those in a list.
         null: whether null means something else than the default.
     """
@@ -50,7 +53,7 @@ class Kind:
         types = (*self.types, *((tuple,) if list in self.types else ()), *((Mapping,) if dict in self.types else ()))
         if value is None and self.null:
             return
-        if not isinstance(value, types) or isinstance(value, bool):
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             expected = " or ".join(_TYPE_NAMES[kind] for kind in self.types)
             raise ConversionError(f"{owner}: {name} must be {expected}, got {brief(value)}.")
         try:
@@ -59,7 +62,9 @@ class Kind:
             raise ConversionError(error) from error
 
 
-# Field of open_clip -> what it may be where it is stated. Those that are not here are switches or choices, which the
+# What fields may be whose default is false or true: anything else would count as true, "false" too.
+SWITCH = Kind((bool, int), Range(0, 1), null=True)
+# Field of open_clip -> what it may be where it is stated. Those that are not here are switches, or choices that the
 # fields of our configurations check.
 FIELD_KINDS = {
     **dict.fromkeys(("vision_cfg", "text_cfg", "multimodal_cfg"), Kind((dict,))),
@@ -79,6 +84,7 @@ FIELD_KINDS = {
     **dict.fromkeys(("pool_type", "pos_embed_type", "block_type"), Kind((str,))),
     **dict.fromkeys(("hf_model_name", "hf_tokenizer_name", "tokenizer_mode"), Kind((str,))),
     "timm_model_name": Kind((str,)),
+    "attentional_pool": Kind((bool, str), null=True),
     **dict.fromkeys(("timm_pool", "timm_proj", "hf_pooler_type", "hf_proj_type"), Kind((str,), null=True)),
 }
 REQUIRED = object()
@@ -126,8 +132,9 @@ class ConfigTable:
         for key, value in cfg.items():
             # Fields may be null where that is the default, or where nobody reads them.
             is_null = value is None and (self.defaults[key] is None or key in self.without_effect)
-            if key in FIELD_KINDS and not is_null:
-                FIELD_KINDS[key].check(self.name, key, value)
+            kind = FIELD_KINDS.get(key, SWITCH if isinstance(self.defaults[key], bool) else None)
+            if kind is not None and not is_null:
+                kind.check(self.name, key, value)
         return {**self.defaults, **cfg}
 
     def translate(self, cfg: Cfg, **handed_down: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ...processing.clip_bpe import build_clip_bpe
 from ...processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
 from ...processing.tokenization_open_clip import OpenClipTokenizer
 from ..checkpoint import LoadedCheckpoint
-from ..common import ConversionError, argument, failing_as, read_json
+from ..common import ConversionError, argument, failing_as, read_json, user_path
 from ..mapping.config import check_model_cfg
 from ..mapping.hints import has_names_of_transformers
 from ..mapping.plan import MODEL_CLASSES, ConversionPlan, plan_tensors
@@ -52,7 +52,7 @@ def find_native_source(options: SourceOptions) -> tuple[Path, NativeTarget] | No
     """
     if any(given is not None for given in (options.model_name, options.config, options.pretrained)):
         return None
-    folder = Path(options.source).expanduser()
+    folder = user_path(options.source)
     if not (folder / CONFIG_NAME).is_file():
         return None
     model_type = read_json(folder / CONFIG_NAME).get("model_type")

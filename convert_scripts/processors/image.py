@@ -66,9 +66,10 @@ def complete_preprocess_cfg(source: Source, known: Mapping[str, Any]) -> tuple[d
         The settings, and a note on those that nobody stated; `None` where there are none, or all published weights of
         the architecture have open_clip's defaults.
     """
-    stated = {**known, **{key: value for key, value in source.preprocess_cfg.items() if value is not None}}
+    own = {key: value for key, value in source.preprocess_cfg.items() if value is not None}
+    stated = {**known, **own}
     tags = find_published(source.model_name, source.model_cfg)
-    if source.model_name is None and (source.preprocess_cfg or (source.has_own_config and not tags)):
+    if source.model_name is None and (own or (source.has_own_config and not tags)):
         return stated, None  # the file means open_clip's defaults for what it does not state
     shared = dict(tags[0].preprocess_cfg) if tags else {}
     shared = {k: v for k, v in shared.items() if k not in stated and all(tag.preprocess_cfg[k] == v for tag in tags)}

@@ -11,7 +11,7 @@ from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
 
-from ..common import ConversionError, argument, read_json
+from ..common import ConversionError, argument, read_json, user_path
 from ..mapping.hints import explain_keys
 from ..towers.base import VISION_DEFAULTS
 from .architectures import QUICK_GELU_SUFFIX, get_architecture, get_pretrained, list_pretrained
@@ -178,7 +178,7 @@ def _open_pretrained(name: str, model_name: str | None, pretrained: str, revisio
 
 def _find(name: str, revision: str | None, needs_config: bool) -> tuple[str, Path, tuple[str, str | None] | None]:
     """Find or download a source: `name` with its revision, the local folder or file, and `Source.hub`."""
-    path = Path(name.removeprefix("local-dir:")).expanduser()
+    path = user_path(name.removeprefix("local-dir:"))
     if not name.startswith("hf-hub:") and path.exists():
         if not path.is_file() and not path.is_dir():
             raise ConversionError(f"{name} is neither a file nor a folder, but a pipe or a device: give a file.")
@@ -219,7 +219,7 @@ def _given_config(model_name: str | None, config) -> dict[str, Any] | None:
     model_cfg = get_architecture(model_name)
     if config is None:
         return {"model_cfg": model_cfg, "preprocess_cfg": {}}
-    config = config if isinstance(config, Mapping) else read_json(Path(config))
+    config = config if isinstance(config, Mapping) else read_json(user_path(config))
     rest = {key: value for key, value in config.items() if key not in ("preprocess_cfg", "version")}
     changes = rest.pop("model_cfg") if "model_cfg" in rest else {**rest}
     if not isinstance(changes, Mapping) or ("model_cfg" in config and rest):
@@ -268,7 +268,7 @@ def _image_tower(model_cfg: Any) -> Any:
 
 def _config_folder(config) -> Path | None:
     """Where paths in a given configuration start: its own folder; `None` for a Python object or a name."""
-    return None if config is None or isinstance(config, Mapping) else Path(config).expanduser().absolute().parent
+    return None if config is None or isinstance(config, Mapping) else user_path(config).absolute().parent
 
 
 def _with_local_folders(model_cfg: Mapping[str, Any], base: Path | None) -> Mapping[str, Any]:
@@ -284,7 +284,7 @@ def _with_local_folders(model_cfg: Mapping[str, Any], base: Path | None) -> Mapp
 def _local_folder(name: Any, base: Path | None) -> str | None:
     if not isinstance(name, str) or not name:
         return None
-    path = Path(name).expanduser()
+    path = user_path(name)
     path = path if base is None else base.absolute() / path
     return str(path) if path.is_absolute() and path.is_dir() else None
 
@@ -314,7 +314,7 @@ def read_config(config: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any]
     Raises:
         ConversionError: it cannot be read, or describes no model.
     """
-    content = config if isinstance(config, Mapping) else read_json(Path(config).expanduser())
+    content = config if isinstance(config, Mapping) else read_json(user_path(config))
     model_cfg = content.get("model_cfg", content)
     if not isinstance(model_cfg, Mapping) or not model_cfg.keys() >= _ARCHITECTURE:
         name = "config" if isinstance(config, Mapping) else config

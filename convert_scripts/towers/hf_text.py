@@ -5,14 +5,13 @@ network. The data holds the differences from the defaults of transformers' confi
 """
 
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto import AutoConfig
 
 from ...configuration.configuration_hf_text import ENCODER_MODEL_TYPES, POOL_TYPES, HfTextConfig, encoder_config
-from ..common import ConversionError, data_table, read_json
+from ..common import ConversionError, data_table, read_json, user_path
 from ..mapping.config_table import Cfg, ConfigTable
 from ..mapping.state_dict import Rename, Table
 from ..sources.hub import download_file
@@ -38,7 +37,7 @@ def find_encoder_config(name: str) -> PreTrainedConfig:
     known = data_table("hf_text_configs")
     if name in known:
         return encoder_config(known[name])
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if not folder.is_dir():
         try:
             folder = download_file(name, CONFIG_FILE).parent

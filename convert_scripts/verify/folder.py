@@ -8,13 +8,12 @@ from datetime import datetime, timezone
 from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..checkpoint import LoadedCheckpoint, load_checkpoint
-from ..common import PACKAGE, ConversionError, dtype_name, listing
+from ..common import PACKAGE, ConversionError, checks_types, dtype_name, listing, user_path
 from ..hub.provenance import public_name, recorded_source
 from ..sources.source import SourceOptions
 from ..sources.weights import file_sha256
@@ -48,6 +47,7 @@ SKIPPABLE = tuple(group for group in GROUPS if group not in ("features", "logits
 LIBRARIES = ("open_clip_torch", "torch", "torchvision", "transformers", "timm")
 
 
+@checks_types
 def verify_folder(
     folder: str | os.PathLike,
     source: str | os.PathLike | None = None,
@@ -96,7 +96,7 @@ def verify_folder(
     """
     wanted = _check_arguments(dtypes, skip, pairs)
     require_open_clip()
-    converted = read_converted_folder(Path(folder).expanduser())
+    converted = read_converted_folder(user_path(folder))
     if source is not None:
         options = SourceOptions(source, model_name, config, pretrained, revision, ema)
     elif model_name or config or pretrained or revision or ema:
@@ -118,7 +118,7 @@ def verify_folder(
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         checks=tuple(comparison.checks(wanted)),
     )
-    report.write(converted.path if output_dir is None else Path(output_dir).expanduser())
+    report.write(converted.path if output_dir is None else user_path(output_dir))
     return report
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
+from transformers import GenerationConfig
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from ...configuration.configuration_towers import TEXT_CONFIGS, VISION_CONFIGS
 from ..common import ConversionError, argument, dtype_name, failing_as, listing, read_json
@@ -168,6 +169,11 @@ def read_converted_folder(path: Path) -> ConvertedFolder:
         model = MODEL_CLASSES[model_type](config)
     if getattr(config, "quantization_config", None) is not None:
         raise ConversionError(f"{path} holds quantised weights, which cannot be converted: give the original ones.")
+    generation_file = path / GENERATION_CONFIG_NAME
+    if generation_file.is_file():  # with which the model is loaded
+        read_json(generation_file)
+        with failing_as(f"{generation_file} does not describe how to generate"):
+            GenerationConfig.from_pretrained(path)
     tensors = _read_tensors(path)
     _check_tensors(path, model, tensors)
     return ConvertedFolder(path, model, tensors)

@@ -38,6 +38,8 @@ DTYPE_NAMES = {
 }
 _ORDER = list(DTYPE_NAMES)
 CACHE_LINE = 64
+# Dtype -> one with larger numbers that models are computed in.
+_WIDER = {torch.float16: "bfloat16", torch.bfloat16: "float32"}
 # Bytes that are cast, transposed or compared at once: few enough for a processor's cache.
 BLOCK_SIZE = 4 * 2**20
 
@@ -104,7 +106,11 @@ def _check_range(name: str, tensor: torch.Tensor, dtype: torch.dtype):
     if not finite.to(dtype).isfinite().all():
         raise ConversionError(
             f"{name} holds {finite.abs().max().item():g}, and {dtype_name(dtype)} ends at {torch.finfo(dtype).max:g}: "
-            f"write {argument('dtype', 'bfloat16' if dtype == torch.float16 else 'float32')} instead."
+            + (
+                f"write {argument('dtype', _WIDER[dtype])} instead."
+                if dtype in _WIDER
+                else "the checkpoint is damaged."
+            )
         )
 
 

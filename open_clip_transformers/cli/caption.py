@@ -238,9 +238,11 @@ def load_captioner(
     """Load a CoCa that captions with `settings` of `generate`, which are `None` where not given."""
     from transformers import AutoModelForImageTextToText
 
-    from .load import load_model
+    from .load import load_model, try_settings
 
     model, processor = load_model(AutoModelForImageTextToText, name, revision, device, dtype, captions=True)
     prompt_ids = None if prompt is None else _encode_prompt(processor, prompt).to(model.device)
     settings = _complete_settings(settings, model, prompt_length=1 if prompt_ids is None else prompt_ids.shape[1])
+    if settings.keys() - {"max_new_tokens"}:
+        try_settings(model, "No captions can be made with these options", **settings)
     return Captioner(model, processor, prompt_ids, settings, seed or 0)

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from reprlib import repr as brief
 from shlex import quote
 
 import torch
@@ -10,22 +11,21 @@ from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel, Proce
 from transformers.utils import CONFIG_NAME
 
 from ..configuration.configuration_coca import CoCaConfig
-from ..configuration.configuration_common import Range, check_range, height_and_width
+from ..configuration.configuration_common import Range, height_and_width
 from ..configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
 from ..configuration.configuration_vit import OpenClipVitConfig
 from ..configuration.errors import UserError
-from ..convert_scripts.common import check_no_pointer, failing_as, read_json
+from ..convert_scripts.common import check_no_pointer, failing_as, read_json, user_path
+from ..modeling.generation_coca import check_numbers
 from ..processing.processing_coca import CoCaProcessor
 from ..processing.processing_open_clip import OpenClipProcessor
 from .messages import UsageError, hide_progress_bars_in_logs
 
 
 COCA = CoCaConfig.model_type
-# Settings of generation by which time and memory grow.
-GENERATION_RANGES = {
-    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), Range(1, 1024)),
-    **dict.fromkeys(("max_new_tokens", "max_length"), Range(1, 2**20)),
-}
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# What generation_config.json holds of a converted model.
+PLAIN_SETTINGS = {*TOKEN_IDS, "max_length", "transformers_version", "_from_model_config"}
 # Towers that take images of one size alone, unless they are told to interpolate.
 FIXED_SIZE = {OpenClipVitConfig.model_type}
 KINDS = {OpenClipConfig.model_type: "CLIP", OpenClipSiglipConfig.model_type: "SigLIP", COCA: "CoCa"}
@@ -69,9 +69,10 @@ def load_model(
             f"as {missing[0]}."
         )
     _check_processor(name, model, processor)
+    model = model.eval().to(place)
     if model.can_generate():
         _check_generation(name, model)
-    return model.eval().to(place), processor
+    return model, processor
 
 
 def _check_files(folder: Path):
@@ -102,12 +103,26 @@ def _check_processor(name: str, model: PreTrainedModel, processor: ProcessorMixi
 
 
 def _check_generation(name: str, model: PreTrainedModel):
-    """Raise `UsageError` where generation_config.json has numbers that no caption can be made with."""
+    """Raise `UsageError` where generation_config.json has settings that no caption can be made with."""
+    file, settings = "generation_config.json", model.generation_config
     ids = Range(0, model.config.vocab_size - 1)
-    ranges = {**GENERATION_RANGES, **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), ids)}
     with failing_as(f"{name} cannot caption", UsageError):
-        for field, numbers in ranges.items():
-            check_range("generation_config.json", field, getattr(model.generation_config, field, None), numbers)
+        check_numbers(file, vars(settings))
+        for field in TOKEN_IDS:
+            value = getattr(settings, field)
+            values = value if isinstance(value, list) and value else [value]
+            if value is not None and not all(isinstance(token_id, int) and token_id in ids for token_id in values):
+                raise ValueError(f"{file}: {field} must be a whole number in {ids}, got {brief(value)}.")
+    if settings.to_diff_dict().keys() <= PLAIN_SETTINGS:
+        return
+    try_settings(model, f"{name} cannot caption with the settings in its {file}")
+
+
+def try_settings(model: PreTrainedModel, message: str, **settings):
+    """Raise a `UsageError` that begins with `message` where `generate` cannot take settings: it checks as it goes."""
+    image = torch.zeros(1, 1, model.config.vision_config.token_dim, dtype=model.dtype, device=model.device)
+    with failing_as(message, UsageError), torch.inference_mode():
+        model.generate(image_hidden_states=image, **{**settings, "max_new_tokens": 1})
 
 
 def pick_device(device: str) -> torch.device:
@@ -123,7 +138,7 @@ def pick_device(device: str) -> torch.device:
 
 def find_model(name: str, revision: str | None, captions: bool) -> str:
     """Return the folder or Hub id to load, after a look at the model's type. For the arguments see [`load_model`]."""
-    path = Path(name).expanduser()
+    path = user_path(name)
     convert = f"`open-clip-transformers convert {quote(name)} FOLDER` makes a folder of an open_clip checkpoint"
     if path.is_file():
         raise UsageError(f"{name} is a file, expected a folder or a Hub id; {convert}.")

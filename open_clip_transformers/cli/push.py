@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ..convert_scripts.common import user_path
 from .messages import UsageError, errors_as_messages, hide_progress_bars_in_logs
 from .options import Traceback
 
@@ -35,7 +36,7 @@ def push(
     load the model under another name are changed to REPO_ID.
     """
     with errors_as_messages(traceback):
-        if not folder.expanduser().is_dir():
+        if not user_path(folder).is_dir():
             raise UsageError(f"{folder}: there is no such folder; expected one that `convert` has written.")
         if create_pr and revision != "main":
             raise UsageError("A pull request is for the branch main: leave out --revision or --create-pr.")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..convert_scripts.common import user_path
 from .messages import UsageError, errors_as_messages, hide_progress_bars_in_logs
 from .options import SOURCE_HELP, ConfigFile, Ema, ModelName, PretrainedTag, Revision, Traceback
 
@@ -63,7 +64,7 @@ def verify(
     compared and the first layer that differs. The exit code is 1 where anything is further off than its bound.
     """
     with errors_as_messages(traceback):
-        if not folder.expanduser().is_dir():
+        if not user_path(folder).is_dir():
             raise UsageError(f"{folder}: there is no such folder; expected one that `convert` has written.")
 
         from ..convert_scripts.verify.folder import VERIFIED_DTYPES, verify_folder

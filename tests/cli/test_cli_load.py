@@ -56,3 +56,43 @@ def test_part_of_a_model_is_refused(run, clip, images, tmp_path):
     AutoModelForImageClassification.from_pretrained(clip).save_pretrained(tmp_path / "head")
     result = run("classify", tmp_path / "head", images[0], "--labels", "a", exit_code=2)
     assert "does not hold a whole CLIP" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_beams": 10**6},
+        {"num_beams": "4"},
+        {"num_beams": 2, "length_penalty": 10**30},
+        {"max_length": "long"},
+        {"eos_token_id": "x"},
+        {"eos_token_id": [[1]]},
+        {"bos_token_id": 1.5},
+        {"temperature": 0, "do_sample": True},
+        {"top_k": "x", "do_sample": True},
+        {"suppress_tokens": "x"},
+        {"guidance_scale": 2.0},
+    ],
+    ids=str,
+)
+def test_settings_that_no_caption_can_be_made_with(run, coca, images, tmp_path, settings):
+    shutil.copytree(coca, tmp_path / "model")
+    path = tmp_path / "model" / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    result = run("caption", tmp_path / "model", images[0], exit_code=2)
+    assert f"{tmp_path / 'model'} cannot caption" in result.stderr
+    assert "generation_config.json" in result.stderr
+
+
+def test_settings_of_generation_that_are_unusual_and_right(run, coca, images, tmp_path):
+    shutil.copytree(coca, tmp_path / "model")
+    path = tmp_path / "model" / "generation_config.json"
+    settings = {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5, "no_repeat_ngram_size": 2}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    run("caption", tmp_path / "model", images[0])
+
+
+@pytest.mark.parametrize("option", ["--num-beams=1000000", "--num-beam-groups=5000 --num-beams=10000"])
+def test_options_that_no_caption_can_be_made_with(run, coca, images, option):
+    result = run("caption", coca, images[0], *option.split(), exit_code=2)
+    assert "Error: No captions can be made with these options: " in result.stderr

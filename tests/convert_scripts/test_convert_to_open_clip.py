@@ -290,6 +290,14 @@ def damaged_weights(ours: Path):
     (ours / "model.safetensors").write_bytes((ours / "model.safetensors").read_bytes()[:3000])
 
 
+def damaged_generation(ours: Path):
+    (ours / "generation_config.json").write_text("null")
+
+
+def nested_generation(ours: Path):
+    (ours / "generation_config.json").write_text('{"a":' * 100_000)
+
+
 FAILURES = {
     no_config: "it has no config.json",
     other_model: "a model of type 'clip'; expected one of ours",
@@ -297,6 +305,8 @@ FAILURES = {
     other_sizes: r"(?s)not those of a OpenClipModel.*Tensors of another shape.*class_embedding: got \(40,\)",
     no_weights: r"holds no weights: expected model\.safetensors",
     damaged_weights: r"model\.safetensors cannot be read",
+    damaged_generation: r"generation_config\.json holds a NoneType",
+    nested_generation: r"generation_config\.json cannot be read as JSON",
 }
 
 

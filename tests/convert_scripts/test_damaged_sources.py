@@ -12,11 +12,17 @@ from open_clip_transformers.convert_scripts.common import ConversionError
 from open_clip_transformers.convert_scripts.convert_deepseek_vl2 import convert_deepseek_vl2
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
 from open_clip_transformers.convert_scripts.convert_to_open_clip import convert_to_open_clip
+from open_clip_transformers.convert_scripts.hub.bundle import bundle_folder
+from open_clip_transformers.convert_scripts.hub.card import write_model_card
+from open_clip_transformers.convert_scripts.hub.push import plan_push, push_folder
+from open_clip_transformers.convert_scripts.verify.folder import verify_folder
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 NAN, INFINITE = float("nan"), float("inf")
 NO_SIZES = [0, -1, 10**9, 10**30, NAN, INFINITE, "12", [], True, None]
+
+NO_SWITCH = ["false", "", NAN, 2, [0], {}]
 
 # Part of the file -> field -> values that it cannot have.
 WRONG = {
@@ -27,11 +33,14 @@ WRONG = {
         "act_kwargs": ["tanh", ["tanh"], {"approximate": "x"}],
         "norm_kwargs": ["eps", {"eps": NAN}, {"eps": "1e-5"}],
         "pool_type": ["x", 3, ["tok"]],
+        "attentional_pool": ["false", NAN, 2, [0]],
+        "no_ln_pre": NO_SWITCH,
         "timm_model_name": [3, ["x"]],
     },
     "text_cfg": {
         **dict.fromkeys(("context_length", "vocab_size", "width", "heads", "layers"), NO_SIZES),
         "ls_init_value": [NAN, "x"],
+        **dict.fromkeys(("no_causal_mask", "embed_cls", "final_ln_after_pool"), NO_SWITCH),
         "hf_model_name": [3, {"a": 1}],
         "hf_tokenizer_name": [3, ["x"]],
         "tokenizer_kwargs": [3, "x", [1], {"clean": 3}, {"clean": ["x"]}, {"strip_sep_token": "no"}],
@@ -39,6 +48,7 @@ WRONG = {
     "multimodal_cfg": dict.fromkeys(("width", "heads", "layers", "context_length"), NO_SIZES),
     "model_cfg": {
         "embed_dim": NO_SIZES,
+        **dict.fromkeys(("custom_text", "quick_gelu"), NO_SWITCH),
         "vision_cfg": [None, "x", [], 3],
         "text_cfg": [None, "x", [], 3],
         "multimodal_cfg": ["x", [], 3],
@@ -127,6 +137,31 @@ def test_convert_of_a_pipe_does_not_wait(tmp_path):
         convert(tmp_path / "pipe.pt", tmp_path / "out", model_name="ViT-B-32")
 
 
+def test_config_that_is_a_pipe_does_not_wait(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "x.pt").touch()
+    for options in ({"config": tmp_path / "pipe"}, {"config": tmp_path / "pipe", "model_name": "ViT-B-32"}):
+        with pytest.raises(ConversionError, match="pipe cannot be read as JSON: it is no file"):
+            convert(tmp_path / "x.pt", tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-that-name/x", "a\0b"], ids=["unknown-user", "nul"])
+def test_names_that_no_file_can_have_are_refused(tmp_path, name):
+    with pytest.raises(ConversionError, match="no such file or folder"):
+        convert(name, tmp_path / "out")
+    save_open_clip_folder(tmp_path / "source", tiny_clip_cfg())
+    if "\0" in name:
+        with pytest.raises(ConversionError, match="cannot be written"):
+            convert(tmp_path / "source", tmp_path / name, with_processor=False)
+
+
+def test_names_of_tensors_stay_on_their_lines(tmp_path):
+    model = save_open_clip_folder(tmp_path / "source", tiny_clip_cfg())
+    torch.save({**model.state_dict(), "x\nConverted": torch.zeros(1)}, tmp_path / "x.pt")
+    with pytest.raises(ConversionError, match=r"x\\nConverted \(1,\)"):
+        convert(tmp_path / "x.pt", tmp_path / "out", config=tiny_clip_cfg(), with_processor=False)
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="may read everything")
 def test_convert_says_that_weights_may_not_be_read(tmp_path):
     save_open_clip_folder(tmp_path / "source", tiny_clip_cfg())
@@ -169,6 +204,23 @@ def test_arguments_of_another_type_are_refused_by_name(tmp_path, function):
         word = "folder" if name == "source" and function is convert_to_open_clip else name
         with pytest.raises(TypeError, match=rf"{function.__name__}: {word} must be .*, got "):
             function(*arguments, **options)
+
+
+FOLDER_ARGUMENTS = {
+    verify_folder: {"folder": 3, "model_name": 3, "dtypes": 3, "pairs": "4", "output_dir": 3},
+    write_model_card: {"folder": None, "model_id": 3, "force": "yes"},
+    plan_push: {"folder": 3, "repo_id": 3, "revision": None, "with_code": "no"},
+    push_folder: {"plan": "folder"},
+    bundle_folder: {"folder": None},
+}
+
+
+@pytest.mark.parametrize("function", FOLDER_ARGUMENTS, ids=lambda function: function.__name__)
+def test_arguments_beside_a_folder_are_refused_by_name(tmp_path, function):
+    for name, value in FOLDER_ARGUMENTS[function].items():
+        required = {"folder": tmp_path, **({"repo_id": "a/b"} if function is plan_push else {})}
+        with pytest.raises(TypeError, match=rf"{function.__name__}: {name} must be .*, got "):
+            function(**({} if function is push_folder else required) | {name: value})
 
 
 @pytest.mark.parametrize("size", [0, -5, "0GB", "many", "5 apples", ""], ids=repr)

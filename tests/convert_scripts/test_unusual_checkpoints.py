@@ -163,6 +163,12 @@ def test_values_that_a_dtype_cannot_hold_are_refused(tmp_path, tensors, value, d
     assert not (tmp_path / "out").exists()
 
 
+def test_values_beyond_every_dtype_are_damage(tmp_path, tensors):
+    damaged = {**tensors, "visual.proj": tensors["visual.proj"].double() * 1e300}
+    with pytest.raises(ConversionError, match=r"and float32 ends at 3\.40282e\+38: the checkpoint is damaged"):
+        convert(tmp_path, damaged)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")], ids=str)
 def test_values_that_are_not_finite_are_found_without_outputs(tmp_path, tensors, value):
     changed = tensors["visual.proj"].clone()

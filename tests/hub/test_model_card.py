@@ -180,3 +180,38 @@ def test_card_says_what_transformers_says_without_the_code(tmp_path):
     text = " ".join(build_model_card(tmp_path / "model").text.split())
     assert "does not know `open_clip` by itself" in text and "does not recognize this architecture" in text
     assert "`trust_remote_code=True`" in text and "`import open_clip_transformers`" in text
+
+
+DAMAGED = {
+    "config.json": [b"null", b"[]", b"{}", b"3", b"[" * 100_000, b'{"model_type": "x\\u001b[2J"}', b"\xff"],
+    "conversion.json": [b"null", b'{"source": 3}', b'{"source": "a/b", "options": "x"}', b'{"source": "a/b"}'],
+    "processor_config.json": [b"null", b"[]", b'{"image_processor": 3}', b"[" * 100_000],
+    "verification.md": [b"", b"nothing", b"\xff"],
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_folder_is_refused_by_the_file(name, tmp_path):
+    save_tiny_family("coca", tmp_path)
+    good = (tmp_path / name).read_bytes() if (tmp_path / name).is_file() else None
+    for content in DAMAGED[name]:
+        (tmp_path / name).write_bytes(content)
+        for arguments in (["card", tmp_path, "--force"], ["push", tmp_path, "some-org/model", "--dry-run"]):
+            result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+            is_read = arguments[0] == "card" or name in ("config.json",)
+            assert (result.exit_code != 0) or not is_read, (name, content)
+            assert "should not happen" not in result.stderr, (name, content, result.stderr)
+    if good is not None:
+        (tmp_path / name).write_bytes(good)
+    else:
+        (tmp_path / name).unlink()
+    assert write_model_card(tmp_path, force=True).is_file()
+
+
+@pytest.mark.parametrize("option", ["--model-id", "--base-model"])
+def test_id_that_the_hub_would_refuse_is_refused(option, tmp_path):
+    save_tiny_family("clip", tmp_path)
+    result = CliRunner().invoke(app, ["card", str(tmp_path), option, "no id/x"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: 'no id/x' is no repository id")
+    assert not (tmp_path / "README.md").exists()

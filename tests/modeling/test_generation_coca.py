@@ -398,14 +398,38 @@ def test_prompts_of_a_training_batch_end_before_their_labels(model):
         assert captions[row, 3 - length :].tolist() == expected[0].tolist()
 
 
+@pytest.mark.parametrize("groups", [{}, {"num_beam_groups": 2, "diversity_penalty": 0.5}], ids=["beams", "groups"])
 @pytest.mark.parametrize(
-    "groups",
-    [{}, {"num_beam_groups": 10**5}, {"num_beam_groups": 2, "diversity_penalty": 0.5}],
-    ids=["beams", "equal_groups", "groups"],
+    ("beams", "message"),
+    [(98, "num_beams is 98, more than the 97 tokens"), (10**6, r"num_beams must be .* in \[1, 4096\], got 1000000")],
+    ids=["more-than-tokens", "more-than-memory"],
 )
-def test_generate_refuses_more_beams_than_tokens(model, pixel_values, groups):
-    with pytest.raises(ValueError, match="num_beams is 1,000,000, more than the 97 tokens"):
-        model.generate(pixel_values=pixel_values, num_beams=10**6, **groups)
-    model.generation_config.update(num_beams=10**6, **groups)
-    with pytest.raises(ValueError, match="num_beams is 1,000,000, more than the 97 tokens"):
+def test_generate_refuses_more_beams_than_it_can_have(model, pixel_values, groups, beams, message):
+    with pytest.raises(ValueError, match=message):
+        model.generate(pixel_values=pixel_values, num_beams=beams, **groups)
+    model.generation_config.update(num_beams=beams, **groups)
+    with pytest.raises(ValueError, match=message):
         model.generate(pixel_values=pixel_values)
+
+
+@pytest.mark.parametrize("value", [0, -1, 10**6, 10**30, 1.5, float("nan"), "2", [2]], ids=repr)
+@pytest.mark.parametrize("name", ["num_beams", "num_beam_groups", "num_return_sequences"])
+def test_generate_refuses_numbers_of_rows_that_no_search_has(model, pixel_values, name, value):
+    settings = {"num_beams": 4, "do_sample": name == "num_return_sequences", name: value}
+    with pytest.raises(ValueError, match=f"{name} must be a whole number in"):
+        model.generate(pixel_values=pixel_values, **settings)
+
+
+@pytest.mark.parametrize("value", [0, 1.5, float("nan"), "2"], ids=repr)
+@pytest.mark.parametrize("name", ["max_length", "max_new_tokens"])
+def test_generate_refuses_lengths_that_are_no_number_of_tokens(model, pixel_values, name, value):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number in"):
+        model.generate(pixel_values=pixel_values, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["length_penalty", "diversity_penalty", "repetition_penalty", "top_p"])
+def test_generate_refuses_penalties_that_no_score_can_be_made_of(model, pixel_values, name):
+    for value in (10**30, 1e30, float("nan"), float("inf"), "1"):
+        model.generation_config.update(**{name: value})
+        with pytest.raises(ValueError, match=f"generate: {name} must be a number in"):
+            model.generate(pixel_values=pixel_values, num_beams=4, num_beam_groups=2)

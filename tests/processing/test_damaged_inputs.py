@@ -44,6 +44,13 @@ def test_missing_tokenizer_is_an_oserror(tmp_path):
         OpenClipTokenizer(tokenizer_file=tmp_path / "tokenizer.json")
 
 
+@pytest.mark.parametrize("size", [(0, 5), (5, 0)], ids=["no-width", "no-height"])
+def test_image_without_pixels_is_a_value_error(size):
+    for resize_mode in ("shortest", "longest", "squash"):
+        with pytest.raises(ValueError, match=f"{size[0]} x {size[1]} pixels has none"):
+            OpenClipImageProcessorPil(resize_mode=resize_mode)(Image.new("RGB", size))
+
+
 SETTINGS = {
     "image_std": [0, [1, 1, 0], [1, 1, -1], [1, 1, float("nan")], [1, 1, float("inf")], [1, 1], "111", {"a": 1}],
     "image_mean": [[0, 0], [0, 0, float("nan")], ["0"] * 3],

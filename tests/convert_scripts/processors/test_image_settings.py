@@ -65,6 +65,8 @@ def test_settings_of_a_described_architecture_are_its_weights():
     assert settings(None, get_architecture("MobileCLIP-S1"))[0] == MOBILECLIP
     assert settings(None, get_architecture("MobileCLIP-S2"))[0] == MOBILECLIP  # two names for one description
     assert settings("ViT-B-16-SigLIP-quickgelu")[0]["resize_mode"] == "squash"
+    nothing = {"mean": None, "std": None}
+    assert settings(None, get_architecture("MobileCLIP-S1"), nothing)[0] == MOBILECLIP
     cfg, note = settings(None, tiny_clip_cfg())
     assert cfg == OPENAI
     assert "this architecture are not known" in note
