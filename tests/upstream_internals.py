@@ -1,4 +1,4 @@
-"""Every private or unstable name of transformers, torch and huggingface_hub that product code uses.
+"""Every private or unstable name of transformers, torch and their libraries that product code uses.
 
 `test_upstream_internals.py` looks each of them up on the installed release, and looks through the sources for others:
 a new release is diagnosed by the lines that fail.
@@ -242,6 +242,12 @@ INTERNALS = (
     Internal("huggingface_hub.hf_api", "RepoSibling", why="files of a repository", when_gone="list_repo_tree"),
     Internal(
         "huggingface_hub.dataclasses", "strict", why="checked fields, as in transformers", when_gone="see configs"
+    ),
+    Internal(
+        "datasets.IterableDataset",
+        "_resolve_features",
+        why="columns of a streamed data set that does not say its own",
+        when_gone="the keys of its first row, without their types",
     ),
     # torch: acceleration alone, which no model imports; without a name it leaves layers plain.
     Internal(

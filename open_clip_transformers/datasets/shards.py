@@ -162,18 +162,18 @@ class TarShard(Shard):
                 break
             except tarfile.TarError as error:
                 if key is not None:
-                    yield self._sample(key, files)
+                    yield self._whole_sample(key, files)
                 yield Sample(f"{self.name}@{error.args[1]}", None, error=Unreadable("BrokenTar", error.args[0]))
                 return
             if name != key or extension in files:
                 if key is not None:
-                    yield self._sample(key, files)
+                    yield self._whole_sample(key, files)
                 key, files = name, {}
             files[extension] = data
         if key is not None:
-            yield self._sample(key, files)
+            yield self._whole_sample(key, files)
 
-    def _sample(self, key: str, files: dict[str, bytes]) -> Sample:
+    def _whole_sample(self, key: str, files: dict[str, bytes]) -> Sample:
         wanted = (self.fields.image_key,) if self.fields.image_key else IMAGE_KEYS
         image = next((files[extension] for extension in wanted if extension in files), None)
         text = self.fields.text_column and self._value(files, self.fields.text_column)
