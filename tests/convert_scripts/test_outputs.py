@@ -27,6 +27,14 @@ with new_folder(Path(sys.argv[1])) as folder:
 """
 
 
+@pytest.fixture(autouse=True)
+def hangup_ends_processes():
+    """As by default, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def write(output: Path):
     with new_folder(output) as folder:
         (folder / "config.json").write_text("{}")
