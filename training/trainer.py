@@ -132,6 +132,8 @@ class ContrastiveTrainer(Trainer):
         # Trainer then divides the loss by the number of accumulated batches, and leaves the counting of tokens to us.
         self.model_accepts_loss_kwargs = False
         self.can_return_loss = True
+        # Trainer divides already; early transformers let accelerate do so once more.
+        self.accelerator.gradient_accumulation_steps = 1
         self.add_callback(_ClampLogitScale)
 
     def _check_model(self):
