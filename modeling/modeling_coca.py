@@ -388,7 +388,9 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         # the same graph for all, and nothing to wait for.
         if not self.config.text_config.embed_cls:
             return None
-        if not cache.is_compileable and not (input_ids == self.config.text_config.pad_token_id).any():
+        # Ids on the meta device have no values to look at.
+        is_pad = input_ids == self.config.text_config.pad_token_id
+        if not cache.is_compileable and (input_ids.is_meta or not is_pad.any()):
             return None
         visible = self.text_model.key_mask(input_ids, attention_mask)[:, : input_ids.shape[1]]
         return create_causal_mask(
