@@ -1,4 +1,4 @@
-"""What the contestants of training have in common: one batch, repeated, and a Trainer on it."""
+"""Base of the contestants of training: one batch, repeated, and a Trainer on it."""
 
 import tempfile
 from pathlib import Path

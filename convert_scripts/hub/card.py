@@ -38,7 +38,7 @@ _HUB_ID = re.compile(r"(?:hf-hub:)?([\w.-]+/[\w.-]+)(?:@\S+)?")
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a folder does not say of its model, or says otherwise, for its card.
+    """Facts for a card that the folder of the model does not state, or states otherwise.
 
     Args:
         model_id: the Hub id that the examples are to name, by default the folder's name.

@@ -68,7 +68,7 @@ def _explain_prefixes(keys: Collection[str], needed: set[str]) -> str:
 
 
 def _explain_others(keys: Collection[str]) -> str:
-    """What to do with keys beside those of a whole model."""
+    """Advice on keys beside those of a whole model."""
     roots = sorted({key.partition(".")[0] for key in keys} - _MODULES)
     if not roots or len(roots) > MOST_MODELS or not all("." in key for key in keys):
         return ""
@@ -77,7 +77,7 @@ def _explain_others(keys: Collection[str]) -> str:
 
 
 def _prefixes_before(key: str, needed: set[str]) -> list[str]:
-    """What stands before a key that is needed, the place of a text tower aside."""
+    """The prefix of a key that is needed, the place of a text tower aside."""
     starts = (position + 1 for position, letter in enumerate(key) if letter == ".")
     prefixes = (key[:start].removesuffix("text.") for start in starts if key not in needed and key[start:] in needed)
     # Layers of one tower are called like those of another.

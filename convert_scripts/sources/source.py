@@ -258,7 +258,7 @@ def _settings_beside(path: Path, model_cfg: Mapping[str, Any]) -> tuple[Mapping[
 
 
 def _image_tower(model_cfg: Any) -> Any:
-    """What tells image towers apart, without options of training and of single checkpoints."""
+    """The settings by which image towers differ, without options of training and of single checkpoints."""
     if not isinstance(model_cfg, Mapping) or not isinstance(model_cfg.get("vision_cfg"), Mapping):
         return model_cfg
     return {

@@ -251,7 +251,7 @@ def _check_tensors(path: Path, tensors: Mapping[str, torch.Tensor]):
 
 
 def _unusual_kind(tensor: torch.Tensor, largest: float) -> str | None:
-    """What keeps a tensor from being converted; `None` for a plain one."""
+    """The reason why a tensor cannot be converted; `None` for a plain one."""
     if tensor.is_nested:
         return "nested"
     if tensor.layout != torch.strided:

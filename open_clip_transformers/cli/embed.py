@@ -148,7 +148,7 @@ def embed(
 
 
 class _Settings(NamedTuple):
-    """What the embeddings of a data set depend on, beside the model."""
+    """Settings that the embeddings of a data set depend on, beside the model."""
 
     embedding_dtype: str
     text_column: str | None

@@ -26,7 +26,7 @@ MANIFEST_VERSION = 1
 
 @dataclass
 class Rows:
-    """What was made of the samples of a shard.
+    """The results of a shard: its samples, and columns of values made of them.
 
     Args:
         samples: all samples, in their order.

@@ -19,7 +19,7 @@ SECONDS_BETWEEN_LINES = 60
 
 @dataclass
 class Report:
-    """What a run did.
+    """Counts, times and errors of a run.
 
     Args:
         rows: samples that were worked on, those with an error included.
