@@ -343,25 +343,25 @@ class CrossAttention(nn.Module):
 class AttentionalPooler(nn.Module):
     """Pool tokens by learned queries (https://arxiv.org/abs/2205.01917; open_clip: the same name)."""
 
-    def __init__(self, config: PreTrainedConfig, num_queries: int):
+    def __init__(self, config: PreTrainedConfig, num_queries: int, token_dim: int):
         super().__init__()
         self.query = nn.Parameter(torch.empty(num_queries, config.projection_dim))
         # open_clip builds the pooler with its default norm, whatever `norm_kwargs` says: eps is always 1e-5.
         self.layer_norm_q = nn.LayerNorm(config.projection_dim)
-        self.layer_norm_k = nn.LayerNorm(config.hidden_size)
-        self.attention = CrossAttention(config, config.projection_dim, config.hidden_size, config.attn_pooler_heads)
+        self.layer_norm_k = nn.LayerNorm(token_dim)
+        self.attention = CrossAttention(config, config.projection_dim, token_dim, config.attn_pooler_heads)
 
     def initialize(self, std: float):
         init.normal_(self.query)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(batch, tokens, hidden_size) -> (batch, queries, projection_dim)."""
+        """(batch, tokens, token_dim) -> (batch, queries, projection_dim)."""
         key, value = self.attention.project_key_value(self.layer_norm_k(hidden_states))
         query = self.layer_norm_q(self.query).unsqueeze(0)
         return self.attention(query, key, value)[0]
 
     def pool_patches(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Pool each token alone: (batch, tokens, hidden_size) -> (batch, tokens, projection_dim)."""
+        """Pool each token alone: (batch, tokens, token_dim) -> (batch, tokens, projection_dim)."""
         return self.attention.project_value(self.layer_norm_k(tokens))
 
 

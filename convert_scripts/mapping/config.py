@@ -139,7 +139,8 @@ def _build_config(model_cfg: Cfg, token_ids: TokenIds | None) -> PreTrainedConfi
     vocab_size = text.complete(text_cfg)["vocab_size"]
     pad_token_id = token_ids.pad
     if "pad_id" in model_cfg or (pad_token_id is None and not text_cfg.get("hf_model_name")):
-        pad_token_id = cfg["pad_id"]
+        # open_clip 4 has no field of the model for it: captions are padded as the text tower's texts.
+        pad_token_id = model_cfg.get("pad_id", text.complete(text_cfg)["pad_id"])
     return CoCaConfig(
         **model_fields,
         multimodal_config=DECODER.config_class(**decoder_fields, vocab_size=vocab_size),
@@ -182,6 +183,7 @@ NOT_IN_MODEL_CFG = {
     "contrastive_loss_weight": "chosen for a training run",
     "bos_token_id": "the tokenizer's",
     "eos_token_id": "the tokenizer's, or `eos_id`",
+    "use_projection": "told by the weights",
 }
 _UPSTREAM = {field.name for field in fields(PreTrainedConfig)} - {"pad_token_id"}
 
