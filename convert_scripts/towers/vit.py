@@ -13,6 +13,7 @@ from ..mapping.state_dict import Rename, SplitQKV, Table, Transpose, under
 from .base import (
     ENCODER_INTERMEDIATES,
     ENCODER_LAYER,
+    IMAGE_SEQ_LEN,
     STACK_FIELDS,
     STACK_INVERSE,
     TIMM_DEFAULTS,
@@ -48,7 +49,11 @@ _CONFIG = ConfigTable(
         "attn_pooler_queries": "attn_pooler_queries",
         "attn_pooler_heads": "attn_pooler_heads",
     },
-    without_effect={**TOKENS_RETURNED, **dict.fromkeys(TIMM_DEFAULTS, "read for timm towers only")},
+    without_effect={
+        **TOKENS_RETURNED,
+        **IMAGE_SEQ_LEN,
+        **dict.fromkeys((*TIMM_DEFAULTS, "timm_model_kwargs"), "read for timm towers only"),
+    },
     inverse={
         **STACK_INVERSE,
         "head_width": lambda config: config.hidden_size // config.num_attention_heads,

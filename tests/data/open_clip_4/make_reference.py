@@ -65,19 +65,101 @@ MODELS = {
         {"layers": 2},
     ),
     "coca2_same_width": _coca(
-        {"attentional_pool": "cascade", "width": 16, "head_width": 8}, {"embed_cls": True, "correct_cls_mask": True}, {}
+        {"attentional_pool": "cascade", "width": 16, "head_width": 8},
+        {"embed_cls": True, "correct_cls_mask": True},
+        {},
     ),
     "coca2_without_class_token": _coca({"attentional_pool": True}, {"pool_type": "eos", "eos_id": EOS}, {}),
 }
+
+
+def _modern(**text: object) -> dict:
+    return {
+        "embed_dim": 10,
+        "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 8, "head_width": 4, "layers": 1, "mlp_ratio": 1},
+        "text_cfg": {
+            **{"text_arch": "modern", "context_length": 12, "vocab_size": VOCAB_SIZE, "width": 12, "heads": 3},
+            **{"layers": 2, "mlp_ratio": 1.7, "pad_id": PAD, "bos_id": BOS, "eos_id": EOS, "pool_type": "eos"},
+            **text,
+        },
+    }
+
+
+_BIDIRECTIONAL = {"attention_mode": "bidirectional"}
+_BIASES = {"attention_bias": True, "mlp_bias": True}
+MODELS |= {
+    f"modern_{name}": _modern(**text)
+    for name, text in {
+        # Each option alone.
+        "plain": {},
+        "argmax": {"pool_type": "argmax", "proj_bias": True},
+        "bidirectional": _BIDIRECTIONAL,
+        "mean": {"pool_type": "mean"},
+        "map": {"pool_type": "map"},
+        "no_positions": {"pos_embed": "none"},
+        "rope_temperature": {"rope_temperature": 50.0},
+        "gelu": {"mlp_type": "mlp"},
+        "relu2": {"mlp_type": "relu2"},
+        "layer_norm": {"norm_type": "layernorm"},
+        "norm_eps": {"norm_eps": 0.1},
+        "pre_norm": {"pre_norm": True},
+        "sandwich": {"norm_placement": "sandwich"},
+        "qk_norm": {"qk_norm": True},
+        "gate": {"attn_gated": True},
+        "gate_bias": {"attn_gated": True, "gate_bias": True},
+        "value_residual": {"value_residual": True, "layers": 3},
+        "registers": {"reg_tokens": 3},
+        "layer_scale": {"ls_init_value": 0.3},
+        "biases": _BIASES,
+        "no_projection": {"proj_type": "none", "width": 10, "heads": 5},
+        "clip_padding": {"pad_id": 0, "freeze_pad_embed": False, "mlp_type": "mlp", **_BIDIRECTIONAL},
+        # As moderntext-ViT-B-32-256 and as the text towers of moderntext-naflex_ViT-B-16.
+        "released": {"attn_gated": True, "norm_type": "rmsnorm", "mlp_ratio": 2.6666667},
+        "released_map": {"pool_type": "map", "qk_norm": True, "attn_gated": True, "norm_eps": 1e-5, **_BIDIRECTIONAL},
+        # Many at once.
+        "everything": {
+            **{"pool_type": "map", "qk_norm": True, "attn_gated": True, "gate_bias": False, "norm_type": "layernorm"},
+            **{"pre_norm": True, "norm_placement": "sandwich", "reg_tokens": 2, "value_residual": True, "layers": 3},
+            **{"ls_init_value": 0.5, "proj_bias": True, **_BIASES, **_BIDIRECTIONAL},
+        },
+        "everything_causal": {
+            **{"pool_type": "mean", "qk_norm": True, "attn_gated": True, "mlp_type": "relu2", "pre_norm": True},
+            **{"norm_placement": "sandwich", "reg_tokens": 1, "value_residual": True, "layers": 3, "mlp_bias": True},
+        },
+    }.items()
+}
+# As gte-modernbert-base-ViT-B-32-256; texts are longer than the window of local attention.
+MODELS["modernbert"] = {
+    **_modern(),
+    "text_cfg": {
+        **{"context_length": 12, "variable_text": True, "pad_id": PAD, "vocab_size": VOCAB_SIZE},
+        **{"hf_model_name": ENCODER_FOLDER, "hf_model_pretrained": False, "hf_pooler_type": "cls_pooler"},
+        **{"hf_proj_type": "linear", "hf_model_config": {"max_position_embeddings": 12}},
+    },
+}
+MODELS["modernbert_mean"] = {
+    **_modern(),
+    "text_cfg": {
+        **{"context_length": 12, "hf_model_name": ENCODER_FOLDER, "hf_model_pretrained": False, "pad_id": PAD},
+        **{"hf_pooler_type": None, "hf_model_config": {"num_attention_heads": 2, "norm_eps": 0.01}},
+    },
+}
+_MODERNBERT = {
+    **{"model_type": "modernbert", "vocab_size": VOCAB_SIZE, "hidden_size": 12, "intermediate_size": 18},
+    **{"num_hidden_layers": 3, "num_attention_heads": 3, "max_position_embeddings": 40, "local_attention": 4},
+    **{"global_attn_every_n_layers": 2, "global_rope_theta": 500.0, "local_rope_theta": 90.0},
+    **{"pad_token_id": PAD, "bos_token_id": BOS, "cls_token_id": BOS, "eos_token_id": EOS, "sep_token_id": EOS},
+}
 # Model -> `config.json` of its encoder of transformers.
-ENCODERS: dict[str, dict] = {}
+ENCODERS = {"modernbert": _MODERNBERT, "modernbert_mean": _MODERNBERT}
 
 
 def build_model(name: str) -> torch.nn.Module:
     """open_clip's model in eval mode, in the form that later commits give it, with all weights random."""
     kwargs = copy.deepcopy(MODELS[name])
-    del kwargs["custom_text"]
-    later = {key: kwargs["text_cfg"].pop(key) for key in ("correct_cls_mask",) if key in kwargs["text_cfg"]}
+    kwargs.pop("custom_text", None)
+    later_fields = ("correct_cls_mask", "freeze_pad_embed")
+    later = {key: kwargs["text_cfg"].pop(key) for key in later_fields if key in kwargs["text_cfg"]}
     if name in ENCODERS:
         kwargs["text_cfg"]["hf_model_name"] = str(FOLDER / name / ENCODER_FOLDER)
     model = (CoCa if "multimodal_cfg" in kwargs else CustomTextCLIP)(**kwargs)
@@ -88,6 +170,8 @@ def build_model(name: str) -> torch.nn.Module:
             noise = torch.randn(parameter.shape, generator=generator)
             if key == "logit_scale":
                 parameter.fill_(1.7)
+            elif key == "text.token_embedding.weight" and model.text.token_embedding.padding_idx is not None:
+                parameter.copy_(noise)[model.text.token_embedding.padding_idx] = 0
             elif parameter.ndim == 1 and (key.endswith(".weight") or key.endswith(".gamma")):
                 parameter.copy_(1 + 0.3 * noise)
             else:
@@ -102,8 +186,10 @@ def build_model(name: str) -> torch.nn.Module:
 
 
 def _later_form(model: torch.nn.Module, model_cfg: dict, text_fields: dict):
-    for name, value in text_fields.items():
-        setattr(model.text, name, value)
+    if "correct_cls_mask" in text_fields:
+        model.text.correct_cls_mask = text_fields["correct_cls_mask"]
+    if text_fields.get("freeze_pad_embed") is False:
+        model.text.token_embedding.padding_idx = None
     visual, vision_cfg = model.visual, model_cfg["vision_cfg"]
     kind = vision_cfg.get("attentional_pool")
     if isinstance(kind, str):
@@ -129,6 +215,10 @@ def make_inputs(model_cfg: dict) -> dict[str, torch.Tensor]:
     input_ids = torch.randint(1, BOS, (4, length), generator=generator)
     for row, end in zip(input_ids, (length - 1, length // 2, length - 3, 2)):
         row[0], row[end], row[end + 1 :] = BOS, EOS, pad_id
+    if text_cfg.get("text_arch") == "modern":
+        # One without an end, one of padding alone.
+        input_ids[1, length // 2 :] = pad_id
+        input_ids[3] = pad_id
     return {"pixel_values": torch.randn(4, 3, size, size, generator=generator).half(), "input_ids": input_ids}
 
 
