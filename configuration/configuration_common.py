@@ -67,7 +67,7 @@ FIELD_RANGES = {
         ("drop_rate", "attn_drop_rate", "patch_drop_rate", "pos_drop_rate", "proj_drop_rate"), PROBABILITY
     ),
     **dict.fromkeys(("layer_norm_eps", "norm_eps"), Range(0, 1)),
-    "rope_theta": Range(1, 2.0**63),
+    "rope_theta": Range(1, 2**29),
     "initializer_range": Range(0, 1e3),
 }
 # More patches than fit in any memory with their attention.

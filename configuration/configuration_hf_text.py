@@ -79,7 +79,8 @@ class HfTextConfig(OpenClipPreTrainedConfig):
 
     Args:
         hf_config: configuration of the encoder, or its fields; `model_type` is `"roberta"`, `"xlm-roberta"`, `"bert"`,
-            `"mt5"`, `"t5"`, `"m2m_100"` (also NLLB) or `"modernbert"`. Of an encoder-decoder, the encoder alone is built.
+            `"mt5"`, `"t5"`, `"m2m_100"` (also NLLB) or `"modernbert"`. Of an encoder-decoder, the encoder alone is
+            built.
         hf_model_name: where open_clip takes the encoder's configuration from; read to convert back only.
         max_position_embeddings: longest text in tokens, at most what the encoder has positions for; open_clip:
             `context_length`.

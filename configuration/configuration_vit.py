@@ -86,8 +86,8 @@ class OpenClipVitConfig(TransformerBackboneConfig, OpenClipTowerConfig):
             )
         if not self.use_projection and not self.has_two_poolers:
             raise ValueError(
-                "OpenClipVitConfig: use_projection=False is for attentional_pool='parallel' or 'cascade', whose poolers "
-                f"project themselves, got attentional_pool={self.attentional_pool!r}."
+                "OpenClipVitConfig: use_projection=False is for attentional_pool='parallel' or 'cascade', whose "
+                f"poolers project themselves, got attentional_pool={self.attentional_pool!r}."
             )
         if self.position_embedding_type == "sin_cos_2d" and self.grid_size[0] != self.grid_size[1]:
             raise ValueError(f"OpenClipVitConfig: sin_cos_2d needs a square grid of patches, got {self.grid_size}.")

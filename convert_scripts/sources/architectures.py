@@ -24,7 +24,7 @@ UNSUPPORTED = {
     "naflexclap_*": "a model of audio and text, and models of images and texts alone are supported",
     "naflexgenlip_*": "a GenLIP, one generative transformer over images and texts, which has no towers to convert",
     "naflexgenlap_*": "a GenLAP, one generative transformer over audio and texts, which has no towers to convert",
-    "*naflex*": "a NaFlex model, whose images are patches, as many as their shapes ask for, which is not supported yet",
+    "*naflex*": "a NaFlex model, whose images are patches in any number, which is not supported yet",
     "coca2-moderntext*": "a CoCa whose decoder has the layers of modern text towers, which is not supported yet",
 }
 QUICK_GELU_SUFFIX = "-quickgelu"
@@ -165,8 +165,8 @@ class ListedModel:
         image_size: pixels, (height, width) where they differ.
         context_length: tokens of a text.
         timm_model: timm's name of the vision tower where timm is needed for it.
-        tokenizer: Hub id of the tokenizer whose files are needed, or the name of tiktoken's; `None` for CLIP's, which is
-            built in.
+        tokenizer: Hub id of the tokenizer whose files are needed, or tiktoken's name of it; `None` for CLIP's, which
+            is built in.
     """
 
     model: str

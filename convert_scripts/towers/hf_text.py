@@ -27,6 +27,7 @@ CONFIG_FILE = "config.json"
 # open_clip's `arch_dict` in `hf_configs.py`. It decides whether BERT has its pooling layer before it looks here, and
 # leaves it out: its `cls_pooler` then is ours of another name.
 _DEFAULT_POOLERS = {"bert": "cls_last_hidden_state_pooler", "m2m_100": "cls_pooler"}
+_OF_OPEN_CLIP_4 = ("modernbert",)
 _PROJ_TYPES = {"linear": "linear", "mlp": "mlp", None: "none"}
 
 
@@ -86,7 +87,9 @@ def _hf_config(cfg: Cfg) -> PreTrainedConfig:
 
 
 def _hf_model_config(config: PreTrainedConfig) -> dict[str, Any] | None:
-    """What differs from the configuration that open_clip finds at `hf_model_name`."""
+    """What differs from the configuration that open_clip finds at `hf_model_name`; open_clip 3 has no field for it."""
+    if config.hf_config.model_type not in _OF_OPEN_CLIP_4:
+        return None
     ours, named = config.hf_config.to_dict(), find_encoder_config(_hf_model_name(config)).to_dict()
     names = _fields_of_model(config.hf_config.model_type)
     return {name: ours[name] for name in sorted(names & ours.keys()) if ours[name] != named.get(name)} or None

@@ -56,12 +56,13 @@ def _coca(vision: dict, text: dict, multimodal: dict) -> dict:
     }
 
 
+_CLASS_TOKEN = {"embed_cls": True, "correct_cls_mask": True}
 MODELS = {
     # As coca2_ViT-B-32.
-    "coca2_cascade": _coca({"attentional_pool": "cascade"}, {"embed_cls": True, "correct_cls_mask": True}, {}),
+    "coca2_cascade": _coca({"attentional_pool": "cascade"}, _CLASS_TOKEN, {}),
     "coca2_parallel_own_padding": _coca(
         {"attentional_pool": "parallel", "attn_pooler_heads": 2},
-        {"embed_cls": True, "correct_cls_mask": True, "pad_id": PAD},
+        {**_CLASS_TOKEN, "pad_id": PAD},
         {"layers": 2},
     ),
     "coca2_same_width": _coca(
