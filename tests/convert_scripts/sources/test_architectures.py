@@ -69,7 +69,7 @@ def test_get_architecture_says_what_names_of_open_clip_4_are_that_it_cannot_give
 
 
 def test_get_pretrained_says_what_models_of_open_clip_4_are_that_it_cannot_give():
-    with pytest.raises(ConversionError, match="^ViT-SO400M-16-SigLIP2-naflex is a NaFlex model"):
+    with pytest.raises(ConversionError, match=r"^ViT-SO400M-16-SigLIP2-naflex is a NaFlex model"):
         get_pretrained("ViT-SO400M-16-SigLIP2-naflex", "webli")
 
 
