@@ -56,9 +56,15 @@ class CoCaCache(EncoderDecoderCache):
             self.self_attention_cache.reorder_cache(beam_idx)
             return
         # transformers puts new tensors in place of these, which CUDA graphs know by their addresses.
+        on_cpu = beam_idx.device.type == "cpu"
+        moved = torch.arange(len(beam_idx), device=beam_idx.device)
+        if on_cpu:  # rows and places that stay need no copy; a GPU would have to be waited for
+            moved = moved[beam_idx != moved]
         for layer in self.self_attention_cache.layers:
-            layer.keys.copy_(layer.keys.index_select(0, beam_idx.to(layer.keys.device)))
-            layer.values.copy_(layer.values.index_select(0, beam_idx.to(layer.values.device)))
+            length = int(layer.get_seq_length()) if on_cpu else layer.max_cache_len
+            for states in (layer.keys[:, :, :length], layer.values[:, :, :length]):
+                to, source = moved.to(states.device), beam_idx[moved].to(states.device)
+                states.index_copy_(0, to, states.index_select(0, source))
 
     def batch_repeat_interleave(self, repeats: int):
         """Repeat each sequence `repeats` times."""
