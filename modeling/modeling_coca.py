@@ -218,6 +218,10 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
     def set_output_embeddings(self, value: nn.Module):
         self.lm_head = value
 
+    def get_submodule(self, target: str) -> nn.Module:
+        # PEFT's soft prompts look for token embeddings under BERT's name for them, and else in the first tower alone.
+        return self.get_input_embeddings() if target == "embeddings.word_embeddings" else super().get_submodule(target)
+
     @can_return_tuple
     def forward(
         self,
@@ -368,6 +372,15 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
                 f"The cache has {len(causal_stack.layers)} layers, and the text tower and the decoder have {layers}: "
                 "make it with config=model.config."
             )
+        for index, layer in enumerate(causal_stack.layers[:layers] if causal_stack.get_seq_length() else ()):
+            in_text_tower = index < self.config.text_config.num_hidden_layers
+            config = self.config.text_config if in_text_tower else self.config.multimodal_config
+            heads, width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+            if layer.keys is not None and (layer.keys.shape[1], layer.keys.shape[3]) != (heads, width):
+                raise ValueError(
+                    f"Layer {index} of the cache has {layer.keys.shape[1]} heads of width {layer.keys.shape[3]}, and "
+                    f"this model {heads} of width {width}: pass a cache that this model filled."
+                )
         if image_hidden_states is None or not (is_pair and cache.cross_attention_cache.is_compileable):
             return
         tokens = image_hidden_states.shape[1]
@@ -377,6 +390,22 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
                 f"The static cache for images has max_cache_len={', '.join(map(str, lengths))}; expected {tokens}, "
                 "the tokens of an image, as nothing hides places that stay empty."
             )
+
+    def _check_lengths(self, cache: CoCaCache, length: int, *masks: torch.Tensor | None):
+        """Raise `ValueError` where the cache and `length` tokens are too many, or `masks` are of another number."""
+        if cache.is_compileable:  # whose masks cover places that are still empty
+            return
+        past, limit = cache.get_seq_length(), self.config.text_config.max_position_embeddings
+        if past + length > limit:
+            raise ValueError(
+                f"Got {length} tokens behind {past} in the cache, and the model takes at most {limit} in all."
+            )
+        for mask in masks:
+            if mask is not None and mask.shape[-1] != past + length:
+                raise ValueError(
+                    f"The attention_mask is of {mask.shape[-1]} tokens, expected one of {past + length}: {past} in "
+                    f"the cache and the {length} given."
+                )
 
     def text_attention_mask(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache: CoCaCache, query_length: int
@@ -464,6 +493,7 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         cache,
         **kwargs,
     ):
+        self._check_lengths(cache, input_ids.shape[1], attention_mask, text_attention_mask)
         # Made here, for both parts of the causal stack, because the text tower's layers will have grown the cache.
         decoder_mask = create_causal_mask(
             config=self.config,

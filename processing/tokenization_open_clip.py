@@ -22,7 +22,7 @@ from .added_tokens import AddedTokenFinder
 from .clip_bpe import BOS_TOKEN, EOS_TOKEN, NOT_SPECIAL, build_clip_bpe, is_clip_bpe, mark_literal_tokens
 from .language_tokens import get_language, set_language
 from .text_cleaning import get_text_cleaner
-from .token_padding import pad_arrays, pad_lists
+from .token_padding import check_lengths, checked_side, pad_arrays, pad_lists
 
 
 # Arguments of a call that ask for more than ids and a mask, which is left to the base class.
@@ -281,6 +281,7 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
     def _get_padding_truncation_strategies(
         self, padding=False, truncation=None, max_length=None, pad_to_multiple_of=None, **kwargs
     ):
+        check_lengths(max_length=max_length, pad_to_multiple_of=pad_to_multiple_of)
         if self.fixed_length and self._has_max_length and padding not in (False, PaddingStrategy.DO_NOT_PAD):
             padding, max_length = "max_length", self.model_max_length
         if padding is True and self._has_max_length and not self.dynamic_padding:
@@ -436,7 +437,7 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
                 # The class token is one more.
                 length = self._rounded_up(length + self.class_token_last, pad_to_multiple_of) - self.class_token_last
             pad = pad_lists if return_tensors is None else pad_arrays
-            rows, masks = pad(rows, length, self.pad_token_id, padding_side or self.padding_side)
+            rows, masks = pad(rows, length, self.pad_token_id, checked_side(padding_side or self.padding_side))
         else:
             masks = [[1] * len(row) for row in rows]
         data = {"input_ids": rows, "attention_mask": masks}

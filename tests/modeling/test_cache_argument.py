@@ -229,3 +229,16 @@ def test_a_bidirectional_text_tower_refuses_a_cache(arguments):
     if "cache" in arguments:
         with pytest.raises(ValueError, match="text tower of this CoCa is bidirectional"):
             model(**inputs, **arguments)
+
+
+def test_what_does_not_fit_the_cache_is_refused(coca, inputs):
+    inputs["input_ids"] = inputs["input_ids"][:, :4]
+    cache = coca(**inputs, use_cache=True)[CACHE_NAME]
+    past, limit = cache.get_seq_length(), coca.config.max_position_embeddings
+    token, everything = inputs["input_ids"][:, :1], torch.ones(3, past + 1)
+    assert coca(token, cache=cache, attention_mask=everything).logits.shape[1] == 1
+    with pytest.raises(ValueError, match=f"is of {past + 1} tokens, expected one of {past + 2}"):
+        coca(token, cache=cache, attention_mask=everything)
+    too_many = token.expand(-1, limit - past)
+    with pytest.raises(ValueError, match=f"behind {past + 1} in the cache, and the model takes at most {limit}"):
+        coca(too_many, cache=cache)
