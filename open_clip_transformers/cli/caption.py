@@ -124,7 +124,7 @@ def caption(
         if num_images(shards) > batch_size:  # measuring takes about as long as it saves in one batch
             optimize_for_inference(captioner.model)
         for batch, pixel_values in read_batches(shards, captioner.processor, batch_size, workers, failures):
-            for sample, text in zip(batch, captioner(pixel_values, batch)["caption"]):
+            for sample, text in zip(batch, captioner.captions(pixel_values)):
                 if as_json:
                     print_record({"image": sample.key, "caption": text})
                 else:
@@ -194,7 +194,7 @@ class Captioner:
     Args:
         prompt_ids: token ids (1, tokens) that every caption starts with, if any.
         settings: arguments of `generate`.
-        seed: makes the samples of each shard repeatable.
+        seed: makes the samples of each batch of a shard repeatable.
     """
 
     types = {"caption": "string"}
@@ -209,13 +209,20 @@ class Captioner:
     ):
         self.model, self.processor, self.image_processor = model, processor, processor.image_processor
         self.prompt_ids, self.settings, self.seed = prompt_ids, settings, seed
+        # Samples are drawn from one generator of random numbers, batch after batch.
+        self.concurrent = model.device.type == "cpu" and not settings.get(
+            "do_sample", model.generation_config.do_sample
+        )
 
-    def begin(self, shard: "Shard"):
+    def __call__(self, pixel_values: "torch.Tensor", samples: "list[Sample]", shard: "Shard") -> dict[str, list[str]]:
         from transformers import set_seed
 
-        set_seed((self.seed + zlib.crc32(shard.name.encode())) % 2**32)
+        if not self.concurrent:
+            set_seed((self.seed + zlib.crc32(f"{shard.name} {samples[0].key}".encode())) % 2**32)
+        return {"caption": self.captions(pixel_values)}
 
-    def __call__(self, pixel_values: "torch.Tensor", samples: "list[Sample]") -> dict[str, list[str]]:
+    def captions(self, pixel_values: "torch.Tensor") -> list[str]:
+        """Caption pixels (images, channels, height, width)."""
         import torch
 
         settings, model = self.settings, self.model
@@ -223,7 +230,7 @@ class Captioner:
             settings = {**settings, "input_ids": self.prompt_ids.expand(len(pixel_values), -1)}
         with torch.inference_mode():
             outputs = model.generate(pixel_values=pixel_values.to(model.device, model.dtype), **settings)
-        return {"caption": self.processor.batch_decode(outputs, skip_special_tokens=True)}
+        return self.processor.batch_decode(outputs, skip_special_tokens=True)
 
 
 def load_captioner(

@@ -138,12 +138,10 @@ class Classifier:
     ):
         self.model, self.processor, self.image_processor = model, processor, processor.image_processor
         self.labels, self.label_embeds, self.top = labels, label_embeds, top
+        self.concurrent = model.device.type == "cpu"
         self.types = {"label": "string", "score": "float32"}
         if top > 1:
             self.types = {name: f"{element}[]" for name, element in self.types.items()}
-
-    def begin(self, shard: "Shard"):
-        pass
 
     def best_labels(self, pixel_values: "torch.Tensor") -> list[list[tuple[str, float]]]:
         """Return the most probable labels of each image, with their probabilities."""
@@ -160,7 +158,7 @@ class Classifier:
             for row, row_scores in zip(indices, scores)
         ]
 
-    def __call__(self, pixel_values: "torch.Tensor", samples: "list[Sample]") -> dict[str, list]:
+    def __call__(self, pixel_values: "torch.Tensor", samples: "list[Sample]", shard: "Shard") -> dict[str, list]:
         columns = [tuple(zip(*best)) for best in self.best_labels(pixel_values)]
         labels, scores = ([list(row[part]) for row in columns] for part in (0, 1))
         if self.top > 1:

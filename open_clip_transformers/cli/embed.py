@@ -165,6 +165,7 @@ class Embedder:
     def __init__(self, model: "PreTrainedModel", processor: "ProcessorMixin", settings: _Settings):
         self.model, self.processor, self.settings = model, processor, settings
         self.image_processor = processor.image_processor
+        self.concurrent = model.device.type == "cpu"
         vectors = (settings.embedding_dtype, model.config.projection_dim)
         types: dict[str, str | tuple[str, int]] = {
             "embedding": vectors,
@@ -173,10 +174,9 @@ class Embedder:
         }
         self.types = {name: types[name] for name in settings.columns}
 
-    def begin(self, shard: "Shard"):
-        pass
-
-    def __call__(self, pixel_values: "torch.Tensor", samples: "list[Sample]") -> "dict[str, torch.Tensor | list]":
+    def __call__(
+        self, pixel_values: "torch.Tensor", samples: "list[Sample]", shard: "Shard"
+    ) -> "dict[str, torch.Tensor | list]":
         from .embeddings import embed_cut_texts, embed_images
 
         columns = {"embedding": embed_images(self.model, pixel_values)}

@@ -10,7 +10,7 @@ import threading
 import urllib.parse
 import urllib.request
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple
@@ -130,8 +130,8 @@ def worthwhile_workers(names: list[str], workers: int) -> int:
 
 def load_images(
     sources: "Iterable[str | bytes | None]", reader: PixelReader, ahead: int, workers: int
-) -> "Iterator[numpy.ndarray | Unreadable | None]":
-    """Iterate over the pixels of `sources`, in their order.
+) -> "Generator[numpy.ndarray | Unreadable | None]":
+    """Iterate over the pixels of `sources`, in their order; closing it ends the processes that read.
 
     Args:
         sources: what `reader` takes; read lazily, in this process.
@@ -140,7 +140,7 @@ def load_images(
         workers: processes that read. Without any, images are read here, when they are asked for.
     """
     if workers == 0:
-        return map(reader.__getitem__, sources)
+        return (reader[source] for source in sources)
 
     from torch.utils.data import DataLoader
 
@@ -157,7 +157,8 @@ def load_images(
             prefetch_factor=-(-ahead // workers),
             multiprocessing_context=START_METHOD,
         )
-        return iter(loader)
+        # It starts the processes now, and they end where nothing refers to its iterator any more.
+        return (item for item in loader)
 
 
 def _as_it_is(item: object) -> object:

@@ -28,14 +28,12 @@ class GeneratedShard(Shard):
 
 class Task:
     types = {"embedding": ("float32", 16)}
+    concurrent = True
 
     def image_processor(self, image, return_tensors):
         return types.SimpleNamespace(pixel_values=torch.tensor(numpy.array(image), dtype=torch.float32)[None, None])
 
-    def begin(self, shard):
-        pass
-
-    def __call__(self, pixel_values, samples):
+    def __call__(self, pixel_values, samples, shard):
         return {"embedding": torch.ones(len(samples), 16)}
 
 
