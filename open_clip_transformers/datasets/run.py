@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from itertools import chain, tee
@@ -21,7 +21,8 @@ from .shards import Sample, Shard
 if TYPE_CHECKING:
     import numpy
     import torch
-    from transformers.image_processing_utils import BaseImageProcessor
+
+    from ..processing.image_settings_open_clip import OpenClipImageSettings
 
 BATCHES_AHEAD = 2
 SHARDS_AHEAD = 2  # that are read before the results of an earlier one are written
@@ -39,7 +40,7 @@ class Task(Protocol):
         concurrent: whether it is fastest on several batches at once, each in a thread of its own.
     """
 
-    image_processor: "BaseImageProcessor"
+    image_processor: "OpenClipImageSettings"
     concurrent: bool
 
     @property
@@ -86,13 +87,11 @@ def run(
     report = Report(cores=cores, lanes=cores if task.concurrent else 1)
     stream, ahead = tee(_samples(places))
     sources = (sample.image if isinstance(sample, Sample) and sample.error is None else None for _, sample in ahead)
-    images_ahead = BATCHES_AHEAD * batch_size * report.lanes
-    with report.running(), ExitStack() as stack:
+    reader, images_ahead = PixelReader(task.image_processor), BATCHES_AHEAD * batch_size * report.lanes
+    with report.running(), _threads(1), ExitStack() as stack:
         # The processes that read start before tqdm and the model do their threads, and end before the time is taken.
-        loaded = stack.enter_context(
-            closing(load_images(sources, PixelReader(task.image_processor), images_ahead, workers))
-        )
-        model = stack.enter_context(closing(_Model(task, 1 if task.concurrent else threads, report)))
+        loaded = stack.enter_context(closing(load_images(sources, reader, images_ahead, workers)))
+        model = stack.enter_context(closing(_Model(task, reader, 1 if task.concurrent else threads, report)))
         progress = stack.enter_context(closing(Progress(len(places))))
         finished = _Finished(output, report, progress)
         work = None
@@ -114,6 +113,19 @@ def run(
         finished.write(at_most_waiting=0)
         output.sweep()
     return report
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Let torch use that many threads in here."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _samples(places: Sequence[Place]) -> Iterator[tuple[Place, "Sample | Exception | None"]]:
@@ -138,10 +150,10 @@ def _samples(places: Sequence[Place]) -> Iterator[tuple[Place, "Sample | Excepti
 class _Model:
     """A task at work on batches in threads, with a bound on how many wait for it."""
 
-    def __init__(self, task: Task, threads: int, report: Report):
+    def __init__(self, task: Task, reader: PixelReader, threads: int, report: Report):
         import torch
 
-        self.task, self.report = task, report
+        self.task, self.reader, self.report = task, reader, report
         self.pool = ThreadPoolExecutor(report.lanes, "model", torch.set_num_threads, [threads])
         self.waiting: deque[Future] = deque()
 
@@ -157,8 +169,7 @@ class _Model:
         import torch
 
         start = time.perf_counter()
-        pixel_values = torch.stack([torch.from_numpy(image) for image in pixels])
-        columns = self.task(pixel_values, samples, shard)
+        columns = self.task(self.reader.to_pixel_values(pixels), samples, shard)
         columns = {
             name: values.cpu() if isinstance(values, torch.Tensor) else values for name, values in columns.items()
         }
