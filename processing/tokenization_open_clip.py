@@ -80,7 +80,8 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
             nor `tokenizer_object` is given.
         tokenizer_object: a `tokenizers.Tokenizer` instead of a file; it is copied.
         clean: how texts are cleaned, `"lower"` (the default with CLIP's vocabulary), `"whitespace"` (the default with
-            others) or `"canonicalize"`; see `text_cleaning`. open_clip: the same name.
+            others), `"whitespace_underscore"`, `"canonicalize"` or `"none"`; see `text_cleaning`. open_clip: the same
+            name.
         model_max_length: longest text in tokens, special ones included; open_clip: `context_length`.
         pad_token: token that fills texts up; by default `"!"` (id 0) with CLIP's vocabulary, none with others.
         strip_sep_token: replace the separator token by id 0 after padding, as CLIPA's models need; its attention mask
@@ -95,6 +96,8 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
         src_lang: language code that goes with texts, for tokenizers that have such codes (NLLB's); by default that of
             the tokenizer's files. It can be set later, too. open_clip: `language`, which has no effect in 3.3.0, as
             each call of transformers' tokenizer undoes it.
+        tiktoken_name: tiktoken's name of the vocabulary where it is one of its; read to convert back to open_clip
+            only. open_clip: the same name.
         uncleaned_tokens: of the added tokens of a `tokenizer.json`, those to find in texts before these are cleaned;
             set by saving. By default, with CLIP's vocabulary, all but its own two special tokens, with others none.
         clean_up_tokenization_spaces: whether captions read "a cat." instead of "a cat ."; only applies where special
@@ -124,6 +127,7 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
         fixed_length: bool = False,
         dynamic_padding: bool = False,
         src_lang: str | None = None,
+        tiktoken_name: str | None = None,
         uncleaned_tokens: list[str] | None = None,
         clean_up_tokenization_spaces: bool | None = None,
         **kwargs,
@@ -146,6 +150,9 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
         if fixed_length and dynamic_padding:
             raise ValueError("fixed_length=True and dynamic_padding=True exclude each other: leave one of them out.")
         self.fixed_length, self.dynamic_padding = fixed_length, dynamic_padding
+        self.tiktoken_name = tiktoken_name
+        if tiktoken_name is not None:
+            kwargs["tiktoken_name"] = tiktoken_name
         for setting, names in _NEEDED_TOKENS.items():
             missing = [name for name in names if kwargs.get(name) is None]
             if getattr(self, setting) and missing:
@@ -372,7 +379,8 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
                 for token in self.added_tokens_decoder.values()
                 if token.content not in self._native_tokens and not (split_special_tokens and token.special)
             ]
-            self._finders[split_special_tokens] = AddedTokenFinder(tokens, self.clean != "whitespace")
+            ignores_case = self.clean in ("lower", "canonicalize")
+            self._finders[split_special_tokens] = AddedTokenFinder(tokens, ignores_case)
         return self._finders[split_special_tokens]
 
     def _add_tokens(self, new_tokens, special_tokens=False) -> int:

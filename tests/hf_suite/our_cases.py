@@ -12,7 +12,7 @@ from hf_suite.cases import (
     pixels,
     texts,
 )
-from tiny_configs import tiny_clip_cfg, tiny_coca_cfg, tiny_hf_coca_cfg, tiny_hf_text_cfg
+from tiny_configs import tiny_clip_cfg, tiny_coca_cfg, tiny_hf_coca_cfg, tiny_hf_text_cfg, tiny_modern_text_cfg
 from tiny_models import (
     BOS,
     CLIP,
@@ -36,6 +36,7 @@ from open_clip_transformers.modeling.modeling_coca import (
     CoCaModel,
 )
 from open_clip_transformers.modeling.modeling_hf_text import HfTextModel
+from open_clip_transformers.modeling.modeling_modern_text import ModernTextModel
 from open_clip_transformers.modeling.modeling_modified_resnet import ModifiedResNetBackbone, ModifiedResNetModel
 from open_clip_transformers.modeling.modeling_open_clip import (
     OpenClipForImageClassification,
@@ -283,6 +284,33 @@ class TextBidirectional(_OpenClipText):
         return tiny_config(SIGLIP).text_config
 
 
+class ModernText(_Text):
+    """As moderntext-ViT-B-32-256: causal, pooled at the end."""
+
+    model_classes = base_classes = (ModernTextModel,)
+    auto_classes = {"AutoModel": ModernTextModel}
+    pipeline_model_mapping = {"feature-extraction": ModernTextModel}
+    ignore = Text.ignore
+    options = {
+        **{"pool_type": "eos", "attention_mode": "causal", "qk_norm": False, "norm_placement": "pre"},
+        **{"reg_tokens": 0, "value_residual": False, "ls_init_value": None, "freeze_pad_embed": None},
+    }
+
+    def config(self):
+        return tiny_config(tiny_modern_text_cfg(text_cfg={**self.options, "eos_id": EOS})).text_config
+
+
+class ModernTextOptions(ModernText):
+    """Bidirectional, pooled by attention, with registers and value residuals."""
+
+    pipeline_model_mapping = {}
+    ignore = {}
+    options = {}
+
+    def tester_values(self, config):
+        return {"seq_length": 12}
+
+
 class HfBert(_Text):
     config_changes = {}
     model_classes = base_classes = (HfTextModel,)
@@ -311,6 +339,11 @@ class HfMt5(HfBert):
 class HfM2m100(HfBert):
     encoder = "m2m_100"
     ignore_on_older = {"cpu:test_compile_training": "its encoder branches on a random number in training"}
+    pipeline_model_mapping = {}
+
+
+class HfModernBert(HfBert):
+    encoder = "modernbert"
     pipeline_model_mapping = {}
 
 
@@ -388,6 +421,13 @@ class ClipHfText(Clip):
 
     def config(self):
         return tiny_config(tiny_hf_text_cfg("roberta", vision_cfg={"layers": 2}))
+
+
+class ClipModernText(Clip):
+    pipeline_model_mapping = {}
+
+    def config(self):
+        return tiny_config(tiny_modern_text_cfg(vision_cfg={"layers": 2}))
 
 
 class Siglip(_Dual):
