@@ -128,22 +128,24 @@ class AutoClassMixin:
 
 
 class ConfigurationError(StrictDataclassError, ValueError):
-    """A field of a configuration holds what no model can be built of."""
+    """A field of a configuration, or an argument, holds what nothing can be built or made of."""
 
 
 def strict(cls: type[T]) -> type[T]:
     """Have a configuration check the types of its fields; huggingface_hub's `strict`, with errors for users."""
     cls = hub_dataclasses.strict(cls)
     for name in ("__setattr__", "validate"):
-        setattr(cls, name, _with_value_errors(getattr(cls, name)))
+        setattr(cls, name, with_value_errors(getattr(cls, name)))
     return cls
 
 
-def _with_value_errors(method: Callable) -> Callable:
+def with_value_errors(method: Callable) -> Callable:
+    """`method`, with a `ValueError` where huggingface_hub refuses the type of a field or an argument."""
+
     @wraps(method)
-    def checked(self, *args):
+    def checked(self, *args, **kwargs):
         try:
-            return method(self, *args)
+            return method(self, *args, **kwargs)
         except ConfigurationError:
             raise
         except StrictDataclassError as error:

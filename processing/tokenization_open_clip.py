@@ -22,7 +22,7 @@ from .added_tokens import AddedTokenFinder
 from .clip_bpe import BOS_TOKEN, EOS_TOKEN, NOT_SPECIAL, build_clip_bpe, is_clip_bpe, mark_literal_tokens
 from .language_tokens import get_language, set_language
 from .text_cleaning import get_text_cleaner
-from .token_padding import pad_arrays, pad_lists
+from .token_padding import check_lengths, checked_side, pad_arrays, pad_lists
 
 
 # Arguments of a call that ask for more than ids and a mask, which is left to the base class.
@@ -66,7 +66,8 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
     - Texts are truncated unless `truncation=False`, and to `model_max_length` even where `max_length` is larger.
     - With `fixed_length`, any padding is to `model_max_length`.
     - `pad_to_multiple_of` rounds the length up to a multiple, but never beyond `model_max_length`, which is as many
-      tokens as the model takes: 77 tokens stay 77.
+      tokens as the model takes: 77 tokens stay 77. As in the base class, `truncation=True` with a shorter
+      `max_length` that is no multiple raises.
     - Tokens added with `add_tokens` or `add_special_tokens` are found in texts before these are cleaned, as with other
       tokenizers of transformers; the special tokens of the vocabulary itself after it, as in open_clip.
     - The padding token of CLIP's vocabulary is id 0, which is also the token `"!"` within a word. It is therefore not
@@ -287,17 +288,25 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
     def _get_padding_truncation_strategies(
         self, padding=False, truncation=None, max_length=None, pad_to_multiple_of=None, **kwargs
     ):
+        check_lengths(max_length=max_length, pad_to_multiple_of=pad_to_multiple_of)
         if self.fixed_length and self._has_max_length and padding not in (False, PaddingStrategy.DO_NOT_PAD):
             padding, max_length = "max_length", self.model_max_length
         if padding is True and self._has_max_length and not self.dynamic_padding:
             padding = "max_length"
-        if truncation is None:
+        is_asked = truncation is not None
+        if not is_asked:
             truncation = self._has_max_length or max_length is not None
         if max_length is not None and truncation is not False:
             max_length = min(max_length, self.model_max_length)
-        # The base class would refuse a `pad_to_multiple_of` that does not divide the length of truncation.
+        # The base class would refuse every multiple that does not divide the model's own length, too.
+        if max_length is None or max_length == self.model_max_length or not is_asked:
+            pad_to_multiple_of = None
         return super()._get_padding_truncation_strategies(
-            padding=padding, truncation=truncation, max_length=max_length, **kwargs
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            pad_to_multiple_of=pad_to_multiple_of,
+            **kwargs,
         )
 
     @property
@@ -436,7 +445,7 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
                 # The class token is one more.
                 length = self._rounded_up(length + self.class_token_last, pad_to_multiple_of) - self.class_token_last
             pad = pad_lists if return_tensors is None else pad_arrays
-            rows, masks = pad(rows, length, self.pad_token_id, padding_side or self.padding_side)
+            rows, masks = pad(rows, length, self.pad_token_id, checked_side(padding_side or self.padding_side))
         else:
             masks = [[1] * len(row) for row in rows]
         data = {"input_ids": rows, "attention_mask": masks}

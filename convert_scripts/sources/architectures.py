@@ -73,6 +73,11 @@ def get_architecture(name: str) -> dict[str, Any]:
     )
 
 
+def is_architecture(name: str) -> bool:
+    """Whether `get_architecture` takes `name`."""
+    return name.replace("/", "-").removesuffix(QUICK_GELU_SUFFIX) in data_table(ARCHITECTURES)
+
+
 @dataclass(frozen=True)
 class PretrainedTag:
     """Weights that open_clip knows by name.
