@@ -160,7 +160,10 @@ def open_clip_losses(model: torch.nn.Module, inputs: Inputs, config: PreTrainedC
     if is_coca:
         # Its contrastive part, switched off here, takes no bias.
         caption_loss = CoCaLoss(caption_loss_weight=1.0, clip_loss_weight=0.0, pad_id=config.pad_token_id)
-        losses["caption loss"] = caption_loss(image, text, outputs["logits"], outputs["labels"], None)[1]
+        logits, labels = outputs["logits"], outputs.get("labels")
+        if labels is None:  # open_clip 4 shifts them outside of its model
+            logits, labels = logits[:, :-1], input_ids[:, 1:]
+        losses["caption loss"] = caption_loss(image, text, logits, labels, None)[1]
         weights = (config.contrastive_loss_weight, config.caption_loss_weight)
         losses["loss"] = sum(weight * loss for weight, loss in zip(weights, losses.values()))
     return losses
@@ -297,13 +300,13 @@ class CaptionIds:
 def open_clip_captions(model: torch.nn.Module, pixel_values: torch.Tensor, ids: CaptionIds) -> torch.Tensor:
     """Greedy captions of open_clip's model, (images, max_length), `NOTHING` behind their end.
 
-    Its own `generate` needs transformers older than 5. The loop here takes the most probable word of its forward pass
-    until the text ends: greedy decoding.
+    Its own `generate` needs transformers older than 5. The loop here takes the most probable word of its decoder until
+    the text ends: greedy decoding.
     """
-    image_latent, image_tokens = model._encode_image(pixel_values)
+    _, image_tokens = model._encode_image(pixel_values)
     input_ids = ids.first(len(pixel_values))
     while input_ids.shape[1] < ids.max_length and not ids.is_end(input_ids).any(dim=1).all():
-        logits = model(pixel_values, input_ids, image_latent, image_tokens, output_labels=False)["logits"]
+        logits = model.text_decoder(image_tokens, model._encode_text(input_ids)[1])
         input_ids = torch.cat([input_ids, logits[:, -1:].argmax(dim=-1)], dim=1)
     return ids.finished(input_ids)
 
