@@ -303,10 +303,10 @@ def open_clip_captions(model: torch.nn.Module, pixel_values: torch.Tensor, ids: 
     Its own `generate` needs transformers older than 5. The loop here takes the most probable word of its decoder until
     the text ends: greedy decoding.
     """
-    _, image_tokens = model._encode_image(pixel_values)
+    _, image_tokens = model.visual(pixel_values)
     input_ids = ids.first(len(pixel_values))
     while input_ids.shape[1] < ids.max_length and not ids.is_end(input_ids).any(dim=1).all():
-        logits = model.text_decoder(image_tokens, model._encode_text(input_ids)[1])
+        logits = model.text_decoder(image_tokens, model.text(input_ids)[1])
         input_ids = torch.cat([input_ids, logits[:, -1:].argmax(dim=-1)], dim=1)
     return ids.finished(input_ids)
 
