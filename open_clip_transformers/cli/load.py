@@ -16,7 +16,7 @@ from ..configuration.configuration_open_clip import OpenClipConfig, OpenClipSigl
 from ..configuration.configuration_vit import OpenClipVitConfig
 from ..configuration.errors import UserError
 from ..convert_scripts.common import check_no_pointer, failing_as, read_json, user_path
-from ..modeling.generation_coca import check_numbers
+from ..modeling.generation_captioning import check_numbers
 from ..processing.processing_coca import CoCaProcessor
 from ..processing.processing_open_clip import OpenClipProcessor
 from .messages import UsageError, hide_progress_bars_in_logs

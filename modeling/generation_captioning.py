@@ -1,4 +1,4 @@
-"""Captioning with `generate`: what CoCa adds to transformers' `GenerationMixin`."""
+"""Captioning with `generate`: what our captioners add to transformers' `GenerationMixin`."""
 
 import inspect
 from collections.abc import Mapping
@@ -38,8 +38,8 @@ NUMBERS = {
 }
 
 
-class CoCaGenerationMixin(GenerationMixin):
-    """`generate` of [`CoCaModel`]: encodes each image once, whatever the number of beams, and checks lengths.
+class CaptioningGenerationMixin(GenerationMixin):
+    """`generate` of the captioners: encodes each image once, whatever the number of beams, and checks lengths.
 
     Of the model it calls `get_image_features`, `cache_argument`, `wrap_cache` and `text_attention_mask`.
     """
@@ -178,16 +178,16 @@ class CoCaGenerationMixin(GenerationMixin):
                     pad_token_id = self._setting("pad_token_id", generation_config, kwargs, self.config.pad_token_id)
                     prompts, attention_mask = _without_end(prompts, attention_mask, eos_token_id, pad_token_id)
             kwargs["attention_mask"] = attention_mask
-        if not self.config.text_config.is_causal:
+        if not self.config.can_cache:
             if inputs_embeds is not None:
                 raise ValueError(
-                    "The text tower of this CoCa is bidirectional, and cannot have a cache, from which alone "
+                    "The text tower of this model is bidirectional, and cannot have a cache, from which alone "
                     "transformers continues embeddings: pass input_ids."
                 )
             # Each token changes all states of a bidirectional text tower: there is nothing to cache.
             if (implementation := self._setting("cache_implementation", generation_config, kwargs, None)) is not None:
                 raise ValueError(
-                    f"Got cache_implementation={implementation!r}, but the text tower of this CoCa is bidirectional, "
+                    f"Got cache_implementation={implementation!r}, but the text tower of this model is bidirectional, "
                     "and cannot have a cache: leave it out."
                 )
             kwargs["use_cache"] = False
@@ -218,7 +218,7 @@ class CoCaGenerationMixin(GenerationMixin):
             return self._setting(name, generation_config, kwargs, default)
 
         beams, groups = setting("num_beams", 1), setting("num_beam_groups", 1)
-        vocab_size = self.config.multimodal_config.vocab_size
+        vocab_size = self.config.vocab_size
         if beams > vocab_size:
             raise ValueError(
                 f"num_beams is {beams:,}, more than the {vocab_size:,} tokens that beams can begin with: pass fewer."
@@ -244,7 +244,7 @@ class CoCaGenerationMixin(GenerationMixin):
         if self._compiled_call_impl is None:
             return super()._prefill(*args, **kwargs)
         model = copy(self)  # a copy is not compiled
-        outputs = super(CoCaGenerationMixin, model)._prefill(*args, **kwargs)
+        outputs = super(CaptioningGenerationMixin, model)._prefill(*args, **kwargs)
         if self.device.type == "cpu" and outputs.get(CACHE_NAME) is not None:
             _release_static_addresses(outputs[CACHE_NAME])
         return outputs
