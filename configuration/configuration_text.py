@@ -31,6 +31,7 @@ class OpenClipTextConfig(OpenClipTowerConfig):
 
     model_type = "open_clip_text"
     base_config_key = "text_config"
+    pool_types = ("argmax", "eos", "first", "last", "none")
 
     vocab_size: int = 49408
     max_position_embeddings: int = 77
@@ -54,7 +55,7 @@ class OpenClipTextConfig(OpenClipTowerConfig):
     def validate_architecture(self):
         super().validate_architecture()
         check_choice(self, "proj_type", ("linear", "none"))
-        check_choice(self, "pool_type", ("argmax", "eos", "first", "last", "none"))
+        check_choice(self, "pool_type", self.pool_types)
         if self.pad_token_id is None and (self.embed_cls or (self.use_pad_mask and not self.is_causal)):
             raise ValueError("OpenClipTextConfig: embed_cls and use_pad_mask need a pad_token_id, got None.")
         if self.pool_type == "eos" and not self.embed_cls and not isinstance(self.eos_token_id, int):

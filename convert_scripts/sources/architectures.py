@@ -1,5 +1,5 @@
 """open_clip's built-in architectures and pretrained tags by name, without open_clip or torch (its
-`model_configs/*.json` and `pretrained.py`, release 3.3.0)."""
+`model_configs/*.json` and `pretrained.py`, release 3.3.0, and the MaMMUT of LAION's `open_clip_mammut`)."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -15,13 +15,20 @@ from ..common import ConversionError, argument, data_table, listing
 ARCHITECTURES = "open_clip_architectures"
 PRETRAINED = "open_clip_pretrained"
 TOWERS = "open_clip_towers"
+# Architectures that release 3.3.0 does not have, and their towers.
+OTHER_ARCHITECTURES = "other_architectures"
+OTHER_TOWERS = "other_towers"
 QUICK_GELU_SUFFIX = "-quickgelu"
 TIMM_TOWER = "open_clip_timm_vision"
 
 
+def _architectures() -> dict[str, dict[str, Any]]:
+    return {**data_table(ARCHITECTURES), **data_table(OTHER_ARCHITECTURES)}
+
+
 def list_architectures() -> list[str]:
     """Names of the built-in architectures."""
-    return sorted(data_table(ARCHITECTURES))
+    return sorted(_architectures())
 
 
 def get_architecture(name: str) -> dict[str, Any]:
@@ -39,7 +46,7 @@ def get_architecture(name: str) -> dict[str, Any]:
             f"{name!r} is a file and not the name of an architecture: give it with {argument('config', name)}."
         )
     name = name.replace("/", "-")
-    architectures = data_table(ARCHITECTURES)
+    architectures = _architectures()
     if name in architectures:
         return deepcopy(architectures[name])
     base = name.removesuffix(QUICK_GELU_SUFFIX)
@@ -48,7 +55,7 @@ def get_architecture(name: str) -> dict[str, Any]:
     close = difflib.get_close_matches(name, architectures, n=5, cutoff=0.5)
     hint = f"Did you mean {', '.join(close)}?" if close else f"Known names: {', '.join(list_architectures())}."
     raise ConversionError(
-        f"{name!r} is not among the {len(architectures)} architectures of open_clip 3.3.0. "
+        f"{name!r} is not among the {len(architectures)} architectures of open_clip 3.3.0 and of LAION's MaMMUT. "
         f"{hint} For another architecture give its configuration with {argument('config', 'FILE')}."
     )
 
@@ -123,10 +130,10 @@ def get_pretrained(model: str, tag: str) -> PretrainedTag:
 def find_published(model_name: str | None, model_cfg: Mapping[str, Any]) -> list[PretrainedTag]:
     """The tags of an architecture: of that name, or, without one, of the built-in ones described alike."""
     if model_name is None:
-        names = [name for name, cfg in data_table(ARCHITECTURES).items() if cfg == model_cfg]
+        names = [name for name, cfg in _architectures().items() if cfg == model_cfg]
     else:
         name = model_name.replace("/", "-")
-        names = [name if name in data_table(ARCHITECTURES) else name.removesuffix(QUICK_GELU_SUFFIX)]
+        names = [name if name in _architectures() else name.removesuffix(QUICK_GELU_SUFFIX)]
     return [tag for name in names for tag in list_pretrained(name)]
 
 
@@ -194,7 +201,7 @@ def _matches(pattern: str | None, name: str) -> bool:
 
 
 def _listed(model: str, pretrained: PretrainedTag | None) -> ListedModel:
-    model_cfg, towers = get_architecture(model), data_table(TOWERS)[model]
+    model_cfg, towers = get_architecture(model), {**data_table(TOWERS), **data_table(OTHER_TOWERS)}[model]
     vision_cfg, text_cfg = model_cfg["vision_cfg"], model_cfg["text_cfg"]
     return ListedModel(
         model=model,

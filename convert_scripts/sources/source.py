@@ -12,6 +12,7 @@ from reprlib import repr as brief
 from typing import Any
 
 from ..common import ConversionError, argument, read_json, user_path
+from ..mapping.config_table import text_fields_of
 from ..mapping.hints import explain_keys
 from ..towers.base import VISION_DEFAULTS
 from .architectures import QUICK_GELU_SUFFIX, get_architecture, get_pretrained, list_pretrained
@@ -273,12 +274,13 @@ def _config_folder(config) -> Path | None:
 
 def _with_local_folders(model_cfg: Mapping[str, Any], base: Path | None) -> Mapping[str, Any]:
     """`model_cfg` whose text tower names local folders by their whole paths; they may be relative to `base`."""
-    text_cfg = model_cfg["text_cfg"]
+    part = "text_cfg" if model_cfg.get("text_cfg") is not None else "multimodal_cfg"
+    text_cfg = model_cfg.get(part)
     if not isinstance(text_cfg, Mapping):
         return model_cfg
     folders = {key: _local_folder(text_cfg.get(key), base) for key in ("hf_tokenizer_name", "hf_model_name")}
     folders = {key: folder for key, folder in folders.items() if folder}
-    return {**model_cfg, "text_cfg": {**text_cfg, **folders}} if folders else model_cfg
+    return {**model_cfg, part: {**text_cfg, **folders}} if folders else model_cfg
 
 
 def _local_folder(name: Any, base: Path | None) -> str | None:
@@ -291,7 +293,7 @@ def _local_folder(name: Any, base: Path | None) -> str | None:
 
 def _named_tokenizer_folder(model_cfg: Mapping[str, Any]) -> Path | None:
     """The local folder that `hf_tokenizer_name` stands for; `None` where it is a Hub id, or there is none."""
-    text_cfg = model_cfg.get("text_cfg")
+    text_cfg = text_fields_of(model_cfg)
     name = text_cfg.get("hf_tokenizer_name") if isinstance(text_cfg, Mapping) else None
     return Path(name) if isinstance(name, str) and Path(name).is_absolute() else None
 
