@@ -228,7 +228,7 @@ def _given_config(model_name: str | None, config) -> dict[str, Any] | None:
             f"Beside a name, {argument('config')} holds what differs from the architecture, at top level or under "
             f"model_cfg, and a preprocess_cfg; got {', '.join(map(str, config))}."
         )
-    if changes.keys() >= _ARCHITECTURE:
+    if _describes_model(changes):
         raise ConversionError(
             f"The architecture is given twice, by {argument('model_name', model_name)} and by {argument('config')}: "
             "leave one out, or give no more in the configuration than what differs, and a preprocess_cfg."
@@ -310,6 +310,11 @@ def _inferred_config(name: str, weights: Path) -> dict[str, Any]:
     return {"model_cfg": infer_openai_architecture(tensors), "preprocess_cfg": {}}
 
 
+def _describes_model(model_cfg: Mapping[str, Any]) -> bool:
+    """Whether all parts are there; open_clip 4 has a MaMMUT's text tower in `multimodal_cfg`."""
+    return model_cfg.keys() >= _ARCHITECTURE or model_cfg.keys() >= _ARCHITECTURE - {"text_cfg"} | {"multimodal_cfg"}
+
+
 def read_config(config: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any]:
     """Read `model_cfg` and `preprocess_cfg` of a file like open_clip_config.json or like those in `model_configs/`.
 
@@ -318,7 +323,7 @@ def read_config(config: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any]
     """
     content = config if isinstance(config, Mapping) else read_json(user_path(config))
     model_cfg = content.get("model_cfg", content)
-    if not isinstance(model_cfg, Mapping) or not model_cfg.keys() >= _ARCHITECTURE:
+    if not isinstance(model_cfg, Mapping) or not _describes_model(model_cfg):
         name = "config" if isinstance(config, Mapping) else config
         raise ConversionError(
             f"{name} is not an open_clip configuration: expected embed_dim, vision_cfg and text_cfg, at top level or "

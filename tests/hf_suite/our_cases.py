@@ -12,12 +12,13 @@ from hf_suite.cases import (
     pixels,
     texts,
 )
-from tiny_configs import tiny_clip_cfg, tiny_coca_cfg, tiny_hf_coca_cfg, tiny_hf_text_cfg
+from tiny_configs import tiny_clip_cfg, tiny_coca_cfg, tiny_hf_coca_cfg, tiny_hf_text_cfg, tiny_mammut_cfg
 from tiny_models import (
     BOS,
     CLIP,
     COCA,
     EOS,
+    MAMMUT,
     PAD,
     RESNET,
     SIGLIP,
@@ -36,6 +37,13 @@ from open_clip_transformers.modeling.modeling_coca import (
     CoCaModel,
 )
 from open_clip_transformers.modeling.modeling_hf_text import HfTextModel
+from open_clip_transformers.modeling.modeling_mammut import (
+    MaMMUTForConditionalGeneration,
+    MaMMUTForImageClassification,
+    MaMMUTForZeroShotImageClassification,
+    MaMMUTModel,
+)
+from open_clip_transformers.modeling.modeling_mammut_text import MaMMUTTextModel
 from open_clip_transformers.modeling.modeling_modified_resnet import ModifiedResNetBackbone, ModifiedResNetModel
 from open_clip_transformers.modeling.modeling_open_clip import (
     OpenClipForImageClassification,
@@ -61,6 +69,8 @@ PLAIN = tiny_clip_cfg(vision_cfg={"layers": 2})
 PLAIN_COCA = tiny_coca_cfg(
     vision_cfg={"layers": 2}, text_cfg={"context_length": 24}, multimodal_cfg={"context_length": 24}
 )
+
+PLAIN_MAMMUT = tiny_mammut_cfg(vision_cfg={"layers": 2}, text_cfg={"context_length": 24, "layers": 3})
 
 
 def word_tokenizer(length=10, **settings):
@@ -282,6 +292,17 @@ class TextBidirectional(_OpenClipText):
         return tiny_config(SIGLIP).text_config
 
 
+class MaMMUTText(_OpenClipText):
+    """MaMMUT's text tower: bidirectional, some layers without an MLP."""
+
+    model_classes = base_classes = (MaMMUTTextModel,)
+    auto_classes = {"AutoModel": MaMMUTTextModel}
+    pipeline_model_mapping = {"feature-extraction": MaMMUTTextModel}
+
+    def config(self):
+        return tiny_config(MAMMUT).text_config
+
+
 class HfBert(_Text):
     config_changes = {}
     model_classes = base_classes = (HfTextModel,)
@@ -418,6 +439,16 @@ class CoCaZeroShot(_Dual):
         return {"tokenizer": word_tokenizer(24), "image_processor": image_processor(self.size)}
 
 
+class MaMMUTZeroShot(CoCaZeroShot):
+    model_classes = (MaMMUTForZeroShotImageClassification,)
+    auto_classes = {"AutoModelForZeroShotImageClassification": MaMMUTForZeroShotImageClassification}
+    pipeline_model_mapping = {"zero-shot-image-classification": MaMMUTForZeroShotImageClassification}
+    skip_test_image_features_output_shape = False
+
+    def config(self):
+        return tiny_config(PLAIN_MAMMUT)
+
+
 class VisionWithProjection(_Vision):
     model_classes = base_classes = (OpenClipVisionModelWithProjection,)
     prefix_tokens = 1
@@ -463,6 +494,14 @@ class CoCaImageClassification(ImageClassification):
     config = CoCaZeroShot.config
 
 
+class MaMMUTImageClassification(ImageClassification):
+    model_classes = (MaMMUTForImageClassification,)
+    heads = {"image-classification": (MaMMUTForImageClassification,)}
+    auto_classes = {"AutoModelForImageClassification": MaMMUTForImageClassification}
+    pipeline_model_mapping = {"image-classification": MaMMUTForImageClassification}
+    config = MaMMUTZeroShot.config
+
+
 class CoCa(ModelCase):
     kind = "captioner"
     model_classes = (CoCaModel, CoCaForConditionalGeneration)
@@ -493,6 +532,20 @@ class CoCa(ModelCase):
 
     def processing(self, config):
         return {"processor": CoCaProcessor(image_processor(self.size), word_tokenizer(24))}
+
+
+class MaMMUT(CoCa):
+    model_classes = (MaMMUTModel, MaMMUTForConditionalGeneration)
+    heads = {"image-text-to-text": (MaMMUTModel, MaMMUTForConditionalGeneration)}
+    auto_classes = {"AutoModel": MaMMUTModel, "AutoModelForImageTextToText": MaMMUTForConditionalGeneration}
+    pipeline_model_mapping = {"image-text-to-text": MaMMUTForConditionalGeneration}
+    skip_test_image_features_output_shape = False
+
+    def config(self):
+        return tiny_config(PLAIN_MAMMUT)
+
+    def tester_values(self, config):
+        return {"num_hidden_layers": config.text_config.num_hidden_layers, "seq_length": 7}
 
 
 _NO_CACHE = "with a bidirectional text tower nothing can be cached"
