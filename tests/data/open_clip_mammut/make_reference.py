@@ -200,7 +200,7 @@ class _Gaps:
 
 
 def run_call(model: MaMMUT, image: torch.Tensor, recipe: Recipe, call: str, index: int) -> tuple[list[int], float]:
-    """-> the tokens of one image, and the smallest gap; several images at once are more than its top-k search takes."""
+    """-> the tokens of one image, and the smallest gap; its top-k search takes no more images at once."""
     kwargs, prompt_length = CALLS[call]
     ids = {name: getattr(recipe, name) for name in ("sot_token_id", "eos_token_id", "pad_token_id")}
     text = prompt(recipe, prompt_length, index) if prompt_length else None
