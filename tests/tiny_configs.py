@@ -81,7 +81,7 @@ def tiny_mammut_cfg(**changes) -> dict:
 
 
 def tiny_mammut_4_cfg(**changes) -> dict:
-    """The same in the form of open_clip 4, with its masked mean and all MLPs; `multimodal_cfg` holds the text tower."""
+    """The same in the form of open_clip 4: a masked mean, an MLP in each layer, and `multimodal_cfg` for the text."""
     text_cfg = {
         key: value for key, value in _MAMMUT["text_cfg"].items() if key not in ("does_full_decoding", "has_mlp")
     }
