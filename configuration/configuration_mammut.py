@@ -25,12 +25,16 @@ class MaMMUTDecoderConfig(OpenClipTransformerConfig):
     num_hidden_layers: int = 6
     cross_attention_layers: list[int] | tuple[int, ...] = (0, 2, 4, 6, 8, 10)
 
+    def __post_init__(self, **kwargs):
+        self.cross_attention_layers = list(self.cross_attention_layers)  # as a file has them
+        super().__post_init__(**kwargs)
+
     def validate_architecture(self):
         super().validate_architecture()
         if len(self.cross_attention_layers) != self.num_hidden_layers:
             raise ValueError(
                 f"MaMMUTDecoderConfig: num_hidden_layers is {self.num_hidden_layers}, and cross_attention_layers has "
-                f"{len(self.cross_attention_layers)} entries: {list(self.cross_attention_layers)}."
+                f"{len(self.cross_attention_layers)} entries: {self.cross_attention_layers}."
             )
 
 

@@ -26,6 +26,10 @@ class MaMMUTTextConfig(OpenClipTextConfig):
     pool_type: str = "avg_all"
     attention_only_layers: list[int] | tuple[int, ...] = ()
 
+    def __post_init__(self, **kwargs):
+        self.attention_only_layers = list(self.attention_only_layers)  # as a file has them
+        super().__post_init__(**kwargs)
+
     def validate_architecture(self):
         super().validate_architecture()
         if self.is_causal or self.embed_cls:
@@ -43,7 +47,7 @@ class MaMMUTTextConfig(OpenClipTextConfig):
 
 def check_layers(config, name: str, num_layers: int):
     """Raise `ValueError` unless field `name` of `config` holds indices of `num_layers` layers, in order."""
-    indices = list(getattr(config, name))
+    indices = getattr(config, name)
     if indices != sorted(set(indices)) or not all(0 <= index < num_layers for index in indices):
         raise ValueError(
             f"{type(config).__name__}: {name} must hold indices of the {num_layers} layers in order, got {indices}."

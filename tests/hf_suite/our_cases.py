@@ -70,7 +70,7 @@ PLAIN_COCA = tiny_coca_cfg(
     vision_cfg={"layers": 2}, text_cfg={"context_length": 24}, multimodal_cfg={"context_length": 24}
 )
 
-PLAIN_MAMMUT = tiny_mammut_cfg(vision_cfg={"layers": 2}, text_cfg={"context_length": 24, "layers": 3})
+PLAIN_MAMMUT = tiny_mammut_cfg(vision_cfg={"layers": 2}, text_cfg={"context_length": 24, "layers": 2})
 
 
 def word_tokenizer(length=10, **settings):
@@ -298,9 +298,10 @@ class MaMMUTText(_OpenClipText):
     model_classes = base_classes = (MaMMUTTextModel,)
     auto_classes = {"AutoModel": MaMMUTTextModel}
     pipeline_model_mapping = {"feature-extraction": MaMMUTTextModel}
+    config_changes = {}
 
     def config(self):
-        return tiny_config(MAMMUT).text_config
+        return tiny_config(PLAIN_MAMMUT).text_config
 
 
 class HfBert(_Text):
