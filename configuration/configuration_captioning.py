@@ -40,6 +40,10 @@ class CaptioningConfig(OpenClipDualConfig):
         """Whether no token changes the states of those before it, so that `generate` can keep these."""
         return True
 
+    def layer_config(self, index: int) -> PreTrainedConfig:
+        """The configuration of layer `index` of the causal stack."""
+        return self.text_config
+
     @property
     def num_attention_heads(self) -> int:
         return self.multimodal_config.num_attention_heads

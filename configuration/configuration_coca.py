@@ -2,6 +2,7 @@
 
 from typing import cast
 
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto import AutoConfig
 
 from .configuration_captioning import CaptioningConfig
@@ -62,6 +63,10 @@ class CoCaConfig(CaptioningConfig):
     @property
     def can_cache(self) -> bool:
         return self.text_config.is_causal
+
+    def layer_config(self, index: int) -> PreTrainedConfig:
+        in_text_tower = index < self.text_config.num_hidden_layers
+        return self.text_config if in_text_tower else self.multimodal_config
 
     @property
     def num_hidden_layers(self) -> int:

@@ -8,6 +8,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from .modeling_hf_text import HfTextModel
 from .modeling_mammut_text import MaMMUTTextModel
+from .modeling_modern_text import ModernTextModel
 from .modeling_modified_resnet import ModifiedResNetModel
 from .modeling_siglip_vit import SiglipVitModel
 from .modeling_text import OpenClipTextModel
@@ -19,7 +20,10 @@ VISION_MODELS = {
     model.config_class.model_type: model
     for model in (OpenClipVitModel, ModifiedResNetModel, SiglipVitModel, TimmVisionModel)
 }
-TEXT_MODELS = {model.config_class.model_type: model for model in (OpenClipTextModel, HfTextModel, MaMMUTTextModel)}
+TEXT_MODELS = {
+    model.config_class.model_type: model
+    for model in (OpenClipTextModel, HfTextModel, ModernTextModel, MaMMUTTextModel)
+}
 
 
 def build_tower(config: PreTrainedConfig, towers: dict[str, type[PreTrainedModel]]) -> PreTrainedModel:

@@ -6,6 +6,7 @@ from .configuration.configuration_hf_text import HfTextConfig as HfTextConfig
 from .configuration.configuration_mammut import MaMMUTConfig as MaMMUTConfig
 from .configuration.configuration_mammut import MaMMUTDecoderConfig as MaMMUTDecoderConfig
 from .configuration.configuration_mammut_text import MaMMUTTextConfig as MaMMUTTextConfig
+from .configuration.configuration_modern_text import ModernTextConfig as ModernTextConfig
 from .configuration.configuration_modified_resnet import ModifiedResNetConfig as ModifiedResNetConfig
 from .configuration.configuration_open_clip import OpenClipConfig as OpenClipConfig
 from .configuration.configuration_open_clip import OpenClipSiglipConfig as OpenClipSiglipConfig
@@ -32,6 +33,7 @@ from .modeling.modeling_mammut import MaMMUTForImageClassification as MaMMUTForI
 from .modeling.modeling_mammut import MaMMUTForZeroShotImageClassification as MaMMUTForZeroShotImageClassification
 from .modeling.modeling_mammut import MaMMUTModel as MaMMUTModel
 from .modeling.modeling_mammut_text import MaMMUTTextModel as MaMMUTTextModel
+from .modeling.modeling_modern_text import ModernTextModel as ModernTextModel
 from .modeling.modeling_modified_resnet import ModifiedResNetBackbone as ModifiedResNetBackbone
 from .modeling.modeling_modified_resnet import ModifiedResNetModel as ModifiedResNetModel
 from .modeling.modeling_open_clip import OpenClipForImageClassification as OpenClipForImageClassification

@@ -15,7 +15,7 @@ import torch
 from ..common import DATA_FOLDER, data_table
 from ..mapping.config import build_config
 from ..mapping.plan import MODEL_CLASSES
-from ..sources.architectures import ARCHITECTURES, OTHER_ARCHITECTURES, OTHER_TOWERS, PRETRAINED, TOWERS
+from ..sources.architectures import ARCHITECTURES, ARCHITECTURES_4, PRETRAINED, TOWERS, TOWERS_4
 from ..verify.reference import build_open_clip_model
 
 
@@ -63,7 +63,7 @@ def collect_towers(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def count_towers(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """What `collect_towers` says of an architecture, by our own model, where no open_clip that knows it is at hand."""
+    """What `collect_towers` says of an architecture, by our own model: for what the installed open_clip lacks."""
     config = build_config(model_cfg)
     with torch.device("meta"):
         model = MODEL_CLASSES[config.model_type](config)
@@ -89,14 +89,14 @@ def format_table(table: Mapping[str, Any], depth: int = 1, indent: str = "") -> 
 
 def main():
     """Write the tables beside this file."""
-    others = data_table(OTHER_ARCHITECTURES)
+    newer = data_table(ARCHITECTURES_4)
     architectures = collect_architectures()
     towers = {name: collect_towers(model_cfg) for name, model_cfg in sorted(architectures.items())}
     tables = {
         ARCHITECTURES: format_table(architectures),
         PRETRAINED: format_table(collect_pretrained(), depth=2),
         TOWERS: format_table(towers),
-        OTHER_TOWERS: format_table({name: count_towers(model_cfg) for name, model_cfg in sorted(others.items())}),
+        TOWERS_4: format_table({name: count_towers(model_cfg) for name, model_cfg in sorted(newer.items())}),
     }
     for name, text in tables.items():
         (DATA_FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")

@@ -17,8 +17,8 @@ from ..mapping.config_table import Cfg, ConfigTable
 from ..mapping.state_dict import Rename, Table, Transpose, under
 from .base import (
     ENCODER_LAYER,
-    EOS_ID,
     MULTIMODAL_DEFAULTS,
+    SPECIAL_IDS,
     TOKENIZER_FIELDS,
     TOKENS_RETURNED,
     Changes,
@@ -48,7 +48,8 @@ _TEXT: Mapping[str, str | Callable[[Cfg], Any]] = {
     "max_position_embeddings": "context_length",
     "pad_token_id": "pad_id",
 }
-_READ = {"width", "heads", "ls_init_value", "layers", "vocab_size", "context_length", "pad_id", "cross_attn_ratio"}
+_READ = {"width", "heads", "ls_init_value", "layers", "vocab_size", "context_length", "pad_id", "text_arch"}
+_REFUSED = {"text_arch": "a MaMMUT with the layers of modern text towers is not supported yet"}
 
 
 def _every(step: int, cfg: Cfg) -> tuple[int, ...]:
@@ -66,8 +67,6 @@ def _layers_of_fork(cfg: Cfg) -> tuple[int, ...]:
 
 
 def _layers_of_open_clip_4(cfg: Cfg) -> tuple[int, ...]:
-    if cfg["text_arch"] == "modern":
-        raise ConversionError("multimodal_cfg: a MaMMUT with text_arch 'modern' is not supported.")
     if cfg["cross_attn_ratio"] > cfg["layers"]:
         raise ConversionError(
             f"multimodal_cfg: cross_attn_ratio {cfg['cross_attn_ratio']} must be at most the number of layers, "
@@ -95,10 +94,11 @@ FORK = ConfigTable(
         **dict.fromkeys(MULTIMODAL_DEFAULTS.keys() - _READ, _NOT_HANDED),
         **TOKENS_RETURNED,
         **TOKENIZER_FIELDS,
-        **EOS_ID,
+        **SPECIAL_IDS,
         **_OF_DECODER,
         "does_full_decoding": "tells MaMMUT's text tower from others",
     },
+    refused=_REFUSED,
     inverse={
         "does_full_decoding": lambda config: True,
         "has_mlp": lambda config: not config.attention_only_layers,
@@ -109,11 +109,9 @@ FORK = ConfigTable(
 _OPEN_CLIP_4_DEFAULTS: Cfg = {
     **MULTIMODAL_DEFAULTS,
     "cross_attn_ratio": 1,
-    "text_arch": "clip",
     "pool_type": "avg",
     "use_pad_mask": True,
     "proj_type": "none",
-    "bos_id": None,
     "eos_id": None,
 }
 OPEN_CLIP_4 = ConfigTable(
@@ -134,11 +132,10 @@ OPEN_CLIP_4 = ConfigTable(
         ),
         **TOKENS_RETURNED,
         **TOKENIZER_FIELDS,
-        **EOS_ID,
+        **SPECIAL_IDS,
         **_OF_DECODER,
-        "bos_id": "the tokenizer's",
-        "text_arch": "read in `decoder_fields`",
     },
+    refused=_REFUSED,
     inverse={"mlp_ratio": mlp_ratio, "proj_type": lambda config: config.proj_type},
 )
 
