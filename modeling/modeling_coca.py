@@ -251,8 +251,8 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             return_loss: compute the contrastive loss; images and texts must then be pairs.
             image_hidden_states: (images, tokens, hidden_size) instead of `pixel_values`.
             cache: of the tokens before `input_ids`.
-            text_attention_mask: the mask of the text tower's layers where it differs from the decoder's; only read
-                with `cache`, and made by `generate`.
+            text_attention_mask: the mask of the text tower's layers where it differs from the decoder's; only with
+                `cache`, and made by `generate`.
             use_cache: make a cache where none is given, and skip the text embeddings; without effect where the text
                 tower is bidirectional.
             logits_to_keep: compute the logits of that many last tokens, or of those indices; 0 for all.
@@ -292,6 +292,8 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         if cache is not None and text_attention_mask is None and _is_empty(cache):
             text_attention_mask = self.text_attention_mask(input_ids, attention_mask, cache, input_ids.shape[1])
         inputs = (input_ids, image_hidden_states, position_ids, attention_mask)
+        if cache is None and text_attention_mask is not None:
+            raise ValueError("text_attention_mask is only read with a cache: pass attention_mask.")
         if cache is None:
             text_outputs, decoder_outputs = self._decode_all(*inputs, inputs_embeds, **kwargs)
         else:
