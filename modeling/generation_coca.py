@@ -139,7 +139,7 @@ class CoCaGenerationMixin(GenerationMixin):
             return outputs
         if image_embeds is not None:
             outputs["image_embeds"] = image_embeds
-        if isinstance(cache, EncoderDecoderCache):
+        if cache is not None:
             outputs[CACHE_NAME] = cache
         return outputs
 

@@ -163,8 +163,8 @@ class OpenClipImageSettings(AutoClassMixin):
             )
         check_fill_color(settings["fill_color"])
         factor = settings["rescale_factor"]
-        if type(factor) not in (int, float) or factor not in _POSITIVE:
-            raise ValueError(f"rescale_factor must be a number in {_POSITIVE}, got {brief(factor)}.")
+        if type(factor) not in (int, float) or abs(factor) not in _POSITIVE:
+            raise ValueError(f"rescale_factor must be a number of absolute value in {_POSITIVE}, got {brief(factor)}.")
         for name in ("image_mean", "image_std"):
             if settings[name] is not None:
                 # Arrays may have any number of channels.

@@ -66,7 +66,8 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
     - Texts are truncated unless `truncation=False`, and to `model_max_length` even where `max_length` is larger.
     - With `fixed_length`, any padding is to `model_max_length`.
     - `pad_to_multiple_of` rounds the length up to a multiple, but never beyond `model_max_length`, which is as many
-      tokens as the model takes: 77 tokens stay 77.
+      tokens as the model takes: 77 tokens stay 77. As in the base class, `truncation=True` with a shorter
+      `max_length` that is no multiple raises.
     - Tokens added with `add_tokens` or `add_special_tokens` are found in texts before these are cleaned, as with other
       tokenizers of transformers; the special tokens of the vocabulary itself after it, as in open_clip. With other
       vocabularies than CLIP's, what cleaning makes look like an added token (`"&lt;IMG&gt;"`) is one, too, as there.
@@ -80,7 +81,8 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
             nor `tokenizer_object` is given.
         tokenizer_object: a `tokenizers.Tokenizer` instead of a file; it is copied.
         clean: how texts are cleaned, `"lower"` (the default with CLIP's vocabulary), `"whitespace"` (the default with
-            others) or `"canonicalize"`; see `text_cleaning`. open_clip: the same name.
+            others), `"whitespace_underscore"`, `"canonicalize"` or `"none"`; see `text_cleaning`. open_clip: the same
+            name.
         model_max_length: longest text in tokens, special ones included; open_clip: `context_length`.
         pad_token: token that fills texts up; by default `"!"` (id 0) with CLIP's vocabulary, none with others.
         strip_sep_token: replace the separator token by id 0 after padding, as CLIPA's models need; its attention mask
@@ -95,6 +97,8 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
         src_lang: language code that goes with texts, for tokenizers that have such codes (NLLB's); by default that of
             the tokenizer's files. It can be set later, too. open_clip: `language`, which has no effect in 3.3.0, as
             each call of transformers' tokenizer undoes it.
+        tiktoken_name: tiktoken's name of the vocabulary where it is one of its; read to convert back to open_clip
+            only. open_clip: the same name.
         uncleaned_tokens: of the added tokens of a `tokenizer.json`, those to find in texts before these are cleaned;
             set by saving. By default, with CLIP's vocabulary, all but its own two special tokens, with others none.
         clean_up_tokenization_spaces: whether captions read "a cat." instead of "a cat ."; only applies where special
@@ -124,6 +128,7 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
         fixed_length: bool = False,
         dynamic_padding: bool = False,
         src_lang: str | None = None,
+        tiktoken_name: str | None = None,
         uncleaned_tokens: list[str] | None = None,
         clean_up_tokenization_spaces: bool | None = None,
         **kwargs,
@@ -146,6 +151,9 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
         if fixed_length and dynamic_padding:
             raise ValueError("fixed_length=True and dynamic_padding=True exclude each other: leave one of them out.")
         self.fixed_length, self.dynamic_padding = fixed_length, dynamic_padding
+        self.tiktoken_name = tiktoken_name
+        if tiktoken_name is not None:
+            kwargs["tiktoken_name"] = tiktoken_name
         for setting, names in _NEEDED_TOKENS.items():
             missing = [name for name in names if kwargs.get(name) is None]
             if getattr(self, setting) and missing:
@@ -286,13 +294,20 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
             padding, max_length = "max_length", self.model_max_length
         if padding is True and self._has_max_length and not self.dynamic_padding:
             padding = "max_length"
-        if truncation is None:
+        is_asked = truncation is not None
+        if not is_asked:
             truncation = self._has_max_length or max_length is not None
         if max_length is not None and truncation is not False:
             max_length = min(max_length, self.model_max_length)
-        # The base class would refuse a `pad_to_multiple_of` that does not divide the length of truncation.
+        # The base class would refuse every multiple that does not divide the model's own length, too.
+        if max_length is None or max_length == self.model_max_length or not is_asked:
+            pad_to_multiple_of = None
         return super()._get_padding_truncation_strategies(
-            padding=padding, truncation=truncation, max_length=max_length, **kwargs
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            pad_to_multiple_of=pad_to_multiple_of,
+            **kwargs,
         )
 
     @property
@@ -365,7 +380,8 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
                 for token in self.added_tokens_decoder.values()
                 if token.content not in self._native_tokens and not (split_special_tokens and token.special)
             ]
-            self._finders[split_special_tokens] = AddedTokenFinder(tokens, self.clean != "whitespace")
+            ignores_case = self.clean in ("lower", "canonicalize")
+            self._finders[split_special_tokens] = AddedTokenFinder(tokens, ignores_case)
         return self._finders[split_special_tokens]
 
     def _add_tokens(self, new_tokens, special_tokens=False) -> int:

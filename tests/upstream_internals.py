@@ -256,6 +256,14 @@ INTERNALS = (
         why="columns of a streamed data set that does not say its own",
         when_gone="the keys of its first row, without their types",
     ),
+    # Training on streamed data.
+    Internal(
+        "transformers.Trainer",
+        "_get_collator_with_removed_columns",
+        ("data_collator", "description"),
+        "the data loader of streamed data, which Trainer would have accelerate share out",
+        "the collator itself; refuse remove_unused_columns",
+    ),
     # torch: acceleration alone, which no model imports; without a name it leaves layers plain.
     Internal(
         "torch._C", "_are_functorch_transforms_active", why="packed layers step aside", when_gone="see torch.func"

@@ -29,7 +29,7 @@ def embedded(model, inputs: dict) -> dict[str, torch.Tensor]:
     return {**others, "inputs_embeds": model.get_input_embeddings()(inputs["input_ids"])}
 
 
-@pytest.mark.parametrize("name", ["text_with_class_token", "hf_text", "coca", "coca_hf_text"])
+@pytest.mark.parametrize("name", ["text_with_class_token", "hf_text", "modern_text", "coca", "coca_hf_text"])
 def test_embeddings_give_what_their_ids_give(name):
     model = tiny_model(name)
     inputs = inputs_without_padding(model)

@@ -57,7 +57,7 @@ def test_image_without_pixels_is_a_value_error(size):
 SETTINGS = {
     "image_std": [0, [1, 1, 0], [1, 1, -1], [1, 1, float("nan")], [1, 1, float("inf")], [1, 1], "111", {"a": 1}],
     "image_mean": [[0, 0], [0, 0, float("nan")], ["0"] * 3],
-    "rescale_factor": [0, -1, float("nan"), float("inf"), "1"],
+    "rescale_factor": [0, float("nan"), float("inf"), "1"],
     "fill_color": [-1, 256, "black", [1, 2]],
     "size": [{"height": 0, "width": 7}, {"height": 10**9, "width": 7}, {"height": "7", "width": 7}],
     "resample": [{}, "bicubic", Image.Resampling.BOX],
