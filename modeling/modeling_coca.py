@@ -297,12 +297,10 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             input_ids = ids_of_embeddings(inputs_embeds, text_config.token_dim, text_config.pad_token_id)
         given_cache = cache
         cache = self._prepare_cache(cache, use_cache, image_hidden_states)
-        input_ids = self._check_inputs(input_ids, image_hidden_states, cache)
+        input_ids = self._check_inputs(input_ids, image_hidden_states, cache, text_attention_mask)
         if cache is not None and text_attention_mask is None and _is_empty(cache):
             text_attention_mask = self.text_attention_mask(input_ids, attention_mask, cache, input_ids.shape[1])
         inputs = (input_ids, image_hidden_states, position_ids, attention_mask)
-        if cache is None and text_attention_mask is not None:
-            raise ValueError("text_attention_mask is only read with a cache: pass attention_mask.")
         if cache is None:
             text_outputs, decoder_outputs = self._decode_all(*inputs, inputs_embeds, **kwargs)
         else:
@@ -450,7 +448,9 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             cache = DynamicCache(config=self.config)
         return None if cache is None else self.wrap_cache(cache, image_hidden_states)
 
-    def _check_inputs(self, input_ids, image_hidden_states, cache) -> torch.Tensor:
+    def _check_inputs(self, input_ids, image_hidden_states, cache, text_attention_mask) -> torch.Tensor:
+        if cache is None and text_attention_mask is not None:
+            raise ValueError("text_attention_mask is only read with a cache: pass attention_mask.")
         if image_hidden_states is None:
             if cache is None or not cache.is_updated:
                 raise ValueError(
