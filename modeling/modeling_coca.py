@@ -455,8 +455,8 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             if cache is None or not cache.is_updated:
                 raise ValueError(
                     "CoCaModel needs pixel_values or image_hidden_states, got neither: get_text_features embeds texts "
-                    "alone. Of caches only an EncoderDecoderCache, such as use_cache=True makes, keeps keys and values "
-                    "of images too."
+                    "alone. Of caches only an EncoderDecoderCache, such as use_cache=True makes, keeps keys and "
+                    "values of images too."
                 )
             return input_ids
         images = image_hidden_states.shape[0]
