@@ -239,6 +239,8 @@ class CaptioningGenerationMixin(GenerationMixin):
             raise ValueError(
                 f"num_beams is {beams:,}, more than the {vocab_size:,} tokens that beams can begin with: pass fewer."
             )
+        if groups == 1 and kwargs.get("diversity_penalty"):
+            raise ValueError("diversity_penalty tells groups of beams apart: pass num_beam_groups, or leave it out.")
         equal_groups = groups > 1 and not setting("diversity_penalty", 0)
         if open_clip_scores is None:
             open_clip_scores = setting("open_clip_scores", equal_groups)

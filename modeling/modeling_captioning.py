@@ -205,8 +205,8 @@ class CaptioningModel(CaptioningGenerationMixin, OpenClipDualModel):
             return_loss: compute the contrastive loss; images and texts must then be pairs.
             image_hidden_states: (images, tokens, hidden_size) instead of `pixel_values`.
             cache: of the tokens before `input_ids`.
-            text_attention_mask: the mask of the text tower's layers where it differs from the decoder's; only read
-                with `cache`, and made by `generate`.
+            text_attention_mask: the mask of the text tower's layers where it differs from the decoder's; only with
+                `cache`, and made by `generate`.
             use_cache: make a cache where none is given, and skip the text embeddings; without effect where the text
                 tower is bidirectional.
             logits_to_keep: compute the logits of that many last tokens, or of those indices; 0 for all.
@@ -246,7 +246,7 @@ class CaptioningModel(CaptioningGenerationMixin, OpenClipDualModel):
             input_ids = ids_of_embeddings(inputs_embeds, text_config.token_dim, text_config.pad_token_id)
         given_cache = cache
         cache = self._prepare_cache(cache, use_cache, image_hidden_states)
-        input_ids = self._check_inputs(input_ids, image_hidden_states, cache)
+        input_ids = self._check_inputs(input_ids, image_hidden_states, cache, text_attention_mask)
         if cache is not None and text_attention_mask is None and _is_empty(cache):
             text_attention_mask = self.text_attention_mask(input_ids, attention_mask, cache, input_ids.shape[1])
         inputs = (input_ids, image_hidden_states, position_ids, attention_mask, inputs_embeds)
@@ -384,12 +384,15 @@ class CaptioningModel(CaptioningGenerationMixin, OpenClipDualModel):
             cache = DynamicCache(config=self.config)
         return None if cache is None else self.wrap_cache(cache, image_hidden_states)
 
-    def _check_inputs(self, input_ids, image_hidden_states, cache) -> torch.Tensor:
+    def _check_inputs(self, input_ids, image_hidden_states, cache, text_attention_mask) -> torch.Tensor:
+        if cache is None and text_attention_mask is not None:
+            raise ValueError("text_attention_mask is only read with a cache: pass attention_mask.")
         if image_hidden_states is None:
             if cache is None or not cache.is_updated:
                 raise ValueError(
-                    f"{type(self).__name__} needs pixel_values or image_hidden_states, got neither. Of caches only an "
-                    "EncoderDecoderCache, such as use_cache=True makes, keeps keys and values of images too."
+                    f"{type(self).__name__} needs pixel_values or image_hidden_states, got neither: get_text_features "
+                    "embeds texts alone. Of caches only an EncoderDecoderCache, such as use_cache=True makes, keeps "
+                    "keys and values of images too."
                 )
             return input_ids
         images = image_hidden_states.shape[0]

@@ -28,7 +28,8 @@ COMPOSITE_KEYS = (r"^logit_", r"^multimodal_decoder\.", r"^lm_head\.")
 # What transformers passes to any model beside arguments of its own: for outputs, losses and attention functions, from
 # configurations, and from tokenizers.
 FURTHER_KWARGS = TransformersKwargs.__annotations__.keys() | {"use_cache", "token_type_ids"}
-FURTHER_KWARGS -= {"output_router_logits"}
+# Models that have positions name them.
+FURTHER_KWARGS -= {"output_router_logits", "position_ids"}
 
 
 class OpenClipPreTrainedModel(AutoClassMixin, PreTrainedModel):

@@ -2,7 +2,7 @@
 `model_configs/*.json` and `pretrained.py`, release 3.3.0, and what open_clip 4 and LAION's MaMMUT added)."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -66,7 +66,7 @@ def get_architecture(name: str) -> dict[str, Any]:
     for pattern, what in UNSUPPORTED.items():
         if fnmatchcase(base, pattern):
             raise ConversionError(f"{name} is {what}.")
-    close = difflib.get_close_matches(name, architectures, n=5, cutoff=0.5)
+    close = _close(name, architectures, cutoff=0.5)
     hint = f"Did you mean {', '.join(close)}?" if close else f"Known names: {', '.join(list_architectures())}."
     raise ConversionError(
         f"{name!r} is not among the {len(architectures)} architectures that are known. "
@@ -208,9 +208,14 @@ def list_models(pattern: str | None = None, tags: bool = True) -> Iterator[Liste
 
 def close_names(pattern: str) -> list[str]:
     """Names of architectures and tags that are like `pattern`."""
-    names = {name.casefold(): name for tag in list_pretrained() for name in (tag.tag, tag.model)}
-    names |= {name.casefold(): name for name in list_architectures()}
-    return [names[name] for name in difflib.get_close_matches(pattern.casefold(), names, n=5, cutoff=0.6)]
+    names = (name for tag in list_pretrained() for name in (tag.tag, tag.model))
+    return _close(pattern, [*names, *list_architectures()], cutoff=0.6)
+
+
+def _close(name: str, names: Iterable[str], cutoff: float) -> list[str]:
+    """The five of `names` that are most like `name`, whatever the case of letters."""
+    written = {each.casefold(): each for each in names}
+    return [written[each] for each in difflib.get_close_matches(name.casefold(), written, n=5, cutoff=cutoff)]
 
 
 def _matches(pattern: str | None, name: str) -> bool:

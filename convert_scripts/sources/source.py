@@ -11,7 +11,7 @@ from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
 
-from ..common import ConversionError, argument, read_json, user_path
+from ..common import ConversionError, argument, hub_id_of_address, read_json, user_path
 from ..mapping.config_table import text_fields_of
 from ..mapping.hints import explain_keys
 from ..towers.base import VISION_DEFAULTS
@@ -200,6 +200,8 @@ def _find(name: str, revision: str | None, needs_config: bool) -> tuple[str, Pat
 
 def _not_found(name: str) -> str:
     message = f"{name}: there is no such file or folder, and it is not a Hub id (org/name)."
+    if (hub_id := hub_id_of_address(name)) is not None:
+        return f"{message} Give {hub_id} instead of its address."
     try:
         get_architecture(name)
     except ConversionError:

@@ -16,7 +16,7 @@ from ..configuration.configuration_mammut import MaMMUTConfig
 from ..configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
 from ..configuration.configuration_vit import OpenClipVitConfig
 from ..configuration.errors import UserError
-from ..convert_scripts.common import check_no_pointer, failing_as, read_json, user_path
+from ..convert_scripts.common import check_no_pointer, failing_as, hub_id_of_address, read_json, user_path
 from ..modeling.generation_captioning import check_numbers
 from ..processing.processing_coca import CoCaProcessor
 from ..processing.processing_open_clip import OpenClipProcessor
@@ -30,6 +30,7 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 PLAIN_SETTINGS = {*TOKEN_IDS, "max_length", "transformers_version", "_from_model_config"}
 # Towers that take images of one size alone, unless they are told to interpolate.
 FIXED_SIZE = {OpenClipVitConfig.model_type}
+_HUB_ID = r"[\w.-]+/[\w.-]+"
 KINDS = {OpenClipConfig.model_type: "CLIP", OpenClipSiglipConfig.model_type: "SigLIP", **CAPTIONERS}
 
 
@@ -147,8 +148,11 @@ def find_model(name: str, revision: str | None, captions: bool) -> str:
     convert = f"`open-clip-transformers convert {quote(name)} FOLDER` makes a folder of an open_clip checkpoint"
     if path.is_file():
         raise UsageError(f"{name} is a file, expected a folder or a Hub id; {convert}.")
-    if not path.is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise UsageError(f"{name}: there is no such folder, and it is not a Hub id (org/name).")
+    if not path.is_dir() and not re.fullmatch(_HUB_ID, name):
+        repo_id, _, at = (hub_id_of_address(name) or name).partition("@")
+        is_id = re.fullmatch(_HUB_ID, repo_id) and repo_id != name
+        hint = f" Give {repo_id}{f' and --revision {quote(at)}' if at else ''}." if is_id else ""
+        raise UsageError(f"{name}: there is no such folder, and it is not a Hub id (org/name).{hint}")
     if path.is_dir() and revision is not None:
         raise UsageError(f"{name} is on this machine and has no revisions: leave out --revision {revision}.")
     folder = str(path) if path.is_dir() else name

@@ -41,8 +41,13 @@ def test_get_architecture_returns_a_copy():
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("ViT-B-23", "Did you mean .*ViT-B-32"), ("Inception", "Known names: "), ("", "Known names")],
-    ids=["misspelt", "unlike-any", "empty"],
+    [
+        ("ViT-B-23", "Did you mean .*ViT-B-32"),
+        ("vit-b-32", "Did you mean ViT-B-32, "),
+        ("Inception", "Known names: "),
+        ("", "Known names"),
+    ],
+    ids=["misspelt", "lower-case", "unlike-any", "empty"],
 )
 def test_get_architecture_helps_with_unknown_names(name, message):
     with pytest.raises(ConversionError, match=message):
