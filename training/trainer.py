@@ -188,10 +188,21 @@ class ContrastiveTrainer(Trainer):
                 "FSDP2 takes no scalar parameters, and logit_scale is one: load the model with "
                 "from_pretrained(..., nonscalar_logit_scale=True)."
             )
+        self._check_buffers()
         parallelism = getattr(self.accelerator, "parallelism_config", None)
         if self._loss_group() is not None and parallelism is not None and parallelism.non_data_parallel_size > 1:
             raise ValueError(
                 "Ranks that share their pairs cannot be gathered: leave out tensor and context parallelism."
+            )
+
+    def _check_buffers(self):
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is None or plugin.fsdp_version != 2 or not plugin.cpu_ram_efficient_loading:
+            return
+        if kept := self.model.state_dict().keys() & dict(self.model.named_buffers()).keys():
+            raise ValueError(
+                f"accelerate cannot send {sorted(kept)[0]} from the first rank to the others, as it is no parameter: "
+                "load the model on each rank, with --fsdp_cpu_ram_efficient_loading false."
             )
 
     def train(self, *arguments, **keywords):
