@@ -477,26 +477,30 @@ class ContrastiveTrainer(Trainer):
         value = self._pair_loss(images, texts, scales, teachers, group)
         gradients = torch.autograd.grad(value, [images, texts, *scales])
         value = value.detach()
+
+        def part_loss(index: int) -> torch.Tensor:
+            """The loss whose gradients are those of a part; nothing else of its pass stays behind."""
+            nonlocal value
+            rows = slice(index * size, (index + 1) * size)
+            states[index].restore()
+            with keep_running_statistics(model):
+                outputs = model(**parts[index])
+            made = (outputs.image_embeds, outputs.text_embeds)
+            loss = sum((tensor * gradient[rows]).sum() for tensor, gradient in zip(made, gradients))
+            if labels is None:
+                return loss
+            captions = self._caption_loss(outputs.logits, labels[rows], num_items_in_batch)
+            value = value + captions.detach()
+            return loss + captions
+
         # Trainer's own no_sync holds for all parts of a batch that is not the last of its step.
         waits = self.accelerator.no_sync if self.accelerator.sync_gradients else lambda model: nullcontext()
-        for index, (part, state) in enumerate(zip(parts, states)):
-            rows = slice(index * size, (index + 1) * size)
-            is_last = index == len(parts) - 1
-            with nullcontext() if is_last else waits(model):
-                state.restore()
-                with keep_running_statistics(model):
-                    outputs = model(**part)
-                made = (outputs.image_embeds, outputs.text_embeds)
-                loss = sum((tensor * gradient[rows]).sum() for tensor, gradient in zip(made, gradients))
-                if labels is not None:
-                    captions = self._caption_loss(outputs.logits, labels[rows], num_items_in_batch)
-                    loss, value = loss + captions, value + captions.detach()
-                if is_last:
-                    scaled = zip(self._scales(), gradients[2:])
-                    loss = loss + sum((scale * gradient).sum() for scale, gradient in scaled)
-                    return loss + (value - loss).detach()
-                self.accelerator.backward(loss / self.current_gradient_accumulation_steps)
-        raise AssertionError("a batch has a last part")
+        for index in range(len(parts) - 1):
+            with waits(model):
+                self.accelerator.backward(part_loss(index) / self.current_gradient_accumulation_steps)
+        loss = part_loss(len(parts) - 1)
+        loss = loss + sum((scale * gradient).sum() for scale, gradient in zip(self._scales(), gradients[2:]))
+        return loss + (value - loss).detach()
 
 
 def _makes_columns(dataset: Any) -> bool:
