@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from transformers.configuration_utils import PreTrainedConfig
 
 from .configuration_hf_text import HfTextConfig
+from .configuration_modern_text import ModernTextConfig
 from .configuration_modified_resnet import ModifiedResNetConfig
 from .configuration_siglip_vit import SiglipVitConfig
 from .configuration_text import OpenClipTextConfig
@@ -19,7 +20,7 @@ VISION_CONFIGS = {
     config.model_type: config
     for config in (OpenClipVitConfig, ModifiedResNetConfig, SiglipVitConfig, TimmVisionConfig)
 }
-TEXT_CONFIGS = {config.model_type: config for config in (OpenClipTextConfig, HfTextConfig)}
+TEXT_CONFIGS = {config.model_type: config for config in (OpenClipTextConfig, HfTextConfig, ModernTextConfig)}
 
 
 def tower_config(config: PreTrainedConfig | dict | None, towers: Mapping[str, type], name: str) -> PreTrainedConfig:

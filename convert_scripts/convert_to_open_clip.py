@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from ..processing.clip_bpe import is_clip_bpe
 from ..processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
 from ..processing.tokenization_open_clip import OpenClipTokenizer
 from .common import ConversionError, argument, checks_types, dtype_name, failing_as, listing, user_path
@@ -19,7 +18,7 @@ from .mapping.plan import plan_conversion, rename_table
 from .mapping.state_dict import Step, resolve
 from .outputs import check_output, new_folder
 from .processors.image import IMAGE_PROCESSOR_FILES, preprocess_cfg_of, preprocess_defaults
-from .processors.tokenizers import save_plain_tokenizer, tokenizer_cfg_of
+from .processors.tokenizers import save_open_clip_tokenizer, tokenizer_cfg_of
 from .sources.weights import CONFIG_FILE, WEIGHTS_FILES, read_weights
 from .verify.conversion import Verification, check_mode, check_values, reference_outputs, verify_conversion
 from .write.folder import ConvertedFolder, parse_dtype, read_converted_folder
@@ -109,8 +108,8 @@ def convert_to_open_clip(
     with new_folder(output) as new:
         config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
         (new / CONFIG_FILE).write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
-        if tokenizer is not None and not is_clip_bpe(tokenizer.backend_tokenizer):
-            save_plain_tokenizer(tokenizer, new)
+        if tokenizer is not None:
+            save_open_clip_tokenizer(tokenizer, new)
         write_safetensors(new / WEIGHTS_FILES[0], layout, _converted(source.tensors, steps))
         verification = _verify(source, new / WEIGHTS_FILES[0], model_cfg, verify, rounded=dtype is not None)
     dtypes = {dtype_name(tensor.dtype) for tensor in layout.values() if tensor.is_floating_point()}
@@ -154,8 +153,8 @@ def _notes(config, model_cfg: Mapping[str, Any], tokenizer: OpenClipTokenizer | 
         if (ids.bos, ids.eos) != (known.bos, known.eos):
             notes.append("open_clip will use CLIP's tokenizer: for another set hf_tokenizer_name in text_cfg")
         return tuple(notes)
-    elif not is_clip_bpe(tokenizer.backend_tokenizer):
-        name = model_cfg["text_cfg"]["hf_tokenizer_name"]
+    name = model_cfg["text_cfg"].get("hf_tokenizer_name")
+    if name is not None:
         return (f"on the Hub, open_clip looks for the tokenizer at {name!r} (hf_tokenizer_name)",)
     return ()
 

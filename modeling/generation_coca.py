@@ -139,7 +139,7 @@ class CoCaGenerationMixin(GenerationMixin):
             return outputs
         if image_embeds is not None:
             outputs["image_embeds"] = image_embeds
-        if isinstance(cache, EncoderDecoderCache):
+        if cache is not None:
             outputs[CACHE_NAME] = cache
         return outputs
 
@@ -178,20 +178,36 @@ class CoCaGenerationMixin(GenerationMixin):
                     pad_token_id = self._setting("pad_token_id", generation_config, kwargs, self.config.pad_token_id)
                     prompts, attention_mask = _without_end(prompts, attention_mask, eos_token_id, pad_token_id)
             kwargs["attention_mask"] = attention_mask
-        if not self.config.text_config.is_causal:
-            if inputs_embeds is not None:
-                raise ValueError(
-                    "The text tower of this CoCa is bidirectional, and cannot have a cache, from which alone "
-                    "transformers continues embeddings: pass input_ids."
-                )
-            # Each token changes all states of a bidirectional text tower: there is nothing to cache.
-            if (implementation := self._setting("cache_implementation", generation_config, kwargs, None)) is not None:
-                raise ValueError(
-                    f"Got cache_implementation={implementation!r}, but the text tower of this CoCa is bidirectional, "
-                    "and cannot have a cache: leave it out."
-                )
+        implementation = self._setting("cache_implementation", generation_config, kwargs, None)
+        if self._keeps_nothing(inputs_embeds, implementation):
             kwargs["use_cache"] = False
         return {name: prompts, **kwargs}
+
+    def _keeps_nothing(self, inputs_embeds: torch.Tensor | None, cache_implementation: str | None) -> bool:
+        """Whether each step computes all tokens anew; `ValueError` where what was asked for needs a cache."""
+        if self.config.text_config.is_causal:
+            return self._has_soft_prompts()
+        # Each token changes all states of a bidirectional text tower: there is nothing to cache.
+        if inputs_embeds is not None:
+            raise ValueError(
+                "The text tower of this CoCa is bidirectional, and cannot have a cache, from which alone transformers "
+                "continues embeddings: pass input_ids."
+            )
+        if cache_implementation is not None:
+            raise ValueError(
+                f"Got cache_implementation={cache_implementation!r}, but the text tower of this CoCa is "
+                "bidirectional, and cannot have a cache: leave it out."
+            )
+        return True
+
+    def _has_soft_prompts(self) -> bool:
+        """Whether PEFT sets a prompt or a prefix that it learnt before the tokens of a step.
+
+        It does so before those of every step where the cache is not called `past_key_values`, from transformers 5.24
+        on, and does not know the masks of a CoCa: right is what each step computes anew.
+        """
+        wrapper = getattr(vars(self).get("prepare_inputs_for_generation"), "__self__", None)
+        return getattr(getattr(wrapper, "active_peft_config", None), "is_prompt_learning", False)
 
     def _setting(self, name: str, generation_config: GenerationConfig | None, kwargs: dict, default):
         """Read a setting of `generate`: from the call, its configuration or the model's own, or `default`."""
@@ -257,6 +273,12 @@ class CoCaGenerationMixin(GenerationMixin):
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
         )
         return input_ids, {"image_hidden_states": image_hidden_states, **kwargs}
+
+    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, **kwargs):
+        model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
+        if self._has_soft_prompts():  # a learnt prefix is a cache, which the next step gets anew
+            model_kwargs.pop(CACHE_NAME, None)
+        return model_kwargs
 
     def _prepare_generated_length(self, generation_config, model_input_name, inputs_tensor, **kwargs):
         # `max_new_tokens` in a call replaces the model's own `max_length`; only two lengths in a call are worth the

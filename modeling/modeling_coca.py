@@ -56,9 +56,15 @@ class CoCaCache(EncoderDecoderCache):
             self.self_attention_cache.reorder_cache(beam_idx)
             return
         # transformers puts new tensors in place of these, which CUDA graphs know by their addresses.
+        on_cpu = beam_idx.device.type == "cpu"
+        moved = torch.arange(len(beam_idx), device=beam_idx.device)
+        if on_cpu:  # rows and places that stay need no copy; a GPU would have to be waited for
+            moved = moved[beam_idx != moved]
         for layer in self.self_attention_cache.layers:
-            layer.keys.copy_(layer.keys.index_select(0, beam_idx.to(layer.keys.device)))
-            layer.values.copy_(layer.values.index_select(0, beam_idx.to(layer.values.device)))
+            length = int(layer.get_seq_length()) if on_cpu else layer.max_cache_len
+            for states in (layer.keys[:, :, :length], layer.values[:, :, :length]):
+                to, source = moved.to(states.device), beam_idx[moved].to(states.device)
+                states.index_copy_(0, to, states.index_select(0, source))
 
     def batch_repeat_interleave(self, repeats: int):
         """Repeat each sequence `repeats` times."""
@@ -149,8 +155,7 @@ class CoCaOutput(CausalLMOutputWithCrossAttentions):
         loss: scalar: the caption loss with `labels`, the contrastive loss with `return_loss=True`, their weighted sum
             with both.
         logits: (rows, length, vocab_size), prediction of the token behind each input token.
-        cache: the cache, with `use_cache`; called `past_key_values` before transformers 5.24. A caller's
-            `EncoderDecoderCache` itself, and around any other one a pair of it and one for the images.
+        cache: the cache, with `use_cache`; called `past_key_values` before transformers 5.24. A caller's own itself.
         hidden_states: per decoder layer (rows, length, hidden_size), its input first, on request.
         attentions: per decoder layer (rows, heads, length, past + length), on request.
         cross_attentions: per decoder layer (rows, heads, length, image tokens), on request.
@@ -213,6 +218,10 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
     def set_output_embeddings(self, value: nn.Module):
         self.lm_head = value
 
+    def get_submodule(self, target: str) -> nn.Module:
+        # PEFT's soft prompts look for token embeddings under BERT's name for them, and else in the first tower alone.
+        return self.get_input_embeddings() if target == "embeddings.word_embeddings" else super().get_submodule(target)
+
     @can_return_tuple
     def forward(
         self,
@@ -257,6 +266,8 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             inputs_embeds: (rows, length, width of the text tower) instead of `input_ids`, soft prompts for example:
                 what `get_input_embeddings()` makes of ids, without positions. None of them is taken for padding, but
                 where `attention_mask` says so.
+            kwargs: those of transformers, such as `output_attentions`; among them `shift_labels` (rows, length), which
+                replaces `labels` where texts are divided among devices: the id behind each of `input_ids`, or -100.
 
         Returns:
             [`CoCaOutput`].
@@ -268,6 +279,8 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
                 logits, ids and embeddings at once, a cache of other sizes, under two names or under one that is not
                 known, or where the text tower is bidirectional or gradient checkpointing would fill it twice.
         """
+        # No argument by name, as Trainer expects all of those that have "label" in it in a batch.
+        shift_labels = kwargs.pop("shift_labels", None)
         self.check_kwargs(kwargs)
         cache = self.cache_argument(cache, past_key_values)
         vision_outputs = image_embeds = None
@@ -294,12 +307,12 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             decode = self._decode_next
             text_outputs, decoder_outputs = decode(*inputs, inputs_embeds, text_attention_mask, cache, **kwargs)
 
-        given_labels, labels = labels, self.labels_to_learn(labels, attention_mask)
-        num_items = kwargs.get("num_items_in_batch")
-        if labels is not None and given_labels is not None and num_items is not None:
-            # Trainer counts every label of a step, those of padding too: this batch stands for their share.
-            learned, counted = ((each[:, 1:] != -100).sum().clamp(min=1) for each in (labels, given_labels))
-            kwargs["num_items_in_batch"] = num_items * (learned / counted)
+        if shift_labels is None and labels is not None:
+            shift_labels = _shifted(self.labels_to_learn(labels, attention_mask))
+            if (num_items := kwargs.get("num_items_in_batch")) is not None:
+                # Trainer counts every label of a step, those of padding too: this batch stands for their share.
+                learned, counted = ((each != -100).sum().clamp(min=1) for each in (shift_labels, _shifted(labels)))
+                kwargs["num_items_in_batch"] = num_items * (learned / counted)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(decoder_outputs.last_hidden_state[:, kept])
         text_embeds = logits_per_image = None
@@ -310,8 +323,8 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         elif return_loss:
             raise ValueError("return_loss=True compares embeddings: pass pixel_values, and no cache.")
         return CoCaOutput(
-            **named_cache(given_cache if isinstance(given_cache, EncoderDecoderCache) else cache),
-            loss=self._loss(logits, labels, logits_per_image if return_loss else None, **kwargs),
+            **named_cache(cache if given_cache is None else given_cache),
+            loss=self._loss(logits, shift_labels, logits_per_image if return_loss else None, **kwargs),
             logits=logits,
             logits_per_image=logits_per_image,
             logits_per_text=None if logits_per_image is None else logits_per_image.transpose(0, -1),
@@ -359,6 +372,15 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
                 f"The cache has {len(causal_stack.layers)} layers, and the text tower and the decoder have {layers}: "
                 "make it with config=model.config."
             )
+        for index, layer in enumerate(causal_stack.layers[:layers] if causal_stack.get_seq_length() else ()):
+            in_text_tower = index < self.config.text_config.num_hidden_layers
+            config = self.config.text_config if in_text_tower else self.config.multimodal_config
+            heads, width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+            if layer.keys is not None and (layer.keys.shape[1], layer.keys.shape[3]) != (heads, width):
+                raise ValueError(
+                    f"Layer {index} of the cache has {layer.keys.shape[1]} heads of width {layer.keys.shape[3]}, and "
+                    f"this model {heads} of width {width}: pass a cache that this model filled."
+                )
         if image_hidden_states is None or not (is_pair and cache.cross_attention_cache.is_compileable):
             return
         tokens = image_hidden_states.shape[1]
@@ -368,6 +390,22 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
                 f"The static cache for images has max_cache_len={', '.join(map(str, lengths))}; expected {tokens}, "
                 "the tokens of an image, as nothing hides places that stay empty."
             )
+
+    def _check_lengths(self, cache: CoCaCache, length: int, *masks: torch.Tensor | None):
+        """Raise `ValueError` where the cache and `length` tokens are too many, or `masks` are of another number."""
+        if cache.is_compileable:  # whose masks cover places that are still empty
+            return
+        past, limit = cache.get_seq_length(), self.config.text_config.max_position_embeddings
+        if past + length > limit:
+            raise ValueError(
+                f"Got {length} tokens behind {past} in the cache, and the model takes at most {limit} in all."
+            )
+        for mask in masks:
+            if mask is not None and mask.shape[-1] != past + length:
+                raise ValueError(
+                    f"The attention_mask is of {mask.shape[-1]} tokens, expected one of {past + length}: {past} in "
+                    f"the cache and the {length} given."
+                )
 
     def text_attention_mask(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache: CoCaCache, query_length: int
@@ -413,7 +451,10 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
     def _check_inputs(self, input_ids, image_hidden_states, cache) -> torch.Tensor:
         if image_hidden_states is None:
             if cache is None or not cache.is_updated:
-                raise ValueError("CoCaModel needs pixel_values or image_hidden_states, got neither.")
+                raise ValueError(
+                    "CoCaModel needs pixel_values or image_hidden_states, got neither. Of caches only an "
+                    "EncoderDecoderCache, such as use_cache=True makes, keeps keys and values of images too."
+                )
             return input_ids
         images = image_hidden_states.shape[0]
         if input_ids is None:
@@ -452,6 +493,7 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         cache,
         **kwargs,
     ):
+        self._check_lengths(cache, input_ids.shape[1], attention_mask, text_attention_mask)
         # Made here, for both parts of the causal stack, because the text tower's layers will have grown the cache.
         decoder_mask = create_causal_mask(
             config=self.config,
@@ -502,19 +544,20 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
                 "labels of whole captions, where text beside images is else a prompt to continue."
             )
 
-    def _loss(self, logits, labels, logits_per_image, num_items_in_batch=None, **kwargs) -> torch.Tensor | None:
+    def _loss(self, logits, shift_labels, logits_per_image, num_items_in_batch=None, **kwargs) -> torch.Tensor | None:
         losses, share = [], 1
-        if labels is not None:
-            if labels.shape != logits.shape[:2]:
+        if shift_labels is not None:
+            if shift_labels.shape != logits.shape[:2]:
                 raise ValueError(
-                    f"labels have shape {tuple(labels.shape)}, the logits are for {tuple(logits.shape[:2])} tokens: "
-                    "pass input_ids of the shape of labels, whose tokens those predict, and no logits_to_keep."
+                    f"labels have shape {tuple(shift_labels.shape)}, the logits are for {tuple(logits.shape[:2])} "
+                    "tokens: pass input_ids of the shape of labels, whose tokens those predict, and no logits_to_keep."
                 )
             kwargs |= {"vocab_size": self.config.vocab_size, "num_items_in_batch": num_items_in_batch}
-            losses.append((self.config.caption_loss_weight, self.loss_function(logits, labels, **kwargs)))
+            caption_loss = self.loss_function(logits, None, shift_labels=shift_labels.contiguous(), **kwargs)
+            losses.append((self.config.caption_loss_weight, caption_loss))
             if num_items_in_batch is not None:
                 # Of the step's captions, as the sum over tokens that the caption loss is.
-                share = (labels[:, 1:] != -100).sum() / num_items_in_batch
+                share = (shift_labels != -100).sum() / num_items_in_batch
         elif num_items_in_batch is not None and logits_per_image is not None:
             logger.warning_once(
                 "Trainer computes the caption loss itself, from label_smoothing_factor or compute_loss_func: label "
@@ -526,6 +569,11 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         if len(losses) == 2:
             return sum(weight * loss for weight, loss in losses)
         return losses[0][1] if losses else None
+
+
+def _shifted(labels: torch.Tensor) -> torch.Tensor:
+    """`labels` (rows, length) of the tokens themselves, as those of the tokens before."""
+    return F.pad(labels[:, 1:], (0, 1), value=-100)
 
 
 def _is_empty(cache: CoCaCache) -> bool:

@@ -7,6 +7,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from .modeling_hf_text import HfTextModel
+from .modeling_modern_text import ModernTextModel
 from .modeling_modified_resnet import ModifiedResNetModel
 from .modeling_siglip_vit import SiglipVitModel
 from .modeling_text import OpenClipTextModel
@@ -18,7 +19,7 @@ VISION_MODELS = {
     model.config_class.model_type: model
     for model in (OpenClipVitModel, ModifiedResNetModel, SiglipVitModel, TimmVisionModel)
 }
-TEXT_MODELS = {model.config_class.model_type: model for model in (OpenClipTextModel, HfTextModel)}
+TEXT_MODELS = {model.config_class.model_type: model for model in (OpenClipTextModel, HfTextModel, ModernTextModel)}
 
 
 def build_tower(config: PreTrainedConfig, towers: dict[str, type[PreTrainedModel]]) -> PreTrainedModel:

@@ -3,6 +3,7 @@
 from .configuration.configuration_coca import CoCaConfig as CoCaConfig
 from .configuration.configuration_coca import CoCaDecoderConfig as CoCaDecoderConfig
 from .configuration.configuration_hf_text import HfTextConfig as HfTextConfig
+from .configuration.configuration_modern_text import ModernTextConfig as ModernTextConfig
 from .configuration.configuration_modified_resnet import ModifiedResNetConfig as ModifiedResNetConfig
 from .configuration.configuration_open_clip import OpenClipConfig as OpenClipConfig
 from .configuration.configuration_open_clip import OpenClipSiglipConfig as OpenClipSiglipConfig
@@ -24,6 +25,7 @@ from .modeling.modeling_coca import CoCaForImageClassification as CoCaForImageCl
 from .modeling.modeling_coca import CoCaForZeroShotImageClassification as CoCaForZeroShotImageClassification
 from .modeling.modeling_coca import CoCaModel as CoCaModel
 from .modeling.modeling_hf_text import HfTextModel as HfTextModel
+from .modeling.modeling_modern_text import ModernTextModel as ModernTextModel
 from .modeling.modeling_modified_resnet import ModifiedResNetBackbone as ModifiedResNetBackbone
 from .modeling.modeling_modified_resnet import ModifiedResNetModel as ModifiedResNetModel
 from .modeling.modeling_open_clip import OpenClipForImageClassification as OpenClipForImageClassification

@@ -60,6 +60,13 @@ INTERNALS = (
     ),
     Internal(
         GENERATION,
+        "_update_model_kwargs_for_generation",
+        ("outputs", "model_kwargs"),
+        "a prefix that PEFT has learnt is a cache, which each step of `generate` gets anew",
+        "drop the override where PEFT hands the cache on; `test_soft_prompts_of_peft_learn_and_caption` tells",
+    ),
+    Internal(
+        GENERATION,
         "_validate_generated_length",
         ("generation_config", "input_ids_length", "has_default_max_length"),
         "a caption that cannot fit in the positions is refused before it is written",

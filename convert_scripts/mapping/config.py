@@ -18,6 +18,14 @@ from ..towers.tables import TEXT_CONVERSIONS, TEXT_TOWERS, VISION_CONVERSIONS, V
 from .config_table import FIELD_KINDS, REQUIRED, Cfg, ConfigTable
 
 
+# Parts of open_clip's models of other kinds -> what these are.
+OTHER_MODELS = {
+    "audio_cfg": "a CLAP, which compares audio with texts; models of images and texts alone are supported",
+    "genlip_cfg": "a GenLIP, one generative transformer over images and texts, which has no towers to convert",
+    "genlap_cfg": "a GenLAP, one generative transformer over audio and texts, which has no towers to convert",
+    "audio_naflex_cfg": "of a GenLAP, a generative model of audio; models of images and texts alone are supported",
+}
+
 MODEL = ConfigTable(
     name="model_cfg",
     defaults={
@@ -33,6 +41,7 @@ MODEL = ConfigTable(
         "pad_id": 0,
         "cast_dtype": None,
         "output_dict": False,
+        **dict.fromkeys(OTHER_MODELS),
     },
     fields={
         "projection_dim": "embed_dim",
@@ -48,6 +57,7 @@ MODEL = ConfigTable(
         "cast_dtype": "dtype at load time",
         "output_dict": "our models return output objects",
     },
+    refused={name: f"the model is {what}" for name, what in OTHER_MODELS.items()},
     inverse={
         "quick_gelu": lambda config: any(
             getattr(getattr(config, part), "hidden_act", None) == "quick_gelu" for part in config.sub_configs
@@ -78,7 +88,10 @@ CLIP_TOKEN_IDS = TokenIds(bos=49406, eos=49407, pad=0)
 
 
 def default_token_ids(text_cfg: Cfg) -> TokenIds:
-    """Ids known without reading a tokenizer: CLIP's where the text tower has CLIP's vocabulary, else none."""
+    """Ids known without reading a tokenizer: those that a modern text tower's fields state, CLIP's where another one
+    has CLIP's vocabulary, else none."""
+    if text_cfg.get("text_arch") == "modern":
+        return TokenIds(text_cfg.get("bos_id"), text_cfg.get("eos_id"), text_cfg.get("pad_id", 0))
     uses_clip_tokenizer = not text_cfg.get("hf_tokenizer_name") and not text_cfg.get("hf_model_name")
     if uses_clip_tokenizer and text_cfg.get("vocab_size", CLIP_VOCAB_SIZE) >= CLIP_VOCAB_SIZE:
         return CLIP_TOKEN_IDS
@@ -124,9 +137,9 @@ def _build_config(model_cfg: Cfg, token_ids: TokenIds | None) -> PreTrainedConfi
     vision_fields = vision.translate(vision_cfg, **handed_down)
     text_fields = text.translate(text_cfg, **handed_down)
     token_ids = default_token_ids(text_cfg) if token_ids is None else token_ids
-    text_fields["bos_token_id"] = token_ids.bos
     # With this pooling open_clip looks for eos_id, whatever the tokenizer.
-    text_fields["eos_token_id"] = text_cfg.get("eos_id", 2) if text_fields.get("pool_type") == "eos" else token_ids.eos
+    eos_id = text.complete(text_cfg)["eos_id"] if text_fields.get("pool_type") == "eos" else token_ids.eos
+    text_fields = {"bos_token_id": token_ids.bos, "eos_token_id": eos_id, **text_fields}
     model_fields = {
         **MODEL.translate(model_cfg),
         "vision_config": vision.config_class(**vision_fields),
@@ -139,7 +152,8 @@ def _build_config(model_cfg: Cfg, token_ids: TokenIds | None) -> PreTrainedConfi
     vocab_size = text.complete(text_cfg)["vocab_size"]
     pad_token_id = token_ids.pad
     if "pad_id" in model_cfg or (pad_token_id is None and not text_cfg.get("hf_model_name")):
-        pad_token_id = cfg["pad_id"]
+        # open_clip 4 has no field of the model for it: captions are padded as the text tower's texts.
+        pad_token_id = model_cfg.get("pad_id", text.complete(text_cfg)["pad_id"])
     return CoCaConfig(
         **model_fields,
         multimodal_config=DECODER.config_class(**decoder_fields, vocab_size=vocab_size),
@@ -169,7 +183,7 @@ def _select(towers: Sequence[TowerConversion], cfg: Cfg) -> ConfigTable:
     default = tables[-1]
     if not isinstance(cfg, Mapping):
         raise ConversionError(f"{default.name} must be a JSON object, got {cfg!r}.")
-    for name in ("hf_model_name", "timm_model_name", "timm_pool"):  # by which towers are selected
+    for name in ("hf_model_name", "text_arch", "timm_model_name", "timm_pool"):  # by which towers are selected
         if cfg.get(name) is not None:
             FIELD_KINDS[name].check(default.name, name, cfg[name])
     return next(table for table in tables if table.selects(cfg))
@@ -182,6 +196,7 @@ NOT_IN_MODEL_CFG = {
     "contrastive_loss_weight": "chosen for a training run",
     "bos_token_id": "the tokenizer's",
     "eos_token_id": "the tokenizer's, or `eos_id`",
+    "use_projection": "told by the weights",
 }
 _UPSTREAM = {field.name for field in fields(PreTrainedConfig)} - {"pad_token_id"}
 
@@ -222,6 +237,7 @@ def _is_custom_text(cfg: Cfg) -> bool:
         or "embed_cls" in cfg["text_cfg"]
         or "init_logit_bias" in cfg
         or "timm_model_name" in cfg["vision_cfg"]
+        or "text_arch" in cfg["text_cfg"]
     )
 
 

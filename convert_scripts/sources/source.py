@@ -14,7 +14,7 @@ from typing import Any
 from ..common import ConversionError, argument, read_json, user_path
 from ..mapping.hints import explain_keys
 from ..towers.base import VISION_DEFAULTS
-from .architectures import QUICK_GELU_SUFFIX, get_architecture, get_pretrained, list_pretrained
+from .architectures import QUICK_GELU_SUFFIX, get_architecture, get_pretrained, is_architecture, list_pretrained
 from .hub import download_pretrained, download_repository
 from .openai import OPENAI_KEYS, infer_openai_architecture, is_openai
 from .weights import CONFIG_FILE, WEIGHTS_SUFFIXES, Weights, find_weights, read_weights
@@ -219,7 +219,7 @@ def _given_config(model_name: str | None, config) -> dict[str, Any] | None:
     model_cfg = get_architecture(model_name)
     if config is None:
         return {"model_cfg": model_cfg, "preprocess_cfg": {}}
-    config = config if isinstance(config, Mapping) else read_json(user_path(config))
+    config = _content(config)
     rest = {key: value for key, value in config.items() if key not in ("preprocess_cfg", "version")}
     changes = rest.pop("model_cfg") if "model_cfg" in rest else {**rest}
     if not isinstance(changes, Mapping) or ("model_cfg" in config and rest):
@@ -314,7 +314,7 @@ def read_config(config: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any]
     Raises:
         ConversionError: it cannot be read, or describes no model.
     """
-    content = config if isinstance(config, Mapping) else read_json(user_path(config))
+    content = _content(config)
     model_cfg = content.get("model_cfg", content)
     if not isinstance(model_cfg, Mapping) or not model_cfg.keys() >= _ARCHITECTURE:
         name = "config" if isinstance(config, Mapping) else config
@@ -323,6 +323,18 @@ def read_config(config: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any]
             f"under model_cfg; found {', '.join(map(str, content)) or 'nothing'}."
         )
     return {"model_cfg": model_cfg, "preprocess_cfg": _preprocess_cfg(content)}
+
+
+def _content(config: str | os.PathLike | Mapping[str, Any]) -> Mapping[str, Any]:
+    if isinstance(config, Mapping):
+        return config
+    path = user_path(config)
+    if not os.path.lexists(path) and is_architecture(os.fspath(config)):
+        raise ConversionError(
+            f"{config} is no file, but the name of an architecture: give it with "
+            f"{argument('model_name', os.fspath(config))} instead of {argument('config')}."
+        )
+    return read_json(path)
 
 
 def _preprocess_cfg(content: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -9,8 +9,9 @@ from ..mapping.state_dict import Rename, Table, Transpose, under
 from .base import (
     ENCODER_INTERMEDIATES,
     ENCODER_LAYER,
-    EOS_ID,
     HF_DEFAULTS,
+    MODERN_FIELDS,
+    SPECIAL_IDS,
     STACK_FIELDS,
     STACK_INVERSE,
     TEXT_DEFAULTS,
@@ -46,10 +47,12 @@ _CONFIG = ConfigTable(
     without_effect={
         **TOKENS_RETURNED,
         **TOKENIZER_FIELDS,
-        **EOS_ID,
+        **SPECIAL_IDS,
+        **MODERN_FIELDS,
         "final_ln_after_pool": "open_clip does not hand it to its text tower",
-        **dict.fromkeys(HF_DEFAULTS, "read for Hugging Face towers only"),
+        **dict.fromkeys((*HF_DEFAULTS, "hf_model_config"), "read for Hugging Face towers only"),
     },
+    refused={"text_arch": 'text towers are "clip" or "modern"'},
     inverse={
         **STACK_INVERSE,
         "proj_type": lambda config: config.proj_type,

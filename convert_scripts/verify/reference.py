@@ -54,7 +54,7 @@ def build_open_clip_model(model_cfg: Mapping[str, Any], config: PreTrainedConfig
     kwargs = {key: value for key, value in deepcopy(dict(model_cfg)).items() if value is not None}
     vision_cfg, text_cfg = kwargs["vision_cfg"], kwargs["text_cfg"]
     is_hf_text = bool(text_cfg.get("hf_model_name"))
-    custom_text = kwargs.pop("custom_text", False) or is_hf_text
+    custom_text = kwargs.pop("custom_text", False) or is_hf_text or text_cfg.get("text_arch") == "modern"
     if vision_cfg.get("timm_model_name"):
         vision_cfg["timm_model_pretrained"] = False
     model_class = CoCa if "multimodal_cfg" in kwargs else CustomTextCLIP if custom_text else CLIP

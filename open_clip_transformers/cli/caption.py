@@ -17,17 +17,8 @@ from .data import (
 from .images import num_images, read_batches
 from .messages import Failures, UsageError, errors_as_messages
 from .options import (
-    DEFAULT_WORKERS,
-    BatchSize,
-    Device,
-    Dtype,
     Images,
-    Json,
     Model,
-    ModelDtype,
-    Revision,
-    Traceback,
-    Workers,
 )
 from .output import print_columns, print_record
 
@@ -63,13 +54,6 @@ def caption(
     max_new_tokens: Length = None,
     prompt: Annotated[str | None, typer.Option(help="How every caption starts.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
-    batch_size: BatchSize = 16,
-    workers: Workers = DEFAULT_WORKERS,
-    revision: Revision = None,
-    device: Device = "auto",
-    dtype: ModelDtype = Dtype.auto,
-    as_json: Json = False,
-    traceback: Traceback = False,
 ):
     """Caption images with a CoCa.
 
@@ -80,7 +64,7 @@ def caption(
     With --output, a folder gets a parquet file for each shard of the images, with a row for each image in its order:
     `key`, `shard`, `caption`, and `error` for those that cannot be read; --json prints a summary at the end.
     """
-    with errors_as_messages(traceback):
+    with errors_as_messages(data.traceback):
         settings = {
             "num_beams": num_beams,
             "num_beam_groups": num_beam_groups,
@@ -94,7 +78,7 @@ def caption(
         folder = check_folder(output, data)
         shards = find_data(images, failures, data.fields(), data.shard_size)
         check_generation(settings)
-        load = partial(load_captioner, settings, prompt, seed, name, revision, dtype.value)
+        load = partial(load_captioner, settings, prompt, seed, name, data.revision, data.dtype.value)
         if folder is not None:
             work_on_shards(
                 "caption",
@@ -103,14 +87,8 @@ def caption(
                 folder,
                 ("caption",),
                 {"prompt": prompt, "seed": seed, **settings},
-                data=data,
                 name=name,
-                revision=revision,
-                dtype=dtype.value,
-                device=device,
-                batch_size=batch_size,
-                workers=workers,
-                as_json=as_json,
+                data=data,
                 failures=failures,
             )
 
@@ -118,14 +96,14 @@ def caption(
 
         from ..acceleration import optimize_for_inference
 
-        captioner = load(device)
+        captioner = load(data.device)
         if seed is not None:
             set_seed(seed)
-        if num_images(shards) > batch_size:  # measuring takes about as long as it saves in one batch
+        if num_images(shards) > data.batch_size:  # measuring takes about as long as it saves in one batch
             optimize_for_inference(captioner.model)
-        for batch, pixel_values in read_batches(shards, captioner.processor, batch_size, workers, failures):
-            for sample, text in zip(batch, captioner(pixel_values, batch)["caption"]):
-                if as_json:
+        for batch, pixel_values in read_batches(shards, captioner.processor, data.batch_size, data.workers, failures):
+            for sample, text in zip(batch, captioner.captions(pixel_values)):
+                if data.as_json:
                     print_record({"image": sample.key, "caption": text})
                 else:
                     print_columns(sample.key, text)
@@ -194,7 +172,7 @@ class Captioner:
     Args:
         prompt_ids: token ids (1, tokens) that every caption starts with, if any.
         settings: arguments of `generate`.
-        seed: makes the samples of each shard repeatable.
+        seed: makes the samples of each batch of a shard repeatable.
     """
 
     types = {"caption": "string"}
@@ -209,13 +187,20 @@ class Captioner:
     ):
         self.model, self.processor, self.image_processor = model, processor, processor.image_processor
         self.prompt_ids, self.settings, self.seed = prompt_ids, settings, seed
+        # Samples are drawn from one generator of random numbers, batch after batch.
+        self.concurrent = model.device.type == "cpu" and not settings.get(
+            "do_sample", model.generation_config.do_sample
+        )
 
-    def begin(self, shard: "Shard"):
+    def __call__(self, pixel_values: "torch.Tensor", samples: "list[Sample]", shard: "Shard") -> dict[str, list[str]]:
         from transformers import set_seed
 
-        set_seed((self.seed + zlib.crc32(shard.name.encode())) % 2**32)
+        if not self.concurrent:
+            set_seed((self.seed + zlib.crc32(f"{shard.name} {samples[0].key}".encode())) % 2**32)
+        return {"caption": self.captions(pixel_values)}
 
-    def __call__(self, pixel_values: "torch.Tensor", samples: "list[Sample]") -> dict[str, list[str]]:
+    def captions(self, pixel_values: "torch.Tensor") -> list[str]:
+        """Caption pixels (images, channels, height, width)."""
         import torch
 
         settings, model = self.settings, self.model
@@ -223,7 +208,7 @@ class Captioner:
             settings = {**settings, "input_ids": self.prompt_ids.expand(len(pixel_values), -1)}
         with torch.inference_mode():
             outputs = model.generate(pixel_values=pixel_values.to(model.device, model.dtype), **settings)
-        return {"caption": self.processor.batch_decode(outputs, skip_special_tokens=True)}
+        return self.processor.batch_decode(outputs, skip_special_tokens=True)
 
 
 def load_captioner(

@@ -17,17 +17,8 @@ from .data import (
 from .images import num_images, read_batches
 from .messages import Failures, UsageError, errors_as_messages
 from .options import (
-    DEFAULT_WORKERS,
-    BatchSize,
-    Device,
-    Dtype,
     Images,
-    Json,
     Model,
-    ModelDtype,
-    Revision,
-    Traceback,
-    Workers,
     read_lines,
 )
 from .output import print_columns, print_record
@@ -55,13 +46,6 @@ def classify(
         typer.Option(help="A text with {} for the label, by default 'a photo of a {}.'; several are averaged."),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Labels to print for each image.")] = 1,
-    batch_size: BatchSize = 16,
-    workers: Workers = DEFAULT_WORKERS,
-    revision: Revision = None,
-    device: Device = "auto",
-    dtype: ModelDtype = Dtype.auto,
-    as_json: Json = False,
-    traceback: Traceback = False,
 ):
     """Classify images with labels of your own (zero-shot).
 
@@ -75,7 +59,7 @@ def classify(
     `key`, `shard`, `label` and `score`, lists of such with --top, and `error` for those that cannot be read; --json
     prints a summary at the end.
     """
-    with errors_as_messages(traceback):
+    with errors_as_messages(data.traceback):
         failures = Failures()
         all_labels = _split_labels(labels or [], labels_file)
         templates = template or ["a photo of a {}."]
@@ -83,7 +67,9 @@ def classify(
             raise UsageError(f"--template {lacking[0]!r} has no {{}} for the label, as in 'a photo of a {{}}.'")
         folder = check_folder(output, data)
         shards = find_data(images, failures, data.fields(), data.shard_size)
-        load = partial(load_classifier, all_labels, templates, top, batch_size, name, revision, dtype.value)
+        load = partial(
+            load_classifier, all_labels, templates, top, data.batch_size, name, data.revision, data.dtype.value
+        )
         if folder is not None:
             work_on_shards(
                 "classify",
@@ -92,25 +78,19 @@ def classify(
                 folder,
                 ("label", "score"),
                 {"labels": all_labels, "template": templates, "top": top},
-                data=data,
                 name=name,
-                revision=revision,
-                dtype=dtype.value,
-                device=device,
-                batch_size=batch_size,
-                workers=workers,
-                as_json=as_json,
+                data=data,
                 failures=failures,
             )
 
         from ..acceleration import optimize_for_inference
 
-        classifier = load(device)
-        if num_images(shards) > batch_size:  # measuring takes about as long as it saves in one batch
+        classifier = load(data.device)
+        if num_images(shards) > data.batch_size:  # measuring takes about as long as it saves in one batch
             optimize_for_inference(classifier.model)
-        for batch, pixel_values in read_batches(shards, classifier.processor, batch_size, workers, failures):
+        for batch, pixel_values in read_batches(shards, classifier.processor, data.batch_size, data.workers, failures):
             for sample, best in zip(batch, classifier.best_labels(pixel_values)):
-                if as_json:
+                if data.as_json:
                     labels = [{"label": label, "score": score} for label, score in best]
                     print_record({"image": sample.key, "labels": labels})
                 else:
@@ -138,12 +118,10 @@ class Classifier:
     ):
         self.model, self.processor, self.image_processor = model, processor, processor.image_processor
         self.labels, self.label_embeds, self.top = labels, label_embeds, top
+        self.concurrent = model.device.type == "cpu"
         self.types = {"label": "string", "score": "float32"}
         if top > 1:
             self.types = {name: f"{element}[]" for name, element in self.types.items()}
-
-    def begin(self, shard: "Shard"):
-        pass
 
     def best_labels(self, pixel_values: "torch.Tensor") -> list[list[tuple[str, float]]]:
         """Return the most probable labels of each image, with their probabilities."""
@@ -160,7 +138,7 @@ class Classifier:
             for row, row_scores in zip(indices, scores)
         ]
 
-    def __call__(self, pixel_values: "torch.Tensor", samples: "list[Sample]") -> dict[str, list]:
+    def __call__(self, pixel_values: "torch.Tensor", samples: "list[Sample]", shard: "Shard") -> dict[str, list]:
         columns = [tuple(zip(*best)) for best in self.best_labels(pixel_values)]
         labels, scores = ([list(row[part]) for row in columns] for part in (0, 1))
         if self.top > 1:

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .messages import errors_as_messages, hide_progress_bars_in_logs
-from .options import SOURCE_HELP, ConfigFile, Dtype, Ema, ModelName, PretrainedTag, Revision, Traceback, Verify
+from .options import (
+    SOURCE_HELP,
+    ConfigFile,
+    Dtype,
+    Ema,
+    ModelName,
+    PretrainedTag,
+    Revision,
+    Traceback,
+    Verify,
+    VerifyConversion,
+)
 from .output import print_text
 
 
@@ -41,6 +52,10 @@ NEXT = {
 }
 
 
+# Classes that vLLM's registry of models has.
+SERVED_BY_VLLM = ("CLIPModel", "SiglipModel")
+
+
 def _next_steps(report: "ConversionReport", has_processor: bool) -> list[str]:
     """Lines to type with the folder that was written."""
     folder = shlex.quote(str(report.output_dir))
@@ -50,6 +65,8 @@ def _next_steps(report: "ConversionReport", has_processor: bool) -> list[str]:
             f"open-clip-transformers {command} {folder} {rest}",
             f"open-clip-transformers card {folder} --model-id ORG/NAME",
         ]
+    if has_processor and report.architecture in SERVED_BY_VLLM:
+        return [f"vllm serve {folder} --runner pooling"]
     code = f"from transformers import AutoModel; AutoModel.from_pretrained({str(report.output_dir)!r})"
     own = "import open_clip_transformers; " if report.model_type.startswith("open_clip") else ""
     return [f"python -c {shlex.quote(own + code)}"]
@@ -64,13 +81,7 @@ def convert(
     revision: Revision = None,
     dtype: Annotated[Dtype, typer.Option(help="What to write; auto is the checkpoint's.")] = Dtype.auto,
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest weights file.")] = "5GB",
-    verify: Annotated[
-        Verify,
-        typer.Option(
-            help="full compares outputs with open_clip's, structure the tensors alone; auto is full where open_clip "
-            "is installed."
-        ),
-    ] = Verify.auto,
+    verify: VerifyConversion = Verify.auto,
     processor: Annotated[
         bool, typer.Option("--processor/--no-processor", help="Also write the image processor and the tokenizer.")
     ] = True,
@@ -85,7 +96,7 @@ def convert(
         Target,
         typer.Option(
             help="native writes transformers' own CLIPModel, SiglipModel or MetaClip2Model, where the architecture is "
-            "the same, for libraries that know these alone."
+            "the same, for libraries that know these alone, such as vLLM."
         ),
     ] = Target.ours,
     tower: Annotated[Tower, typer.Option(help="Write one tower alone, with its projection.")] = Tower.both,
@@ -119,5 +130,9 @@ def convert(
             bundle=bundle,
         )
         print_text(report)
+        if report.model_type in NEXT:
+            print_text(
+                f"  {'serving':<12} not by vLLM, which does not know {report.architecture}: see --target native"
+            )
         for title, line in zip_longest(["next"], _next_steps(report, processor), fillvalue=""):
             print_text(f"  {title:<12} {line}")

@@ -20,6 +20,17 @@ from ..datasets.run import Ranks, Task, run
 from ..datasets.shards import Fields, Shard, find_shards
 from .images import read_arguments, useful_workers
 from .messages import INPUT_FAILED, Failures, UsageError, warn
+from .options import (
+    DEFAULT_WORKERS,
+    BatchSize,
+    Device,
+    Dtype,
+    Json,
+    ModelDtype,
+    Revision,
+    Traceback,
+    Workers,
+)
 from .output import print_record
 
 
@@ -44,8 +55,15 @@ OUTPUT_HELP = (
 
 @dataclass
 class DataOptions:
-    """Options of every command that works on data sets; `None` where not given."""
+    """Options of every command that works on images; those of data sets are `None` where not given."""
 
+    batch_size: BatchSize = 16
+    workers: Workers = DEFAULT_WORKERS
+    revision: Revision = None
+    device: Device = "auto"
+    dtype: ModelDtype = Dtype.auto
+    as_json: Json = False
+    traceback: Traceback = False
     format: Annotated[
         Format | None,
         typer.Option(
@@ -171,14 +189,8 @@ def work_on_shards(
     columns: tuple[str, ...],
     settings: dict,
     *,
-    data: DataOptions,
     name: str,
-    revision: str | None,
-    dtype: str,
-    device: str,
-    batch_size: int,
-    workers: int,
-    as_json: bool,
+    data: DataOptions,
     failures: Failures,
 ) -> NoReturn:
     """Work on shards whose outputs are not there yet, say what was done, and end with its exit code.
@@ -190,14 +202,8 @@ def work_on_shards(
         address: the output.
         columns: columns that are made of the images.
         settings: what these depend on, beside the model and the data.
-        data: where the data is, and where to work.
         name: the model.
-        revision: branch, tag or commit of its Hub repository.
-        dtype: what to compute in.
-        device: where.
-        batch_size: images that the model works on at once.
-        workers: processes that read images.
-        as_json: print a summary.
+        data: options of the command.
         failures: holds the inputs that are not there.
     """
     import torch
@@ -207,37 +213,42 @@ def work_on_shards(
     passed = data.columns or []
     if clashing := {"key", "shard", "error", *columns} & set(passed):
         raise UsageError(f"--columns {clashing.pop()}: the output has a column of that name already.")
-    workers = useful_workers(shards, workers)
+    workers = useful_workers(shards, data.workers)
     with Ranks() as ranks:
         settings = {
             "command": command,
-            "model": model_fingerprint(name, revision, captions=command == "caption"),
-            "dtype": dtype,
-            "device": device,
-            "batch_size": batch_size,
+            "model": model_fingerprint(name, data.revision, captions=command == "caption"),
+            "dtype": data.dtype.value,
+            "device": data.device,
+            "batch_size": data.batch_size,
             "format": layout,
             **vars(data.fields()),
             "columns": passed,
             **settings,
         }
-        # Of threads on a CPU, sums depend on their number in the last bits.
+        # Sums depend on the number of threads in the last bits, where batches are not computed on one each.
         notes = {
             "model": _absolute(name),
-            "revision": revision,
+            "revision": data.revision,
             "threads": torch.get_num_threads(),
             "shard_size": data.shard_size or DEFAULT_SHARD_SIZE,
         }
         notes = _claim(output, settings, shards, notes)
         places = output.unfinished(shards)
-        how: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "threads": notes["threads"], "warn": warn}
+        how: dict[str, Any] = {
+            "batch_size": data.batch_size,
+            "workers": workers,
+            "threads": notes["threads"],
+            "warn": warn,
+        }
         if data.engine is Engine.ray:
             from ..datasets.run_on_ray import run_on_ray
 
             how |= {"address": data.address, "actors": data.actors or 1, "gpus_per_actor": data.gpus_per_actor}
-            report = run_on_ray(functools.partial(load, device), places, output, **how)
+            report = run_on_ray(functools.partial(load, data.device), places, output, **how)
         else:
             mine = ranks.part(places)  # without any, no model is needed
-            report = run(load(ranks.device(device)), mine, output, **how) if mine else Report()
+            report = run(load(ranks.device(data.device)), mine, output, **how) if mine else Report()
         unfinished = {index for index, _ in places}
         for index, shard in ranks.part(list(enumerate(shards))):
             if index not in unfinished:
@@ -247,7 +258,7 @@ def work_on_shards(
                 report.add_errors(shard.name, errors)
         report = ranks.total(report)
         if ranks.rank == 0:
-            _say(report, as_json)
+            _say(report, data.as_json)
     failed = report.errors or report.shards_failed or failures.exit_code()
     raise typer.Exit(INPUT_FAILED if failed else 0)
 

@@ -20,17 +20,8 @@ from .data import (
 from .images import num_images, read_batches
 from .messages import Failures, UsageError, errors_as_messages
 from .options import (
-    DEFAULT_WORKERS,
     IMAGES_HELP,
-    BatchSize,
-    Device,
-    Dtype,
-    Json,
     Model,
-    ModelDtype,
-    Revision,
-    Traceback,
-    Workers,
     read_lines,
 )
 from .output import check_output_file
@@ -69,13 +60,6 @@ def embed(
     embedding_dtype: Annotated[
         EmbeddingDtype | None, typer.Option(help="Of the vectors in an output folder; float32 by default.")
     ] = None,
-    batch_size: BatchSize = 16,
-    workers: Workers = DEFAULT_WORKERS,
-    revision: Revision = None,
-    device: Device = "auto",
-    dtype: ModelDtype = Dtype.auto,
-    as_json: Json = False,
-    traceback: Traceback = False,
 ):
     """Embed images and texts as vectors of length 1.
 
@@ -87,7 +71,7 @@ def embed(
     metadata JSON lists, images and texts, of what the rows are. A .npy file gets one of the arrays. Images that cannot
     be read are reported and have no row; the exit code is then 1.
     """
-    with errors_as_messages(traceback):
+    with errors_as_messages(data.traceback):
         failures = Failures()
         texts = [*(text or []), *(read_lines(texts_file) if texts_file else [])]
         if not inputs and not texts:
@@ -97,26 +81,20 @@ def embed(
         if folder is not None:
             if texts:
                 raise UsageError("--text and --texts-file go into a .safetensors or .npy file of their own.")
-            settings = _Settings((embedding_dtype or EmbeddingDtype.float32).value, text_column, batch_size)
+            settings = _Settings((embedding_dtype or EmbeddingDtype.float32).value, text_column, data.batch_size)
             work_on_shards(
                 "embed",
-                partial(_load_embedder, settings, name, revision, dtype.value),
+                partial(_load_embedder, settings, name, data.revision, data.dtype.value),
                 find_data(inputs or [], failures, data.fields(text_column), data.shard_size),
                 folder,
                 settings.columns,
                 {"embedding_dtype": settings.embedding_dtype, "text_column": text_column},
-                data=data,
                 name=name,
-                revision=revision,
-                dtype=dtype.value,
-                device=device,
-                batch_size=batch_size,
-                workers=workers,
-                as_json=as_json,
+                data=data,
                 failures=failures,
             )
         file = Path(output)
-        _check_file_options(text_column, embedding_dtype, as_json)
+        _check_file_options(text_column, embedding_dtype, data.as_json)
         _check_embedding_file(file, bool(inputs) + bool(texts))
         shards = find_data(inputs or [], failures, data.fields())
 
@@ -127,21 +105,23 @@ def embed(
         from .embeddings import embed_images, embed_texts
         from .load import load_model
 
-        model, processor = load_model(AutoModelForZeroShotImageClassification, name, revision, device, dtype.value)
-        if num_images(shards) > batch_size:  # measuring takes about as long as it saves in one batch
+        model, processor = load_model(
+            AutoModelForZeroShotImageClassification, name, data.revision, data.device, data.dtype.value
+        )
+        if num_images(shards) > data.batch_size:  # measuring takes about as long as it saves in one batch
             optimize_for_inference(model)
         embeddings, rows = {}, {}
         if shards:
             batches = [
                 (batch, embed_images(model, pixel_values).cpu())
-                for batch, pixel_values in read_batches(shards, processor, batch_size, workers, failures)
+                for batch, pixel_values in read_batches(shards, processor, data.batch_size, data.workers, failures)
             ]
             if not batches:
                 raise OSError(f"None of the images can be read: {output} was not written.")
             embeddings["image_embeds"] = torch.cat([embeds for _, embeds in batches])
             rows["images"] = [sample.key for batch, _ in batches for sample in batch]
         if texts:
-            embeddings["text_embeds"] = embed_texts(model, processor, texts, batch_size)
+            embeddings["text_embeds"] = embed_texts(model, processor, texts, data.batch_size)
             rows["texts"] = texts
         _save_embeddings(file, embeddings, rows)
         raise typer.Exit(failures.exit_code())
@@ -165,6 +145,7 @@ class Embedder:
     def __init__(self, model: "PreTrainedModel", processor: "ProcessorMixin", settings: _Settings):
         self.model, self.processor, self.settings = model, processor, settings
         self.image_processor = processor.image_processor
+        self.concurrent = model.device.type == "cpu"
         vectors = (settings.embedding_dtype, model.config.projection_dim)
         types: dict[str, str | tuple[str, int]] = {
             "embedding": vectors,
@@ -173,10 +154,9 @@ class Embedder:
         }
         self.types = {name: types[name] for name in settings.columns}
 
-    def begin(self, shard: "Shard"):
-        pass
-
-    def __call__(self, pixel_values: "torch.Tensor", samples: "list[Sample]") -> "dict[str, torch.Tensor | list]":
+    def __call__(
+        self, pixel_values: "torch.Tensor", samples: "list[Sample]", shard: "Shard"
+    ) -> "dict[str, torch.Tensor | list]":
         from .embeddings import embed_cut_texts, embed_images
 
         columns = {"embedding": embed_images(self.model, pixel_values)}

@@ -55,8 +55,6 @@ def read_batches(
         workers: processes that read images, at most two batches ahead; 0 to read them in this one.
         failures: gets the images that cannot be read.
     """
-    import torch
-
     total, workers = num_images(shards), useful_workers(shards, workers)
     samples, ahead = tee(chain.from_iterable(shards))
     # The image processor alone travels to the workers. They start before tqdm does its thread.
@@ -73,11 +71,11 @@ def read_batches(
                 progress.update()
                 continue
             batch.append(sample)
-            pixels.append(torch.from_numpy(item))
+            pixels.append(item)
             if len(batch) == batch_size:
-                yield batch, torch.stack(pixels)
+                yield batch, reader.to_pixel_values(pixels)
                 progress.update(len(batch))
                 batch, pixels = [], []
         if batch:
-            yield batch, torch.stack(pixels)
+            yield batch, reader.to_pixel_values(pixels)
             progress.update(len(batch))

@@ -8,7 +8,7 @@ from shlex import quote
 import torch
 from safetensors import safe_open
 from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from ..configuration.configuration_coca import CoCaConfig
 from ..configuration.configuration_common import Range, height_and_width
@@ -83,6 +83,9 @@ def _check_files(folder: Path):
         if path.suffix == ".safetensors":
             with failing_as(f"{path} cannot be read", UserError), safe_open(path, framework="pt"):
                 pass
+        # transformers takes its own settings in silence where it cannot read these.
+        if path.name == GENERATION_CONFIG_NAME:
+            read_json(path)
 
 
 def _check_processor(name: str, model: PreTrainedModel, processor: ProcessorMixin):
@@ -104,7 +107,7 @@ def _check_processor(name: str, model: PreTrainedModel, processor: ProcessorMixi
 
 def _check_generation(name: str, model: PreTrainedModel):
     """Raise `UsageError` where generation_config.json has settings that no caption can be made with."""
-    file, settings = "generation_config.json", model.generation_config
+    file, settings = GENERATION_CONFIG_NAME, model.generation_config
     ids = Range(0, model.config.vocab_size - 1)
     with failing_as(f"{name} cannot caption", UsageError):
         check_numbers(file, vars(settings))

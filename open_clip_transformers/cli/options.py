@@ -44,6 +44,14 @@ ModelDtype = Annotated[Dtype, typer.Option(help="What to compute in; auto is wha
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error was raised.")]
 
+VerifyConversion = Annotated[
+    Verify,
+    typer.Option(
+        help="full compares outputs with open_clip's, structure the tensors alone; auto is full where open_clip is "
+        "installed."
+    ),
+]
+
 # Where an open_clip checkpoint does not say by itself what it is.
 SOURCE_HELP = (
     "A folder with open_clip_config.json, a Hub id (org/name or org/name@revision), a weights file, or with "

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .messages import errors_as_messages, hide_progress_bars_in_logs
-from .options import Dtype, Traceback, Verify
+from .options import Dtype, Traceback, Verify, VerifyConversion
 from .output import print_text
 
 
@@ -14,13 +14,7 @@ def to_open_clip(
     folder: Annotated[Path, typer.Argument(help="A converted folder.")],
     output: Annotated[Path, typer.Argument(help="The folder to write, new or empty.")],
     dtype: Annotated[Dtype, typer.Option(help="What to write; auto is the folder's.")] = Dtype.auto,
-    verify: Annotated[
-        Verify,
-        typer.Option(
-            help="full compares outputs with open_clip's, structure the tensors alone; auto is full where open_clip "
-            "is installed."
-        ),
-    ] = Verify.auto,
+    verify: VerifyConversion = Verify.auto,
     processor: Annotated[
         bool, typer.Option("--processor/--no-processor", help="Also write image settings and tokenizer.")
     ] = True,

@@ -1,5 +1,6 @@
 """Progress and time of a run."""
 
+import os
 import sys
 import time
 from collections import Counter
@@ -29,8 +30,12 @@ class Report:
         shards_failed: shards that could not be read, of which nothing was written.
         errors: kind -> samples with an error of it, those in outputs that were there included.
         examples: kind -> key and reason of one of them.
-        seconds: from the first to the last image.
-        time: part of the work -> seconds: `decoding` is waiting for images, `model` its forward.
+        seconds: from the start of the first process that reads to the last shard that is written.
+        time: part of the work -> seconds: `decoding` is waiting for images, `model` waiting for the model.
+        model_seconds: of the model at work, of all batches.
+        cpu_seconds: `model`, with all else of its process, and `workers`, which read images -> seconds of processors.
+        cores: threads that this process may use.
+        lanes: batches that are worked on at once.
     """
 
     rows: int = 0
@@ -42,6 +47,10 @@ class Report:
     examples: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     time: dict[str, float] = field(default_factory=dict)
+    model_seconds: float = 0.0
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
+    cores: int = 0
+    lanes: int = 0
 
     def add_rows(self, rows: Rows):
         """Count a shard that was written."""
@@ -63,6 +72,14 @@ class Report:
         finally:
             self.time[part] = self.time.get(part, 0.0) + time.perf_counter() - start
 
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Take the time of all that is done in here, by processes that end in here too."""
+        start, cpu_before = time.perf_counter(), _cpu_seconds()
+        yield
+        self.seconds = time.perf_counter() - start
+        self.cpu_seconds = {name: seconds - cpu_before[name] for name, seconds in _cpu_seconds().items()}
+
     def __add__(self, other: "Report") -> "Report":
         """Sum up what two processes did side by side."""
         return Report(
@@ -74,19 +91,52 @@ class Report:
             self.errors + other.errors,
             {**other.examples, **self.examples},
             max(self.seconds, other.seconds),
-            {part: self.time.get(part, 0.0) + other.time.get(part, 0.0) for part in {**self.time, **other.time}},
+            _sum(self.time, other.time),
+            self.model_seconds + other.model_seconds,
+            _sum(self.cpu_seconds, other.cpu_seconds),
+            self.cores + other.cores,
+            self.lanes + other.lanes,
         )
 
     def summary(self) -> dict[str, Any]:
-        """Return the figures, with the shares of `time` instead of its seconds."""
-        total = sum(self.time.values())
+        """Return the figures: shares of `time` and `cpu_seconds`, and how much of its time the model was at work.
+
+        `model_busy` and `cores_busy` are shares of `seconds` times lanes or cores.
+        """
+        figures = asdict(self)
+        seconds, model_seconds = self.seconds, figures.pop("model_seconds")
+        cpu_seconds, cores, lanes = (figures.pop(name) for name in ("cpu_seconds", "cores", "lanes"))
         return {
-            **asdict(self),
+            **figures,
             "errors": dict(self.errors),
-            "seconds": round(self.seconds, 3),
-            "images_per_second": round(self.rows / self.seconds, 2) if self.seconds else 0.0,
-            "time": {part: round(seconds / total, 4) for part, seconds in self.time.items()} if total else {},
+            "seconds": round(seconds, 3),
+            "images_per_second": round(self.rows / seconds, 2) if seconds else 0.0,
+            "time": _shares(self.time),
+            "cpu_time": _shares(cpu_seconds),
+            "model_busy": _share(model_seconds, seconds * lanes),
+            "cores_busy": _share(sum(cpu_seconds.values()), seconds * cores),
         }
+
+
+def _cpu_seconds() -> dict[str, float]:
+    times = os.times()
+    return {"model": times.user + times.system, "workers": times.children_user + times.children_system}
+
+
+def _sum(left: dict[str, float], right: dict[str, float]) -> dict[str, float]:
+    return {name: left.get(name, 0.0) + right.get(name, 0.0) for name in {**left, **right}}
+
+
+def _share(part: float, whole: float) -> float:
+    return round(part / whole, 4) if whole else 0.0
+
+
+def _shares(seconds: dict[str, float]) -> dict[str, float]:
+    return (
+        {part: _share(value, sum(seconds.values())) for part, value in seconds.items()}
+        if any(seconds.values())
+        else {}
+    )
 
 
 class Progress:

@@ -2,8 +2,10 @@
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from itertools import chain, tee
@@ -19,9 +21,11 @@ from .shards import Sample, Shard
 if TYPE_CHECKING:
     import numpy
     import torch
-    from transformers.image_processing_utils import BaseImageProcessor
+
+    from ..processing.image_settings_open_clip import OpenClipImageSettings
 
 BATCHES_AHEAD = 2
+SHARDS_AHEAD = 2  # that are read before the results of an earlier one are written
 PATIENCE = timedelta(days=30)  # of the rank that is done first
 
 Place = tuple[int, Shard]
@@ -33,19 +37,23 @@ class Task(Protocol):
     Args:
         image_processor: makes pixels of an image.
         types: column -> type of what is made, as in [`Rows`].
+        concurrent: whether it is fastest on several batches at once, each in a thread of its own.
     """
 
-    image_processor: "BaseImageProcessor"
+    image_processor: "OpenClipImageSettings"
+    concurrent: bool
 
     @property
     def types(self) -> "Mapping[str, str | tuple[str, int]]":
         """See the arguments."""
 
-    def begin(self, shard: Shard):
-        """Begin a shard, whose outputs may not depend on what was before it."""
+    def __call__(
+        self, pixel_values: "torch.Tensor", samples: list[Sample], shard: Shard
+    ) -> "dict[str, torch.Tensor | list]":
+        """Work on pixels (images, channels, height, width); returns column -> (images, dim) or a list.
 
-    def __call__(self, pixel_values: "torch.Tensor", samples: list[Sample]) -> "dict[str, torch.Tensor | list]":
-        """Work on pixels (images, channels, height, width); returns column -> (images, dim) or a list."""
+        What it returns may depend on nothing else, not on the batches before.
+        """
 
 
 def run(
@@ -60,7 +68,9 @@ def run(
 ) -> Report:
     """Work on shards, one after the other, and write what comes of each.
 
-    Batches are made within a shard, of the images of it that can be read, so that they are the same in every run.
+    Batches are made within a shard, of the images of it that can be read, so that they are the same in every run. A
+    concurrent task works on as many batches at once as this process has threads, each on one thread: none waits for
+    another in every layer, and vectors do not depend on the number of cores.
 
     Args:
         task: what to do.
@@ -68,38 +78,54 @@ def run(
         output: gets what comes of them.
         batch_size: images that the model works on at once.
         workers: processes that read images ahead of the model.
-        threads: of the model on a CPU.
+        threads: of a model on a CPU whose task is not concurrent.
         warn: gets a line about each shard that cannot be read.
     """
     import torch
 
-    torch.set_num_threads(threads)
-    report = Report()
+    cores = torch.get_num_threads()
+    report = Report(cores=cores, lanes=cores if task.concurrent else 1)
     stream, ahead = tee(_samples(places))
     sources = (sample.image if isinstance(sample, Sample) and sample.error is None else None for _, sample in ahead)
-    # The processes that read start before tqdm does its thread.
-    loaded = load_images(sources, PixelReader(task.image_processor), BATCHES_AHEAD * batch_size, workers)
-    start, work = time.perf_counter(), _ShardWork(task, batch_size, report)
-    with closing(Progress(len(places))) as progress:
+    reader, images_ahead = PixelReader(task.image_processor), BATCHES_AHEAD * batch_size * report.lanes
+    with report.running(), _threads(1), ExitStack() as stack:
+        # The processes that read start before tqdm and the model do their threads, and end before the time is taken.
+        loaded = stack.enter_context(closing(load_images(sources, reader, images_ahead, workers)))
+        model = stack.enter_context(closing(_Model(task, reader, 1 if task.concurrent else threads, report)))
+        progress = stack.enter_context(closing(Progress(len(places))))
+        finished = _Finished(output, report, progress)
+        work = None
         for (index, shard), sample in stream:
             with report.timed("decoding"):
                 pixels = next(loaded)
+            work = work or _ShardWork(shard, model, batch_size)
             if isinstance(sample, Sample):
-                work.add(shard, sample, pixels)
+                work.add(sample, pixels)
                 progress.image()
                 continue
-            rows = work.finish(shard)
             if sample is None:
-                with report.timed("writing"):
-                    output.write(rows, index)
-                report.add_rows(rows)
+                finished.add(index, work)
             else:
                 report.shards_failed += 1
                 warn(f"{shard.source}: the shard cannot be read, and nothing of it is written: {sample}")
-            progress.shard()
-    output.sweep()
-    report.seconds = time.perf_counter() - start
+                progress.shard()
+            work = None
+        finished.write(at_most_waiting=0)
+        output.sweep()
     return report
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Let torch use that many threads in here."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _samples(places: Sequence[Place]) -> Iterator[tuple[Place, "Sample | Exception | None"]]:
@@ -121,57 +147,108 @@ def _samples(places: Sequence[Place]) -> Iterator[tuple[Place, "Sample | Excepti
             yield place, None
 
 
-class _ShardWork:
-    """The rows of one shard after the other."""
+class _Model:
+    """A task at work on batches in threads, with a bound on how many wait for it."""
 
-    def __init__(self, task: Task, batch_size: int, report: Report):
-        self.task, self.batch_size, self.report = task, batch_size, report
-        self.rows: Rows | None = None
-        self.parts: dict[str, list] = {}
+    def __init__(self, task: Task, reader: PixelReader, threads: int, report: Report):
+        import torch
+
+        self.task, self.reader, self.report = task, reader, report
+        self.pool = ThreadPoolExecutor(report.lanes, "model", torch.set_num_threads, [threads])
+        self.waiting: deque[Future] = deque()
+
+    def __call__(self, pixels: "list[numpy.ndarray]", samples: list[Sample], shard: Shard) -> Future:
+        """Begin with a batch; what comes of it is (columns, seconds)."""
+        with self.report.timed("model"):
+            while len(self.waiting) > self.report.lanes:
+                self.waiting.popleft().result()
+        self.waiting.append(self.pool.submit(self._work, pixels, samples, shard))
+        return self.waiting[-1]
+
+    def _work(self, pixels: "list[numpy.ndarray]", samples: list[Sample], shard: Shard) -> tuple[dict, float]:
+        import torch
+
+        start = time.perf_counter()
+        columns = self.task(self.reader.to_pixel_values(pixels), samples, shard)
+        columns = {
+            name: values.cpu() if isinstance(values, torch.Tensor) else values for name, values in columns.items()
+        }
+        return columns, time.perf_counter() - start
+
+    def close(self):
+        self.pool.shutdown(cancel_futures=True)
+
+
+class _ShardWork:
+    """The samples of a shard, and the batches of them that are being worked on."""
+
+    def __init__(self, shard: Shard, model: _Model, batch_size: int):
+        self.shard, self.model, self.batch_size = shard, model, batch_size
+        self.samples: list[Sample] = []
         self.pixels: list[numpy.ndarray] = []
         self.batch: list[Sample] = []
+        self.batches: list[Future] = []
 
-    def add(self, shard: Shard, sample: Sample, pixels: "numpy.ndarray | Unreadable | None"):
-        rows = self._begin(shard)
+    def add(self, sample: Sample, pixels: "numpy.ndarray | Unreadable | None"):
         if isinstance(pixels, Unreadable):
             sample = replace(sample, error=pixels)
         sample = replace(sample, image=None)  # its bytes are not needed any more
-        rows.samples.append(sample)
+        self.samples.append(sample)
         if sample.error is None:
             assert not isinstance(pixels, Unreadable) and pixels is not None
             self.batch.append(sample)
             self.pixels.append(pixels)
             if len(self.batch) == self.batch_size:
-                self._work()
+                self.flush()
 
-    def finish(self, shard: Shard) -> Rows:
-        """Return the rows of a shard, and be ready for the next one."""
+    def flush(self):
+        """Begin with the last batch, if it is not empty."""
+        if self.batch:
+            self.batches.append(self.model(self.pixels, self.batch, self.shard))
+            self.batch, self.pixels = [], []
+
+    def done(self) -> bool:
+        return all(batch.done() for batch in self.batches)
+
+    def rows(self) -> Rows:
+        """Wait for all batches; return what came of them."""
         import torch
 
-        rows = self._begin(shard)
-        if self.batch:
-            self._work()
-        with self.report.timed("model"):  # which may have been at work in the background
-            for name, parts in self.parts.items():
-                is_tensor = isinstance(parts[0], torch.Tensor)
-                rows.values[name] = torch.cat(parts).cpu().numpy() if is_tensor else list(chain(*parts))
-        self.rows, self.parts = None, {}
+        report, parts = self.model.report, {}
+        for batch in self.batches:
+            with report.timed("model"):
+                columns, seconds = batch.result()
+            report.model_seconds += seconds
+            for name, values in columns.items():
+                parts.setdefault(name, []).append(values)
+        rows = Rows(self.shard, self.model.task.types, self.samples)
+        for name, values in parts.items():
+            is_tensor = isinstance(values[0], torch.Tensor)
+            rows.values[name] = torch.cat(values).numpy() if is_tensor else list(chain(*values))
         return rows
 
-    def _begin(self, shard: Shard) -> Rows:
-        if self.rows is None:
-            self.rows = Rows(shard, self.task.types)
-            self.task.begin(shard)
-        return self.rows
 
-    def _work(self):
-        import torch
+class _Finished:
+    """Shards that are read to their ends, and are written, in their order, once the model is done with them."""
 
-        with self.report.timed("model"):
-            pixel_values = torch.stack([torch.from_numpy(pixels) for pixels in self.pixels])
-            for name, values in self.task(pixel_values, self.batch).items():
-                self.parts.setdefault(name, []).append(values)
-        self.batch, self.pixels = [], []
+    def __init__(self, output: Output, report: Report, progress: Progress):
+        self.output, self.report, self.progress = output, report, progress
+        self.waiting: deque[tuple[int, _ShardWork]] = deque()
+
+    def add(self, index: int, work: _ShardWork):
+        work.flush()
+        self.waiting.append((index, work))
+        self.write(SHARDS_AHEAD)
+
+    def write(self, at_most_waiting: int):
+        """Write shards until that many wait for the model."""
+        while len(self.waiting) > at_most_waiting or (self.waiting and self.waiting[0][1].done()):
+            index, work = self.waiting.popleft()
+            rows = work.rows()
+            with self.report.timed("writing"):
+                self.output.write(rows, index)
+            self.report.add_rows(rows)
+            self.progress.shard()
 
 
 class Ranks:

@@ -192,6 +192,15 @@ def test_convert_prints_what_to_type_next(run, tmp_path):
         assert next_lines[1].strip() == f"open-clip-transformers card {shlex.quote(str(output))} --model-id ORG/NAME"
 
 
+def test_convert_says_which_folders_vllm_serves(run, tmp_path):
+    save_open_clip_folder(tmp_path / "source", tiny_clip_cfg(text_cfg={"vocab_size": 49408}))
+    convert = "convert", tmp_path / "source"
+    result = run(*convert, tmp_path / "native", "--verify", "none", "--target", "native")
+    assert result.stdout.splitlines()[-1] == f"  next         vllm serve {tmp_path / 'native'} --runner pooling"
+    result = run(*convert, tmp_path / "ours", "--verify", "none")
+    assert "not by vLLM, which does not know OpenClipModel: see --target native" in result.stdout
+
+
 @pytest.mark.parametrize(
     "options", [["--tower", "vision"], ["--target", "native"], []], ids=["tower", "native", "plain"]
 )
@@ -219,6 +228,7 @@ def test_convert_speaks_of_options(run, source, tmp_path):
         (weights, "--model", "ViT-B-32", "--config", tmp_path / "my config.json"): "given twice, by --model ViT-B-32",
         (source, "--revision", "v1", "--model", "RN50"): "leave out --revision v1.",
         (weights, "--model", "RN50", "--ema"): "Leave out --ema.",
+        (weights, "--config", "RN50"): "no file, but the name of an architecture: give it with --model RN50 instead",
     }
     for arguments, message in cases.items():
         result = run("convert", arguments[0], tmp_path / "out", *arguments[1:], exit_code=1)

@@ -2,14 +2,13 @@
 
 import io
 import tracemalloc
-import types
 from dataclasses import dataclass
 
-import numpy
 import pytest
 import torch
 from PIL import Image
 
+from open_clip_transformers import OpenClipImageProcessorPil
 from open_clip_transformers.datasets.outputs import FORMATS
 from open_clip_transformers.datasets.run import run
 from open_clip_transformers.datasets.shards import Sample, Shard
@@ -28,14 +27,10 @@ class GeneratedShard(Shard):
 
 class Task:
     types = {"embedding": ("float32", 16)}
+    image_processor = OpenClipImageProcessorPil(size={"height": 5, "width": 3})
+    concurrent = True
 
-    def image_processor(self, image, return_tensors):
-        return types.SimpleNamespace(pixel_values=torch.tensor(numpy.array(image), dtype=torch.float32)[None, None])
-
-    def begin(self, shard):
-        pass
-
-    def __call__(self, pixel_values, samples):
+    def __call__(self, pixel_values, samples, shard):
         return {"embedding": torch.ones(len(samples), 16)}
 
 

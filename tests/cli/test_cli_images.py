@@ -31,16 +31,29 @@ def any_file_is_worth_a_process(monkeypatch):
     monkeypatch.setattr(images_module, "FILES_WORTH_A_PROCESS", 1)
 
 
+class StandIn:
+    """An image processor that neither rescales nor normalises."""
+
+    do_rescale = do_normalize = False
+    rescale_factor = image_mean = image_std = None
+
+    def __init__(self, pixels):
+        self.pixels = pixels
+
+    def __call__(self, image, **settings):
+        return types.SimpleNamespace(pixel_values=self.pixels(image))
+
+
 @pytest.fixture
 def processor(tmp_path):
     """Makes two pixels of an image: its number, and the process that read it. Leaves a file for each image."""
 
-    def image_processor(image, return_tensors):
+    def pixels(image):
         number = numpy.array(image)[0, 0]
         (tmp_path / f"{number}.read").touch()
-        return types.SimpleNamespace(pixel_values=torch.tensor([[[[number, os.getpid()]]]]))
+        return torch.tensor([[[[number, os.getpid()]]]])
 
-    return types.SimpleNamespace(image_processor=image_processor)
+    return types.SimpleNamespace(image_processor=StandIn(pixels))
 
 
 @pytest.fixture
@@ -83,10 +96,10 @@ def test_batches_are_filled_up_where_images_are_left_out(numbered, processor, br
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=in_processes)])
 def test_batches_report_errors_without_a_message_by_their_name(numbered, capsys, workers):
-    def image_processor(image, return_tensors):
+    def pixels(image):
         raise MemoryError
 
-    processor = types.SimpleNamespace(image_processor=image_processor)
+    processor = types.SimpleNamespace(image_processor=StandIn(pixels))
     assert list(read_batches(numbered[:2], processor, 4, workers, Failures())) == []
     assert capsys.readouterr().err.splitlines() == [f"{name}: MemoryError" for name in numbered[:2]]
 
@@ -152,7 +165,14 @@ def test_reader_can_be_sent_to_a_process(numbered, clip):
     sent = pickle.loads(pickle.dumps(reader))
     pixels = sent[numbered[3]]
     assert numpy.array_equal(pixels, reader[numbered[3]])
-    assert pixels.dtype == numpy.float32 and pixels.shape[0] == 3
+    assert pixels.dtype == numpy.uint8 and pixels.shape[0] == 3
+
+
+def test_reader_makes_the_pixels_of_the_image_processor(numbered, clip):
+    reader = PixelReader(AutoImageProcessor.from_pretrained(clip))
+    made = reader.to_pixel_values([reader[name] for name in numbered[:4]])
+    images = [Image.open(name) for name in numbered[:4]]
+    assert torch.equal(made, reader.image_processor(images, return_tensors="pt").pixel_values)
 
 
 @pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "file"])

@@ -88,7 +88,7 @@ def test_lost_workers_nodes_and_drivers_change_nothing(run, clip, photos, tmp_pa
         done = len(list((tmp_path / "out").glob("*.parquet")))
         driver = start()
         stdout, stderr = driver.communicate(timeout=300)
-        assert driver.returncode == 1, stderr
+        assert driver.returncode == 1 and stdout, stderr
         summary = json.loads(stdout)
     finally:
         cluster.shutdown()

@@ -26,7 +26,7 @@ from open_clip_transformers.convert_scripts.hub.bundle import bundle_folder
 
 pytestmark = pytest.mark.floor
 SCRIPT = Path(__file__).with_name("use_without_package.py")
-TOWERS = ("vit", "text", "modified_resnet", "siglip_vit", "timm_vision", "hf_text")
+TOWERS = ("vit", "text", "modified_resnet", "siglip_vit", "timm_vision", "hf_text", "modern_text")
 # What a bundled file may import; each is there wherever transformers works on images, or behind a check.
 PACKAGES = {"PIL", "ftfy", "huggingface_hub", "numpy", "packaging", "tokenizers", "torch", "transformers"}
 INSTALLED_VERSION = "importlib.metadata"

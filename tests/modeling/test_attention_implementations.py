@@ -97,7 +97,7 @@ def assert_same_as_eager(implementation: str, name: str, padding: str):
         assert torch.allclose(ours, reference, rtol=1e-4, atol=1e-5)
 
 
-NAMES = ["vit", "siglip_vit", "clip", "clip_hf_text", "siglip", "text_with_class_token", "coca"]
+NAMES = ["vit", "siglip_vit", "modern_text", "clip", "clip_hf_text", "siglip", "text_with_class_token", "coca"]
 every_model = pytest.mark.parametrize("name", NAMES)
 every_padding = pytest.mark.parametrize("padding", PADDINGS)
 

@@ -13,7 +13,7 @@ from open_clip_transformers.modeling.transformers_compat import CACHE_NAME
 
 
 @pytest.mark.floor
-@pytest.mark.parametrize("name", ["text", "hf_text", "clip", "clip_hf_text", "coca"])
+@pytest.mark.parametrize("name", ["text", "hf_text", "modern_text", "clip", "clip_hf_text", "coca"])
 def test_int32_ids_are_taken(name):
     model = tiny_model(name)
     inputs = tiny_inputs(model)
@@ -43,7 +43,7 @@ def test_images_of_another_shape_are_refused(name, shape, message):
 
 
 @pytest.mark.floor
-@pytest.mark.parametrize("name", ["text", "text_with_class_token", "hf_text", "clip", "coca"])
+@pytest.mark.parametrize("name", ["text", "text_with_class_token", "hf_text", "modern_text", "clip", "coca"])
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
@@ -73,7 +73,8 @@ def test_images_of_another_size_are_taken_with_interpolation(name):
 
 @pytest.mark.floor
 @pytest.mark.parametrize(
-    ("name", "limit"), [("text", 11), ("text_with_class_token", 10), ("hf_text", 11), ("clip", 11), ("coca", 10)]
+    ("name", "limit"),
+    [("text", 11), ("text_with_class_token", 10), ("hf_text", 11), ("modern_text", 11), ("clip", 11), ("coca", 10)],
 )
 def test_texts_beyond_the_last_position_are_refused(name, limit):
     model = tiny_model(name)

@@ -5,9 +5,11 @@ from dataclasses import MISSING, asdict, fields
 import pytest
 from tiny_configs import tiny_clip_cfg, tiny_coca_cfg, tiny_siglip_cfg
 
+from open_clip_transformers.configuration.configuration_modern_text import ModernTextConfig
 from open_clip_transformers.convert_scripts.common import ConversionError
-from open_clip_transformers.convert_scripts.mapping.config import MODEL, TokenIds, build_config
+from open_clip_transformers.convert_scripts.mapping.config import MODEL, OTHER_MODELS, TokenIds, build_config
 from open_clip_transformers.convert_scripts.mapping.config_table import REQUIRED
+from open_clip_transformers.convert_scripts.towers.base import TEXT_DEFAULTS_4, VISION_DEFAULTS_4
 from open_clip_transformers.convert_scripts.towers.coca_decoder import DECODER
 from open_clip_transformers.convert_scripts.towers.tables import TEXT_TOWERS, VISION_TOWERS
 
@@ -35,13 +37,17 @@ class ReadFields(dict):
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES.keys())
 def test_every_open_clip_field_is_translated_or_said_to_be_without_effect(table):
     towers = {"hf_model_name": "roberta-base", "timm_model_name": "vit_base_patch16_siglip_224"}
-    given = {"quick_gelu": False, "embed_dim": 3, **towers}
+    given = {"quick_gelu": False, "embed_dim": 3, "eos_id": 3, **towers}
     cfg = ReadFields(table.defaults | given)
     for ours in table.fields.values():
         cfg[ours] if isinstance(ours, str) else ours(cfg)
     handed_down = {"quick_gelu", "embed_dim"} - table.defaults.keys()
-    assert cfg.read - handed_down | table.without_effect.keys() == table.defaults.keys()
-    assert not cfg.read & table.without_effect.keys()
+    translated = cfg.read - handed_down
+    if table.config_class is ModernTextConfig:
+        translated -= {"eos_id"}  # looked at to refuse a pooling
+    assert translated | table.without_effect.keys() | table.refused.keys() == table.defaults.keys()
+    assert not translated & (table.without_effect.keys() | table.refused.keys())
+    assert not table.without_effect.keys() & table.refused.keys()
 
 
 @pytest.mark.parametrize("part", ["vision", "text", "decoder"])
@@ -54,6 +60,8 @@ def test_defaults_are_those_of_open_clip(part):
     # Arguments of open_clip's `TextTransformer` that its configuration cannot set in 3.3.0.
     for field in ("use_pad_mask", "correct_cls_mask"):
         assert ours.pop(field, False) is False
+    for field, default in (VISION_DEFAULTS_4 if part == "vision" else TEXT_DEFAULTS_4).items():
+        assert ours.pop(field) == default
     assert ours == reference
 
 
@@ -64,7 +72,7 @@ def test_model_defaults_are_those_of_open_clip():
     from open_clip.model import CustomTextCLIP
 
     known = inspect.signature(CustomTextCLIP).parameters | inspect.signature(CoCa).parameters
-    assert known.keys() | {"custom_text"} == MODEL.defaults.keys()
+    assert known.keys() | {"custom_text"} == MODEL.defaults.keys() - OTHER_MODELS.keys()
     for name, parameter in known.items():
         if parameter.default is not inspect.Parameter.empty:
             assert MODEL.defaults[name] == pytest.approx(parameter.default), name
