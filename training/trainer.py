@@ -497,7 +497,9 @@ class ContrastiveTrainer(Trainer):
         waits = self.accelerator.no_sync if self.accelerator.sync_gradients else lambda model: nullcontext()
         for index in range(len(parts) - 1):
             with waits(model):
-                self.accelerator.backward(part_loss(index) / self.current_gradient_accumulation_steps)
+                loss = part_loss(index)
+                if loss.requires_grad:  # with both towers locked, temperature and bias alone learn, by the last part
+                    self.accelerator.backward(loss / self.current_gradient_accumulation_steps)
         loss = part_loss(len(parts) - 1)
         loss = loss + sum((scale * gradient).sum() for scale, gradient in zip(self._scales(), gradients[2:]))
         return loss + (value - loss).detach()
