@@ -355,7 +355,7 @@ class ModernAttention(Attention):
         )
         first_value = value if first_value is None else first_value
         if self.value_mix is not None:
-            value = torch.lerp(first_value, value, self.value_mix)
+            value = torch.lerp(first_value, value, self.value_mix.to(value.dtype))
         query, key = self.q_norm(query), self.k_norm(key)
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)

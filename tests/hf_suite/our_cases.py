@@ -312,31 +312,31 @@ class MaMMUTText(_OpenClipText):
         return tiny_config(PLAIN_MAMMUT).text_config
 
 
-class ModernText(_Text):
-    """As moderntext-ViT-B-32-256: causal, pooled at the end."""
+class ModernTextOptions(_Text):
+    """Bidirectional, pooled by attention, with registers and value residuals."""
 
     model_classes = base_classes = (ModernTextModel,)
     auto_classes = {"AutoModel": ModernTextModel}
-    pipeline_model_mapping = {"feature-extraction": ModernTextModel}
-    ignore = Text.ignore
-    options = {
-        **{"pool_type": "eos", "attention_mode": "causal", "qk_norm": False, "norm_placement": "pre"},
-        **{"reg_tokens": 0, "value_residual": False, "ls_init_value": None, "freeze_pad_embed": None},
-    }
 
     def config(self):
-        return tiny_config(tiny_modern_text_cfg(text_cfg={**self.options, "eos_id": EOS})).text_config
-
-
-class ModernTextOptions(ModernText):
-    """Bidirectional, pooled by attention, with registers and value residuals."""
-
-    pipeline_model_mapping = {}
-    ignore = {}
-    options = {}
+        return tiny_config(tiny_modern_text_cfg()).text_config
 
     def tester_values(self, config):
-        return {"seq_length": 12}
+        return {"seq_length": 10 + config.num_register_tokens}
+
+
+class ModernText(ModernTextOptions):
+    """As moderntext-ViT-B-32-256: causal, pooled at the end."""
+
+    pipeline_model_mapping = {"feature-extraction": ModernTextModel}
+    ignore = Text.ignore
+
+    def config(self):
+        plain = {
+            **{"pool_type": "eos", "eos_id": EOS, "attention_mode": "causal", "qk_norm": False, "reg_tokens": 0},
+            **{"norm_placement": "pre", "value_residual": False, "ls_init_value": None, "freeze_pad_embed": None},
+        }
+        return tiny_config(tiny_modern_text_cfg(text_cfg=plain)).text_config
 
 
 class HfBert(_Text):

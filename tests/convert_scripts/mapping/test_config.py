@@ -28,6 +28,9 @@ TABLES = {
 VIT, TEXT = VISION_TOWERS[-1].config_table, TEXT_TOWERS[-1].config_table
 
 
+MODERN = {"text_arch": "modern", "pool_type": "mean"}
+
+
 class ReadFields(dict):
     """A dictionary that remembers what was read from it."""
 
@@ -215,7 +218,52 @@ def test_pad_id_of_the_model_wins_over_the_tokenizer():
 
 
 REFUSALS = {
-    "unknown-model-field": ({"foo": 1}, r"model_cfg has fields that are not known:\n  foo"),
+    "kwargs-of-timm": (
+        {"vision_cfg": {"timm_model_name": "convnext_base", "timm_model_kwargs": {"depths": [1, 1, 1, 1]}}},
+        r"vision_cfg: timm_model_kwargs = \{'depths'.*cannot be honoured: arguments of timm's model make other layers",
+    ),
+    "kwargs-of-timm-in-siglip": (
+        {"vision_cfg": {"timm_model_name": "vit_base_patch16_siglip_224", "timm_model_kwargs": {"depth": 2}}},
+        "timm_model_kwargs.*cannot be honoured",
+    ),
+    "naflex": (
+        {"vision_cfg": {"timm_model_name": "naflexvit_base_patch16_siglip", "image_seq_len": 256}},
+        "naflexvit_base_patch16_siglip is a NaFlex tower.*one of a fixed size would be another model",
+    ),
+    "audio": (
+        {"audio_cfg": {"model_type": "HTSAT"}},
+        "audio_cfg.*the model is a CLAP, which compares audio",
+    ),
+    "genlip": ({"genlip_cfg": {"width": 64}}, "genlip_cfg.*the model is a GenLIP"),
+    "genlap": ({"genlap_cfg": {"width": 64}}, "genlap_cfg.*the model is a GenLAP"),
+    "text-arch": ({"text_cfg": {"text_arch": "modernist"}}, 'text_arch = .modernist. cannot be honoured: .*"modern"'),
+    "modern-encoder": (
+        {"text_cfg": {"text_arch": "modern", "hf_model_name": "roberta-base"}},
+        "text_arch = 'modern' cannot be honoured: with an hf_model_name",
+    ),
+    "modern-mlp": (
+        {"text_cfg": {**MODERN, "mlp_type": "geglu"}},
+        "mlp_type of a modern.*'swiglu', 'mlp', 'relu2'",
+    ),
+    "modern-norm": (
+        {"text_cfg": {**MODERN, "norm_type": "batch"}},
+        "norm_type of a modern.*'rmsnorm', 'layernorm'",
+    ),
+    "modern-pool": ({"text_cfg": {**MODERN, "pool_type": "last"}}, "pool_type of a modern.*'argmax', 'eos', 'mean'"),
+    "modern-end": ({"text_cfg": {"text_arch": "modern"}}, '"eos" of a modern text tower needs an eos_id'),
+    "modern-switch": ({"text_cfg": {**MODERN, "mlp_bias": "no"}}, "mlp_bias must be true or false"),
+    "encoder-fields": (
+        {"text_cfg": {"hf_model_name": "roberta-base", "hf_model_config": {"auto_map": {}}}},
+        "hf_model_config may hold fields of a roberta encoder, got auto_map",
+    ),
+    "encoder-values": (
+        {"text_cfg": {"hf_model_name": "roberta-base", "hf_model_config": {"hidden_size": "wide"}}},
+        "hf_model_config does not describe a roberta encoder",
+    ),
+    "unknown-model-field": (
+        {"foo": 1},
+        r"model_cfg has fields that are not known:\n  foo\nCorrect those that are misspelt.*another one",
+    ),
     "unknown-vision-field": ({"vision_cfg": {"foo": 1, "bar": 2}}, r"vision_cfg.*not known:\n  bar\n  foo"),
     "unknown-text-field": ({"text_cfg": {"foo": 1}}, r"text_cfg.*not known:\n  foo"),
     "norm-kwargs": ({"text_cfg": {"norm_kwargs": {"bias": False}}}, 'norm_kwargs must hold "eps" alone'),
