@@ -12,7 +12,14 @@ from hf_suite.cases import (
     pixels,
     texts,
 )
-from tiny_configs import tiny_clip_cfg, tiny_coca_cfg, tiny_hf_coca_cfg, tiny_hf_text_cfg, tiny_modern_text_cfg
+from tiny_configs import (
+    tiny_clip_cfg,
+    tiny_coca_cfg,
+    tiny_hf_coca_cfg,
+    tiny_hf_text_cfg,
+    tiny_mammut_cfg,
+    tiny_modern_text_cfg,
+)
 from tiny_models import (
     BOS,
     CLIP,
@@ -36,6 +43,13 @@ from open_clip_transformers.modeling.modeling_coca import (
     CoCaModel,
 )
 from open_clip_transformers.modeling.modeling_hf_text import HfTextModel
+from open_clip_transformers.modeling.modeling_mammut import (
+    MaMMUTForConditionalGeneration,
+    MaMMUTForImageClassification,
+    MaMMUTForZeroShotImageClassification,
+    MaMMUTModel,
+)
+from open_clip_transformers.modeling.modeling_mammut_text import MaMMUTTextModel
 from open_clip_transformers.modeling.modeling_modern_text import ModernTextModel
 from open_clip_transformers.modeling.modeling_modified_resnet import ModifiedResNetBackbone, ModifiedResNetModel
 from open_clip_transformers.modeling.modeling_open_clip import (
@@ -62,6 +76,8 @@ PLAIN = tiny_clip_cfg(vision_cfg={"layers": 2})
 PLAIN_COCA = tiny_coca_cfg(
     vision_cfg={"layers": 2}, text_cfg={"context_length": 24}, multimodal_cfg={"context_length": 24}
 )
+
+PLAIN_MAMMUT = tiny_mammut_cfg(vision_cfg={"layers": 2}, text_cfg={"context_length": 24, "layers": 2})
 
 
 def word_tokenizer(length=10, **settings):
@@ -284,6 +300,18 @@ class TextBidirectional(_OpenClipText):
         return tiny_config(SIGLIP).text_config
 
 
+class MaMMUTText(_OpenClipText):
+    """MaMMUT's text tower: bidirectional, some layers without an MLP."""
+
+    model_classes = base_classes = (MaMMUTTextModel,)
+    auto_classes = {"AutoModel": MaMMUTTextModel}
+    pipeline_model_mapping = {"feature-extraction": MaMMUTTextModel}
+    config_changes = {}
+
+    def config(self):
+        return tiny_config(PLAIN_MAMMUT).text_config
+
+
 class ModernTextOptions(_Text):
     """Bidirectional, pooled by attention, with registers and value residuals."""
 
@@ -460,6 +488,16 @@ class CoCaZeroShot(_Dual):
         return {"tokenizer": word_tokenizer(24), "image_processor": image_processor(self.size)}
 
 
+class MaMMUTZeroShot(CoCaZeroShot):
+    model_classes = (MaMMUTForZeroShotImageClassification,)
+    auto_classes = {"AutoModelForZeroShotImageClassification": MaMMUTForZeroShotImageClassification}
+    pipeline_model_mapping = {"zero-shot-image-classification": MaMMUTForZeroShotImageClassification}
+    skip_test_image_features_output_shape = False
+
+    def config(self):
+        return tiny_config(PLAIN_MAMMUT)
+
+
 _VISION_ALONE = "with a configuration of two towers, transformers 5.5 switches attentions on for the text tower alone"
 
 
@@ -513,6 +551,14 @@ class CoCaImageClassification(ImageClassification):
     config = CoCaZeroShot.config
 
 
+class MaMMUTImageClassification(ImageClassification):
+    model_classes = (MaMMUTForImageClassification,)
+    heads = {"image-classification": (MaMMUTForImageClassification,)}
+    auto_classes = {"AutoModelForImageClassification": MaMMUTForImageClassification}
+    pipeline_model_mapping = {"image-classification": MaMMUTForImageClassification}
+    config = MaMMUTZeroShot.config
+
+
 class CoCa(ModelCase):
     kind = "captioner"
     model_classes = (CoCaModel, CoCaForConditionalGeneration)
@@ -546,6 +592,20 @@ class CoCa(ModelCase):
 
     def processing(self, config):
         return {"processor": CoCaProcessor(image_processor(self.size), word_tokenizer(24))}
+
+
+class MaMMUT(CoCa):
+    model_classes = (MaMMUTModel, MaMMUTForConditionalGeneration)
+    heads = {"image-text-to-text": (MaMMUTModel, MaMMUTForConditionalGeneration)}
+    auto_classes = {"AutoModel": MaMMUTModel, "AutoModelForImageTextToText": MaMMUTForConditionalGeneration}
+    pipeline_model_mapping = {"image-text-to-text": MaMMUTForConditionalGeneration}
+    skip_test_image_features_output_shape = False
+
+    def config(self):
+        return tiny_config(PLAIN_MAMMUT)
+
+    def tester_values(self, config):
+        return {"num_hidden_layers": config.text_config.num_hidden_layers, "seq_length": 7}
 
 
 _NO_CACHE = "with a bidirectional text tower nothing can be cached"

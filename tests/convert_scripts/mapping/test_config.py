@@ -7,7 +7,13 @@ from tiny_configs import tiny_clip_cfg, tiny_coca_cfg, tiny_siglip_cfg
 
 from open_clip_transformers.configuration.configuration_modern_text import ModernTextConfig
 from open_clip_transformers.convert_scripts.common import ConversionError
-from open_clip_transformers.convert_scripts.mapping.config import MODEL, OTHER_MODELS, TokenIds, build_config
+from open_clip_transformers.convert_scripts.mapping.config import (
+    MODEL,
+    OTHER_MODELS,
+    TokenIds,
+    build_config,
+    check_model_cfg,
+)
 from open_clip_transformers.convert_scripts.mapping.config_table import REQUIRED
 from open_clip_transformers.convert_scripts.towers.base import TEXT_DEFAULTS_4, VISION_DEFAULTS_4
 from open_clip_transformers.convert_scripts.towers.coca_decoder import DECODER
@@ -82,8 +88,10 @@ def test_model_defaults_are_those_of_open_clip():
     assert [name for name, default in MODEL.defaults.items() if default is REQUIRED] == [
         "embed_dim",
         "vision_cfg",
-        "text_cfg",
     ]
+    # open_clip 4 has MaMMUT, whose text tower may be described elsewhere.
+    with pytest.raises(ConversionError, match="model_cfg lacks text_cfg"):
+        check_model_cfg({"embed_dim": 28, "vision_cfg": {}})
 
 
 @pytest.mark.parametrize("table", [VIT, TEXT, DECODER], ids=["vision", "text", "decoder"])
