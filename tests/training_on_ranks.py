@@ -1,5 +1,9 @@
 """What tests of training run on each rank; see `ranks`."""
 
+import json
+import os
+import sys
+
 import numpy as np
 import torch
 from accelerate import DistributedType, PartialState
@@ -150,7 +154,7 @@ def training_arguments(folder, **changes):
         "logging_steps": 1,
     }
     made = ContrastiveTrainingArguments(**{**arguments, **changes})
-    if made.fsdp:
+    if is_sharded(changes):
         # Where ranks have no device but the CPU, accelerate leaves FSDP out without a word.
         assert made.distributed_state.distributed_type == DistributedType.MULTI_CPU
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
@@ -221,13 +225,17 @@ def trained_gradients(folder: str, size: int, settings: list[dict], teacher: str
 FSDP2 = {"fsdp": True, "fsdp_config": {"version": 2}}
 
 
+def is_sharded(arguments: dict) -> bool:
+    return "fsdp" in arguments or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+
+
 def model_to_train(folder: str, arguments: dict):
     """The model of a folder, for FSDP2 without scalars."""
-    return load_model(folder, **({"nonscalar_logit_scale": True} if "fsdp" in arguments else {}))
+    return load_model(folder, **({"nonscalar_logit_scale": True} if is_sharded(arguments) else {}))
 
 
 def check_sharded(trainer, arguments: dict):
-    assert isinstance(trainer.model_wrapped, FSDPModule) == ("fsdp" in arguments)
+    assert isinstance(trainer.model_wrapped, FSDPModule) == is_sharded(arguments)
 
 
 class Pairs(torch.utils.data.Dataset):
@@ -246,7 +254,7 @@ class Pairs(torch.utils.data.Dataset):
 def trained(folder: str, size: int, arguments: dict, resume_from: str | None = None) -> dict:
     """Train the model of a folder on pairs that Trainer shares out, and save it; what came of it."""
     model = model_to_train(folder, arguments)
-    output = f"{folder}_{'fsdp' if 'fsdp' in arguments else 'ddp'}"
+    output = f"{folder}_{'fsdp' if is_sharded(arguments) else 'ddp'}"
     args = training_arguments(output, **{"learning_rate": 0.01, **arguments})
     trainer = ContrastiveTrainer(model, args, train_dataset=Pairs(model, size))
     trainer.train(resume_from_checkpoint=resume_from)
@@ -254,6 +262,11 @@ def trained(folder: str, size: int, arguments: dict, resume_from: str | None = N
     trainer.save_model(f"{output}_trained")
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {"steps": trainer.state.global_step, "losses": losses, "output": output}
+
+
+def launched():
+    """`trained` by `accelerate launch`, of arguments as JSON, under FSDP2 if it says so."""
+    print("RESULT", json.dumps(trained(**json.loads(sys.argv[1]))))
 
 
 def trained_by_plain_trainer(folder: str) -> list[str]:
@@ -357,3 +370,7 @@ def streamed_numbers(folder: str, kind: str, source, arguments: dict, size: int 
 def streamed(scenarios: list[tuple]) -> list[list[list]]:
     """What `streamed_numbers` gives for each of some scenarios."""
     return [streamed_numbers(*scenario) for scenario in scenarios]
+
+
+if __name__ == "__main__":
+    launched()

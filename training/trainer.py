@@ -188,10 +188,21 @@ class ContrastiveTrainer(Trainer):
                 "FSDP2 takes no scalar parameters, and logit_scale is one: load the model with "
                 "from_pretrained(..., nonscalar_logit_scale=True)."
             )
+        self._check_buffers()
         parallelism = getattr(self.accelerator, "parallelism_config", None)
         if self._loss_group() is not None and parallelism is not None and parallelism.non_data_parallel_size > 1:
             raise ValueError(
                 "Ranks that share their pairs cannot be gathered: leave out tensor and context parallelism."
+            )
+
+    def _check_buffers(self):
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is None or plugin.fsdp_version != 2 or not plugin.cpu_ram_efficient_loading:
+            return
+        if kept := self.model.state_dict().keys() & dict(self.model.named_buffers()).keys():
+            raise ValueError(
+                f"accelerate cannot send {sorted(kept)[0]} from the first rank to the others, as it is no parameter: "
+                "load the model on each rank, with --fsdp_cpu_ram_efficient_loading false."
             )
 
     def train(self, *arguments, **keywords):
@@ -466,26 +477,32 @@ class ContrastiveTrainer(Trainer):
         value = self._pair_loss(images, texts, scales, teachers, group)
         gradients = torch.autograd.grad(value, [images, texts, *scales])
         value = value.detach()
+
+        def part_loss(index: int) -> torch.Tensor:
+            """The loss whose gradients are those of a part; nothing else of its pass stays behind."""
+            nonlocal value
+            rows = slice(index * size, (index + 1) * size)
+            states[index].restore()
+            with keep_running_statistics(model):
+                outputs = model(**parts[index])
+            made = (outputs.image_embeds, outputs.text_embeds)
+            loss = sum((tensor * gradient[rows]).sum() for tensor, gradient in zip(made, gradients))
+            if labels is None:
+                return loss
+            captions = self._caption_loss(outputs.logits, labels[rows], num_items_in_batch)
+            value = value + captions.detach()
+            return loss + captions
+
         # Trainer's own no_sync holds for all parts of a batch that is not the last of its step.
         waits = self.accelerator.no_sync if self.accelerator.sync_gradients else lambda model: nullcontext()
-        for index, (part, state) in enumerate(zip(parts, states)):
-            rows = slice(index * size, (index + 1) * size)
-            is_last = index == len(parts) - 1
-            with nullcontext() if is_last else waits(model):
-                state.restore()
-                with keep_running_statistics(model):
-                    outputs = model(**part)
-                made = (outputs.image_embeds, outputs.text_embeds)
-                loss = sum((tensor * gradient[rows]).sum() for tensor, gradient in zip(made, gradients))
-                if labels is not None:
-                    captions = self._caption_loss(outputs.logits, labels[rows], num_items_in_batch)
-                    loss, value = loss + captions, value + captions.detach()
-                if is_last:
-                    scaled = zip(self._scales(), gradients[2:])
-                    loss = loss + sum((scale * gradient).sum() for scale, gradient in scaled)
-                    return loss + (value - loss).detach()
-                self.accelerator.backward(loss / self.current_gradient_accumulation_steps)
-        raise AssertionError("a batch has a last part")
+        for index in range(len(parts) - 1):
+            with waits(model):
+                loss = part_loss(index)
+                if loss.requires_grad:  # with both towers locked, temperature and bias alone learn, by the last part
+                    self.accelerator.backward(loss / self.current_gradient_accumulation_steps)
+        loss = part_loss(len(parts) - 1)
+        loss = loss + sum((scale * gradient).sum() for scale, gradient in zip(self._scales(), gradients[2:]))
+        return loss + (value - loss).detach()
 
 
 def _makes_columns(dataset: Any) -> bool:

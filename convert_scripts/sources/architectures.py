@@ -1,5 +1,5 @@
 """open_clip's built-in architectures and pretrained tags by name, without open_clip or torch (its
-`model_configs/*.json` and `pretrained.py`, release 3.3.0, and what open_clip 4 added)."""
+`model_configs/*.json` and `pretrained.py`, release 3.3.0, and what open_clip 4 and LAION's MaMMUT added)."""
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,6 +25,7 @@ UNSUPPORTED = {
     "naflexgenlip_*": "a GenLIP, one generative transformer over images and texts, which has no towers to convert",
     "naflexgenlap_*": "a GenLAP, one generative transformer over audio and texts, which has no towers to convert",
     "*naflex*": "a NaFlex model, whose images are patches in any number, which is not supported yet",
+    "mammut2-moderntext*": "a MaMMUT with the layers of modern text towers, which is not supported yet",
     "coca2-moderntext*": "a CoCa whose decoder has the layers of modern text towers, which is not supported yet",
 }
 QUICK_GELU_SUFFIX = "-quickgelu"
@@ -226,7 +227,8 @@ def _matches(pattern: str | None, name: str) -> bool:
 
 def _listed(model: str, pretrained: PretrainedTag | None) -> ListedModel:
     model_cfg, towers = get_architecture(model), {**data_table(TOWERS), **data_table(TOWERS_4)}[model]
-    vision_cfg, text_cfg = model_cfg["vision_cfg"], model_cfg["text_cfg"]
+    # open_clip 4 has the text tower of a MaMMUT in the other part.
+    vision_cfg, text_cfg = model_cfg["vision_cfg"], model_cfg.get("text_cfg") or model_cfg["multimodal_cfg"]
     return ListedModel(
         model=model,
         pretrained=pretrained,

@@ -60,6 +60,7 @@ class Output:
         self.columns = tuple(columns)
         self.file_system, self.root = file_system_of(os.path.expanduser(address))
         self.is_local = "file" in self.file_system.protocol
+        import_extra("pyarrow.parquet", "data")  # takes a second, and what is missing is better missed now
 
     def files(self, name: str, index: int) -> list[str]:
         """List the files of the shard of that name and place, the one that is written last at the end."""
