@@ -295,6 +295,15 @@ def trained_by_plain_trainer(folder: str) -> list[str]:
     return [message for message in messages if "one rank alone" in message]
 
 
+def trained_where_one_fails(folder: str):
+    """Train on batches of which the last rank's is wrong."""
+    model = load_model(folder)
+    rank = distributed.get_rank()
+    batch = micro_batches(training_batch(model, 8), 1, rank, 2)[0]
+    batch["input_ids"] = batch["input_ids"][: 2 if rank else 4]
+    make_trainer(model, training_arguments(folder, per_device_train_batch_size=4), [batch]).train()
+
+
 def trained_scalar_under_fsdp2(folder: str):
     model = load_model(folder)
     ContrastiveTrainer(model, training_arguments(folder, **FSDP2), train_dataset=Pairs(model, 4)).train()

@@ -93,6 +93,13 @@ def test_one_pair_a_rank_is_refused_without_gathering_alone(tmp_path):
     assert all(run["losses"][0] > 0 for run in runs)
 
 
+def test_what_fails_on_one_rank_stops_all(tmp_path):
+    folder = saved("clip", tmp_path / "model")
+    (first, _), (second, _) = answers_on_ranks(workers.trained_where_one_fails, 2, tmp_path, folder)
+    assert second.startswith("ValueError: The loss compares pairs, got 4 images and 2 texts")
+    assert first.startswith("RuntimeError: Rank 1 could not read its batches: ValueError: The loss compares pairs")
+
+
 def test_plain_trainer_says_once_that_it_gathers_nothing(tmp_path):
     folder = saved("clip", tmp_path / "model")
     first, second = on_ranks(workers.trained_by_plain_trainer, 2, tmp_path, folder)
