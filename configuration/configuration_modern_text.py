@@ -93,11 +93,6 @@ class ModernTextConfig(OpenClipTransformerConfig):
                 f"ModernTextConfig: with position_embedding_type='rope', heads must be of an even width, got "
                 f"{self.head_dim} (hidden_size / num_attention_heads)."
             )
-        if self.freeze_pad_embedding and not 0 <= (self.pad_token_id or 0) < self.vocab_size:
-            raise ValueError(
-                f"ModernTextConfig: pad_token_id ({self.pad_token_id}) must be one of the {self.vocab_size} ids whose "
-                "embeddings there are, or freeze_pad_embedding=False."
-            )
         if self.pool_type == "eos" and not isinstance(self.eos_token_id, int):
             raise ValueError(f"ModernTextConfig: pool_type='eos' needs one eos_token_id, got {self.eos_token_id}.")
         if self.proj_type == "none" and self.projection_dim != self.hidden_size:

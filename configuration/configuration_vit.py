@@ -20,7 +20,8 @@ class OpenClipVitConfig(TransformerBackboneConfig, OpenClipTowerConfig):
         use_pre_layer_norm: layer norm between embeddings and encoder; open_clip: `not no_ln_pre`.
         position_embedding_type: `"learnable"`, or `"sin_cos_2d"` for a fixed table (square grids only); open_clip:
             `pos_embed_type`.
-        pool_type: `"tok"` (class token), `"avg"` (mean of the patches) or `"none"` (every token is projected).
+        pool_type: `"tok"` (class token), `"avg"` (mean of the patches), `"avg_all"` (mean of the patches and the class
+            token, which then counts among the tokens that are left) or `"none"` (every token is projected).
         final_ln_after_pool: pool, then normalise, instead of the other way round; no effect with attentional pooling.
         attentional_pool: `False`; `True` for one pooler whose tokens are pooled by `pool_type`; `"parallel"` or
             `"cascade"` for a caption pooler with a contrastive pooler beside or behind it, as in
@@ -70,7 +71,7 @@ class OpenClipVitConfig(TransformerBackboneConfig, OpenClipTowerConfig):
     def validate_architecture(self):
         super().validate_architecture()
         check_choice(self, "position_embedding_type", ("learnable", "sin_cos_2d"))
-        check_choice(self, "pool_type", ("tok", "avg", "none"))
+        check_choice(self, "pool_type", ("tok", "avg", "avg_all", "none"))
         check_choice(self, "attentional_pool", (False, True, "parallel", "cascade"))
         check_patches(self)
         if self.attentional_pool and self.projection_dim % self.attn_pooler_heads:

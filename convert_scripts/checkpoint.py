@@ -84,7 +84,7 @@ def load_checkpoint(options: SourceOptions, processor_parts: Collection[str] = (
     source = replace(source, preprocess_cfg=preprocess_cfg)
     if "image_processor" in processor_parts:
         notes += filter(None, [unread_note, image_note])
-    if config.model_type == "open_clip_coca" and config.bos_token_id is None:
+    if "multimodal_config" in config.sub_configs and config.bos_token_id is None:
         notes.append("the tokenizer is not known: set bos_token_id and eos_token_id in generation_config.json")
     return LoadedCheckpoint(
         source=source,

@@ -1,7 +1,7 @@
-"""Layers that the towers and CoCa's decoder are made of (open_clip: `transformer.py`)."""
+"""Layers that the towers and the captioners' decoders are made of (open_clip: `transformer.py`)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import nn
@@ -168,6 +168,7 @@ def attend(
     attention_mask: torch.Tensor | None,
     dropout: float | None = None,
     deterministic: bool = False,
+    causal: bool | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Run the attention function chosen in `module.config`.
@@ -177,6 +178,8 @@ def attend(
         attention_mask: what transformers' mask functions make for that function, or `None`.
         dropout: dropout probability in training, by default `attention_dropout` of the configuration.
         deterministic: use kernels whose gradients are the same on every run.
+        causal: whether each query sees no key behind it, by default what `module` was made for; functions read it
+            where `attention_mask` does not say so.
 
     Returns:
         The context (batch, length, heads, head_dim), and the weights (batch, heads, length, key length) or `None`.
@@ -187,7 +190,7 @@ def attend(
     dropout = module.config.attention_dropout if dropout is None else dropout
     # transformers forwards `config.is_causal` among the keyword arguments.
     kwargs |= {
-        "is_causal": module.is_causal,
+        "is_causal": module.is_causal if causal is None else causal,
         "scaling": module.scaling,
         "dropout": dropout if module.training else 0.0,
     }
@@ -352,7 +355,7 @@ class ModernAttention(Attention):
         )
         first_value = value if first_value is None else first_value
         if self.value_mix is not None:
-            value = torch.lerp(first_value, value, self.value_mix)
+            value = torch.lerp(first_value, value, self.value_mix.to(value.dtype))
         query, key = self.q_norm(query), self.k_norm(key)
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
@@ -489,8 +492,8 @@ def residual_branch(config: PreTrainedConfig, layer_idx: int) -> tuple[nn.Module
     )
 
 
-class ResidualAttentionBlock(GradientCheckpointingLayer):
-    """Pre-norm layer of self-attention and MLP (open_clip: the same name)."""
+class AttentionBlock(GradientCheckpointingLayer):
+    """Pre-norm layer of self-attention alone (open_clip's MaMMUT: `ResidualAttentionBlock(has_mlp=False)`)."""
 
     attention_class = Attention
 
@@ -500,6 +503,24 @@ class ResidualAttentionBlock(GradientCheckpointingLayer):
         self.self_attn = self.attention_class(config, layer_idx + cache_offset, is_causal)
         self.attn_norm = nn.Identity()
         self.layer_scale1, self.drop_path1 = residual_branch(config, layer_idx)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """(batch, length, hidden_size) -> the same."""
+        attn_output, _ = self.self_attn(self.layer_norm1(hidden_states), attention_mask, cache, **kwargs)
+        return hidden_states + self.drop_path1(self.layer_scale1(self.attn_norm(attn_output)))
+
+
+class ResidualAttentionBlock(AttentionBlock):
+    """Pre-norm layer of self-attention and MLP (open_clip: the same name)."""
+
+    def __init__(self, config: PreTrainedConfig, layer_idx: int, is_causal: bool, cache_offset: int = 0):
+        super().__init__(config, layer_idx, is_causal, cache_offset)
         self.layer_norm2 = norm_layer(config, config.hidden_size)
         self.mlp = self.build_mlp(config)
         self.layer_scale2, self.drop_path2 = residual_branch(config, layer_idx)
@@ -517,8 +538,7 @@ class ResidualAttentionBlock(GradientCheckpointingLayer):
         **kwargs,
     ) -> torch.Tensor:
         """(batch, length, hidden_size) -> the same."""
-        attn_output, _ = self.self_attn(self.layer_norm1(hidden_states), attention_mask, cache, **kwargs)
-        hidden_states = hidden_states + self.drop_path1(self.layer_scale1(self.attn_norm(attn_output)))
+        hidden_states = super().forward(hidden_states, attention_mask, cache, **kwargs)
         return hidden_states + self.drop_path2(self.layer_scale2(self.mlp(self.layer_norm2(hidden_states))))
 
 
@@ -610,14 +630,21 @@ class ResidualCrossAttentionBlock(GradientCheckpointingLayer):
 
 
 class Encoder(nn.Module):
-    """A tower's stack of layers (open_clip: `Transformer`)."""
+    """A tower's stack of layers (open_clip: `Transformer`).
 
-    def __init__(self, config: PreTrainedConfig, is_causal: bool):
+    Args:
+        config: of the tower.
+        is_causal: whether each token sees itself and those before it alone.
+        attention_only_layers: indices of layers without an MLP.
+    """
+
+    def __init__(self, config: PreTrainedConfig, is_causal: bool, attention_only_layers: Collection[int] = ()):
         super().__init__()
         options = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
         custom = any(getattr(config, option) for option in options)
         block = CustomResidualAttentionBlock if custom else ResidualAttentionBlock
-        self.layers = nn.ModuleList([block(config, i, is_causal) for i in range(config.num_hidden_layers)])
+        blocks = [AttentionBlock if i in attention_only_layers else block for i in range(config.num_hidden_layers)]
+        self.layers = nn.ModuleList([block(config, i, is_causal) for i, block in enumerate(blocks)])
 
     def forward(
         self,

@@ -29,7 +29,8 @@ class ModernTextEmbeddings(nn.Module):
 
     def __init__(self, config: ModernTextConfig):
         super().__init__()
-        padding_idx = config.pad_token_id if config.freeze_pad_embedding else None
+        has_padding = config.pad_token_id is not None and 0 <= config.pad_token_id < config.vocab_size
+        padding_idx = config.pad_token_id if config.freeze_pad_embedding and has_padding else None
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=padding_idx)
         self.register_tokens = None
         if config.num_register_tokens:
@@ -45,7 +46,7 @@ class ModernTextEmbeddings(nn.Module):
         """(batch, length) of ids, or tokens that are embedded already -> (batch, registers + length, hidden_size)."""
         hidden_states = self.token_embedding(input_ids) if inputs_embeds is None else inputs_embeds
         if self.register_tokens is not None:
-            registers = self.register_tokens.to(hidden_states.dtype).expand(len(hidden_states), -1, -1)
+            registers = self.register_tokens.to(hidden_states.dtype).expand(hidden_states.shape[0], -1, -1)
             hidden_states = torch.cat([registers, hidden_states], dim=1)
         return self.layer_norm(hidden_states)
 
@@ -145,7 +146,7 @@ class ModernTextModel(OpenClipPreTrainedModel):
         )
         rotation = None
         if config.position_embedding_type == "rope":
-            first = torch.arange(registers, device=position_ids.device).expand(len(position_ids), -1)
+            first = torch.arange(registers, device=position_ids.device).expand(position_ids.shape[0], -1)
             position_ids = torch.cat([first, position_ids + registers], dim=1)
             rotation = rotation_of(position_ids, config.head_dim, config.rope_theta, hidden_states.dtype)
         return self.encoder(hidden_states, attention_mask, cache, rotation=rotation, **kwargs)[:, registers:]
@@ -169,7 +170,7 @@ class ModernTextModel(OpenClipPreTrainedModel):
         if attention_mask is not None:
             last = last + (visible.cumsum(dim=1) == 0).sum(dim=1)
         places = torch.where(is_end.any(dim=1), is_end.int().argmax(dim=1), last)
-        return hidden_states[torch.arange(len(places), device=places.device), places]
+        return hidden_states[torch.arange(places.shape[0], device=places.device), places]
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)

@@ -132,6 +132,8 @@ class OpenClipVitModel(PatchTowerMixin, OpenClipVisionTower):
     def _pool_tokens(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.config.pool_type == "none":
             return tokens, tokens
+        if self.config.pool_type == "avg_all":
+            return tokens.mean(dim=1), tokens
         pooled = tokens[:, 0] if self.config.pool_type == "tok" else tokens[:, 1:].mean(dim=1)
         return pooled, tokens[:, 1:]
 

@@ -11,7 +11,7 @@ import numpy as np
 def check_lengths(**lengths: Any):
     """Raise `ValueError` unless each of `lengths` is `None` or a number of tokens."""
     for name, value in lengths.items():
-        if value is not None and not (isinstance(value, Integral) and value >= 1):
+        if value is not None and not (isinstance(value, Integral) and int(value) >= 1):
             raise ValueError(f"{name} must be a whole number of tokens, 1 or more, got {value!r:.200}.")
 
 

@@ -69,7 +69,8 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
       tokens as the model takes: 77 tokens stay 77. As in the base class, `truncation=True` with a shorter
       `max_length` that is no multiple raises.
     - Tokens added with `add_tokens` or `add_special_tokens` are found in texts before these are cleaned, as with other
-      tokenizers of transformers; the special tokens of the vocabulary itself after it, as in open_clip.
+      tokenizers of transformers; the special tokens of the vocabulary itself after it, as in open_clip. With other
+      vocabularies than CLIP's, what cleaning makes look like an added token (`"&lt;IMG&gt;"`) is one, too, as there.
     - The padding token of CLIP's vocabulary is id 0, which is also the token `"!"` within a word. It is therefore not
       a special token: texts with exclamation marks keep them, and `all_special_ids` does not list it.
     - `decode(..., skip_special_tokens=True)` returns a clean caption: what lies between the begin- and the end-of-text

@@ -46,6 +46,24 @@ _COCA = {
     "custom_text": True,
 }
 
+# LAION's form: embeddings are as wide as the text tower, whose layers with cross-attention may have no MLP.
+_MAMMUT = {
+    "embed_dim": 36,
+    "vision_cfg": {**_CLIP["vision_cfg"], "pool_type": "avg_all", "final_ln_after_pool": True, "output_tokens": True},
+    "text_cfg": {
+        "context_length": 10,
+        "vocab_size": VOCAB_SIZE,
+        "width": 36,
+        "heads": 3,
+        "layers": 4,
+        "output_tokens": True,
+        "cross_attn_ratio": 2,
+        "does_full_decoding": True,
+        "has_mlp": False,
+    },
+    "custom_text": True,
+}
+
 
 def tiny_clip_cfg(**changes) -> dict:
     """open_clip `model_cfg` of a tiny CLIP; `changes` are merged in, one level deep: `vision_cfg={"layers": 1}`."""
@@ -55,6 +73,20 @@ def tiny_clip_cfg(**changes) -> dict:
 def tiny_coca_cfg(**changes) -> dict:
     """open_clip `model_cfg` of a tiny CoCa; `changes` are merged in as in `tiny_clip_cfg`."""
     return _merged(_COCA, changes)
+
+
+def tiny_mammut_cfg(**changes) -> dict:
+    """`model_cfg` of a tiny MaMMUT of LAION's open_clip; `changes` are merged in as in `tiny_clip_cfg`."""
+    return _merged(_MAMMUT, changes)
+
+
+def tiny_mammut_4_cfg(**changes) -> dict:
+    """The same in the form of open_clip 4: a masked mean, an MLP in each layer, and `multimodal_cfg` for the text."""
+    text_cfg = {
+        key: value for key, value in _MAMMUT["text_cfg"].items() if key not in ("does_full_decoding", "has_mlp")
+    }
+    cfg = {key: value for key, value in _MAMMUT.items() if key not in ("text_cfg", "custom_text")}
+    return _merged({**cfg, "multimodal_cfg": text_cfg}, changes)
 
 
 def tiny_siglip_cfg(**changes) -> dict:

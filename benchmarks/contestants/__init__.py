@@ -38,6 +38,7 @@ MODULES: dict[str, dict[str, tuple[str, ...]]] = {
         "training_transformers": ("transformers",),
         "training_open_clip": ("open_clip",),
     },
+    "datasets": {"datasets_processes": ("ours", "ours_ray", "ours_ray_2", "open_clip", "transformers")},
     "conversion": {"conversion_files": ("ours", "copy")},
 }
 # Modules that run in another environment of harness/measure.py than "newest".

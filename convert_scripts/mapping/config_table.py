@@ -71,6 +71,7 @@ FIELD_KINDS = {
     **dict.fromkeys(("act_kwargs", "norm_kwargs", "tokenizer_kwargs", "hf_model_config"), Kind((dict,))),
     **dict.fromkeys(("embed_dim", "width", "head_width", "dim_head"), Kind((int,), WIDTH)),
     **dict.fromkeys(("heads", "attn_pooler_heads", "attn_pooler_queries", "n_queries"), Kind((int,), COUNT)),
+    "cross_attn_ratio": Kind((int,), COUNT),
     "layers": Kind((int, list), LAYERS),
     **dict.fromkeys(("image_size", "patch_size"), Kind((int, list), PIXELS)),
     **{
@@ -94,6 +95,15 @@ FIELD_KINDS = {
     "attentional_pool": Kind((bool, str), null=True),
     **dict.fromkeys(("timm_pool", "timm_proj", "hf_pooler_type", "hf_proj_type"), Kind((str,), null=True)),
 }
+
+
+def text_fields_of(model_cfg: Cfg) -> Cfg:
+    """The part of a `model_cfg` that describes its texts: `text_cfg`, or where there is none `multimodal_cfg`, in
+    which open_clip 4 has both of a MaMMUT."""
+    text_cfg = model_cfg.get("text_cfg")
+    return (model_cfg.get("multimodal_cfg") or {}) if text_cfg is None else text_cfg
+
+
 REQUIRED = object()
 # Fields that open_clip's own files state even where they are the defaults.
 _STATED = {"image_size", "patch_size", "context_length", "vocab_size", "width", "heads", "layers"}

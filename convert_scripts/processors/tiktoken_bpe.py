@@ -72,7 +72,8 @@ def find_ranks(name: str, folder: Path | None) -> dict[bytes, int]:
     try:
         import tiktoken
 
-        return tiktoken.get_encoding(name)._mergeable_ranks
+        encoding = tiktoken.get_encoding(name)
+        return {token: encoding.encode_single_token(token) for token in encoding.token_byte_values()}
     except ImportError as error:
         problem, cause = "tiktoken, which would download it, is not installed", error
     except Exception as error:  # requests' own, among others

@@ -18,6 +18,7 @@ from ...processing.text_cleaning import TEXT_CLEANERS
 from ...processing.tokenization_open_clip import OpenClipTokenizer
 from ..common import ConversionError, argument, read_json
 from ..mapping.config import CLIP_VOCAB_SIZE, TokenIds
+from ..mapping.config_table import text_fields_of
 from ..sources.hub import UNREACHABLE, save_tokenizer_command
 from ..sources.source import Source
 from ..towers.base import TIKTOKEN_DEFAULTS
@@ -87,7 +88,7 @@ def load_tokenizer(source: Source, required: bool = True) -> OpenClipTokenizer |
         ConversionError: settings that are not supported, a vocabulary larger than the text tower's, or files that are
             not at hand.
     """
-    text_cfg = source.model_cfg["text_cfg"]
+    text_cfg = text_fields_of(source.model_cfg)
     uses_tiktoken = _uses_tiktoken(text_cfg)
     uses_hf_tokenizer = bool(text_cfg.get("hf_tokenizer_name")) and not uses_tiktoken
     if not required and not (uses_hf_tokenizer and _local_folder(source)):
@@ -103,7 +104,7 @@ def load_tokenizer(source: Source, required: bool = True) -> OpenClipTokenizer |
 
 
 def _load_clip_tokenizer(model_cfg: Mapping[str, Any]) -> OpenClipTokenizer:
-    text_cfg = model_cfg["text_cfg"]
+    text_cfg = text_fields_of(model_cfg)
     vocab_size = text_cfg.get("vocab_size", CLIP_VOCAB_SIZE)
     if vocab_size < CLIP_VOCAB_SIZE:
         raise ConversionError(
@@ -126,7 +127,7 @@ def _uses_tiktoken(text_cfg: Mapping[str, Any]) -> bool:
 
 
 def _load_tiktoken_tokenizer(source: Source) -> OpenClipTokenizer:
-    text_cfg = source.model_cfg["text_cfg"]
+    text_cfg = text_fields_of(source.model_cfg)
     name = text_cfg.get("tiktoken_name", TIKTOKEN_DEFAULTS["tiktoken_name"])
     if name not in ENCODINGS:
         raise ConversionError(f"text_cfg: tiktoken_name must be one of {', '.join(ENCODINGS)}, got {name!r}.")
@@ -158,7 +159,7 @@ def _load_tiktoken_tokenizer(source: Source) -> OpenClipTokenizer:
 
 
 def _load_hf_tokenizer(source: Source) -> OpenClipTokenizer:
-    text_cfg = source.model_cfg["text_cfg"]
+    text_cfg = text_fields_of(source.model_cfg)
     kwargs = _tokenizer_kwargs(text_cfg, HF_TOKENIZER_KWARGS)
     folder = tokenizer_folder(source, text_cfg["hf_tokenizer_name"])
     _check_ids(folder)
@@ -258,9 +259,9 @@ def _texts_with(tokenizer: OpenClipTokenizer, token_id: int, token: str) -> Iter
 def padding_settings(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
     """Padding settings of the tokenizer, as arguments of `OpenClipTokenizer`.
 
-    CoCa's has neither: in the features of captions padding shows, but it serves for prompts too.
+    A captioner's has neither: in the features of captions padding shows, but it serves for prompts too.
     """
-    if model_cfg.get("multimodal_cfg") is not None:
+    if model_cfg.get("multimodal_cfg") is not None or text_fields_of(model_cfg).get("does_full_decoding"):
         return {}
     is_fixed = _needs_fixed_length(model_cfg)
     return {"fixed_length": is_fixed, "dynamic_padding": not is_fixed}
@@ -272,7 +273,7 @@ def _needs_fixed_length(model_cfg: Mapping[str, Any]) -> bool:
     So it is where its outputs depend on how much padding there is: where it is pooled or seen. And in models with a
     logit bias, which transformers' zero-shot pipeline otherwise gives texts of 64 tokens.
     """
-    text_cfg = model_cfg["text_cfg"]
+    text_cfg = text_fields_of(model_cfg)
     if model_cfg.get("init_logit_bias") is not None:
         return True
     if text_cfg.get("hf_model_name") or text_cfg.get("text_arch") == "modern":

@@ -1,8 +1,8 @@
 """open_clip's built-in architectures and pretrained tags by name, without open_clip or torch (its
-`model_configs/*.json` and `pretrained.py`, release 3.3.0, and what open_clip 4 added)."""
+`model_configs/*.json` and `pretrained.py`, release 3.3.0, and what open_clip 4 and LAION's MaMMUT added)."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -25,6 +25,7 @@ UNSUPPORTED = {
     "naflexgenlip_*": "a GenLIP, one generative transformer over images and texts, which has no towers to convert",
     "naflexgenlap_*": "a GenLAP, one generative transformer over audio and texts, which has no towers to convert",
     "*naflex*": "a NaFlex model, whose images are patches in any number, which is not supported yet",
+    "mammut2-moderntext*": "a MaMMUT with the layers of modern text towers, which is not supported yet",
     "coca2-moderntext*": "a CoCa whose decoder has the layers of modern text towers, which is not supported yet",
 }
 QUICK_GELU_SUFFIX = "-quickgelu"
@@ -65,7 +66,7 @@ def get_architecture(name: str) -> dict[str, Any]:
     for pattern, what in UNSUPPORTED.items():
         if fnmatchcase(base, pattern):
             raise ConversionError(f"{name} is {what}.")
-    close = difflib.get_close_matches(name, architectures, n=5, cutoff=0.5)
+    close = _close(name, architectures, cutoff=0.5)
     hint = f"Did you mean {', '.join(close)}?" if close else f"Known names: {', '.join(list_architectures())}."
     raise ConversionError(
         f"{name!r} is not among the {len(architectures)} architectures that are known. "
@@ -207,9 +208,14 @@ def list_models(pattern: str | None = None, tags: bool = True) -> Iterator[Liste
 
 def close_names(pattern: str) -> list[str]:
     """Names of architectures and tags that are like `pattern`."""
-    names = {name.casefold(): name for tag in list_pretrained() for name in (tag.tag, tag.model)}
-    names |= {name.casefold(): name for name in list_architectures()}
-    return [names[name] for name in difflib.get_close_matches(pattern.casefold(), names, n=5, cutoff=0.6)]
+    names = (name for tag in list_pretrained() for name in (tag.tag, tag.model))
+    return _close(pattern, [*names, *list_architectures()], cutoff=0.6)
+
+
+def _close(name: str, names: Iterable[str], cutoff: float) -> list[str]:
+    """The five of `names` that are most like `name`, whatever the case of letters."""
+    written = {each.casefold(): each for each in names}
+    return [written[each] for each in difflib.get_close_matches(name.casefold(), written, n=5, cutoff=cutoff)]
 
 
 def _matches(pattern: str | None, name: str) -> bool:
@@ -221,7 +227,8 @@ def _matches(pattern: str | None, name: str) -> bool:
 
 def _listed(model: str, pretrained: PretrainedTag | None) -> ListedModel:
     model_cfg, towers = get_architecture(model), {**data_table(TOWERS), **data_table(TOWERS_4)}[model]
-    vision_cfg, text_cfg = model_cfg["vision_cfg"], model_cfg["text_cfg"]
+    # open_clip 4 has the text tower of a MaMMUT in the other part.
+    vision_cfg, text_cfg = model_cfg["vision_cfg"], model_cfg.get("text_cfg") or model_cfg["multimodal_cfg"]
     return ListedModel(
         model=model,
         pretrained=pretrained,

@@ -228,7 +228,7 @@ STACK_FIELDS: Mapping[str, str | Callable[[Cfg], Any]] = {
 }
 
 
-def _mlp_ratio(config: PreTrainedConfig) -> float:
+def mlp_ratio(config: PreTrainedConfig) -> float:
     """The shortest decimal fraction that gives `intermediate_size`, rounded up: open_clip cuts the product off."""
     exact = config.intermediate_size / config.hidden_size
     rounded = (math.ceil(exact * 10**digits) / 10**digits for digits in range(1, 15))
@@ -239,7 +239,7 @@ def _mlp_ratio(config: PreTrainedConfig) -> float:
 
 
 STACK_INVERSE: Mapping[str, Callable[[PreTrainedConfig], Any]] = {
-    "mlp_ratio": _mlp_ratio,
+    "mlp_ratio": mlp_ratio,
     "act_kwargs": lambda config: {"approximate": "tanh"} if config.hidden_act == "gelu_pytorch_tanh" else None,
     "norm_kwargs": lambda config: None if config.layer_norm_eps == 1e-5 else {"eps": config.layer_norm_eps},
     **{name: (lambda config, name=name: getattr(config, name)) for name in BLOCK_OPTIONS},

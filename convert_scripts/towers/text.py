@@ -77,7 +77,8 @@ def _table(config: PreTrainedConfig) -> Table:
     return _TEXT + (_PROJECTION_WITH_BIAS if config.proj_bias else _PROJECTION)
 
 
-def _fit(tensors: Tensors, changes: Changes, prefix: str, config: PreTrainedConfig):
+def fit_positions(tensors: Tensors, changes: Changes, prefix: str, config: PreTrainedConfig):
+    """Resize the table of positions, as open_clip does when it loads it."""
     key, positions = f"{prefix}positional_embedding", config.max_position_embeddings + config.embed_cls
     table = tensors.get(key)
     if table is not None and table.ndim == 2 and len(table) != positions:
@@ -92,4 +93,4 @@ _INTERMEDIATES = (
     Intermediate("final norm", "final_layer_norm", "ln_final"),
 )
 
-TEXT = TowerConversion(_CONFIG, _table, _fit, _INTERMEDIATES)
+TEXT = TowerConversion(_CONFIG, _table, fit_positions, _INTERMEDIATES)

@@ -3,15 +3,18 @@
 torch is imported where images are loaded: finding them comes first, and is quick.
 """
 
+import os
 import re
 import signal
 import sys
 import threading
+import time
 import urllib.parse
 import urllib.request
 import warnings
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -179,6 +182,7 @@ def load_images(
             num_workers=workers,
             prefetch_factor=-(-ahead // workers),
             multiprocessing_context=START_METHOD,
+            worker_init_fn=partial(_end_with, os.getpid()),
         )
         # It starts the processes now, and they end where nothing refers to its iterator any more.
         return (item for item in loader)
@@ -186,6 +190,17 @@ def load_images(
 
 def _as_it_is(item: object) -> object:
     return item
+
+
+def _end_with(parent: int, worker: int):
+    """Let this process not outlive its parent: where that is killed, it would wait forever to hand over an image."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

@@ -105,7 +105,7 @@ class Report:
         """
         figures = asdict(self)
         seconds, model_seconds = self.seconds, figures.pop("model_seconds")
-        cpu_seconds, cores, lanes = (figures.pop(name) for name in ("cpu_seconds", "cores", "lanes"))
+        cpu_seconds, lanes, cores = figures.pop("cpu_seconds"), figures.pop("lanes"), self.cores
         return {
             **figures,
             "errors": dict(self.errors),

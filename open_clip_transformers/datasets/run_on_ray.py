@@ -58,6 +58,7 @@ def run_on_ray(
                 for warning in warnings:
                     warn(warning)
                 report += part
+                report.cores, report.lanes = actors * part.cores, actors * part.lanes
                 progress.shard(part.rows)
     finally:
         ray.shutdown()

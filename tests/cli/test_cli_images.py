@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import types
+from pathlib import Path
 
 import numpy
 import pytest
@@ -157,6 +158,32 @@ def test_batches_of_few_urls_start_processes(numbered, processor, monkeypatch, s
 def test_batches_take_more_workers_than_cores_without_a_warning(numbered, processor, recwarn):
     assert len(list(read_batches(numbered, processor, 4, (os.cpu_count() or 1) + 1, Failures()))) == 4
     assert not recwarn
+
+
+@in_processes
+def test_processes_that_read_end_with_a_killed_parent(tmp_path):
+    """Even those that wait to hand over an image larger than a pipe holds."""
+    Image.new("RGB", (600, 600)).save(tmp_path / "large.png")
+    reader = PixelReader(StandIn(lambda image: torch.zeros(1, 3, 600, 600)))
+    if (pid := os.fork()) == 0:
+        loaded = images_module.load_images([str(tmp_path / "large.png")] * 50, reader, ahead=20, workers=2)
+        next(loaded)
+        (tmp_path / "workers").write_text(" ".join(str(each.pid) for each in multiprocessing.active_children()))
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    workers = [int(worker) for worker in (tmp_path / "workers").read_text().split()]
+    assert len(workers) == 2
+
+    def is_running(worker):
+        try:
+            return "Z" not in Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return False
+
+    deadline = time.monotonic() + 20
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(is_running, workers))
 
 
 def test_reader_can_be_sent_to_a_process(numbered, clip):

@@ -9,7 +9,10 @@ import pytest
 
 
 ROOT = Path(__file__).parents[2]
-OF_OPEN_CLIP_4 = {"coca2_ViT-B-32", "gte-modernbert-base-ViT-B-32-256", "moderntext-ViT-B-32-256"}
+OF_OPEN_CLIP_4 = {
+    *("coca2_ViT-B-32", "gte-modernbert-base-ViT-B-32-256", "mammut2_ViT-B-32", "moderntext-ViT-B-32-256"),
+    *(f"mammut_ViT-{size}-{patch}" for size in "SMBLH" for patch in (14, 16, 32)),
+}
 
 
 def table(text):
@@ -70,9 +73,10 @@ def test_models_aligns_its_columns(run):
         ),
         ("mscoco*", [(f"coca_ViT-{size}", "mscoco_finetuned_laion2b_s13b_b90k") for size in ("B-32", "L-14")]),
         ("RN50x?", [("RN50x4", "openai")]),
-        ("ViT-S-16", [("ViT-S-16", "-"), ("ViT-S-16-alt", "-")]),
+        ("ViT-S-16*", [("ViT-S-16", "-"), ("ViT-S-16-alt", "-")]),
+        ("mammut*S-1?", [("mammut_ViT-S-14", "-"), ("mammut_ViT-S-16", "-")]),
     ],
-    ids=["tag", "part-of-a-model", "pattern-of-tags", "pattern-of-models", "model-without-tags"],
+    ids=["tag", "part-of-a-model", "pattern-of-tags", "pattern-of-models", "models-without-tags", "laions-mammut"],
 )
 def test_models_takes_patterns(run, pattern, expected):
     assert [(row["MODEL"], row["TAG"]) for row in table(run("models", pattern).stdout)] == expected

@@ -12,7 +12,14 @@ from hf_suite.cases import (
     pixels,
     texts,
 )
-from tiny_configs import tiny_clip_cfg, tiny_coca_cfg, tiny_hf_coca_cfg, tiny_hf_text_cfg, tiny_modern_text_cfg
+from tiny_configs import (
+    tiny_clip_cfg,
+    tiny_coca_cfg,
+    tiny_hf_coca_cfg,
+    tiny_hf_text_cfg,
+    tiny_mammut_cfg,
+    tiny_modern_text_cfg,
+)
 from tiny_models import (
     BOS,
     CLIP,
@@ -36,6 +43,13 @@ from open_clip_transformers.modeling.modeling_coca import (
     CoCaModel,
 )
 from open_clip_transformers.modeling.modeling_hf_text import HfTextModel
+from open_clip_transformers.modeling.modeling_mammut import (
+    MaMMUTForConditionalGeneration,
+    MaMMUTForImageClassification,
+    MaMMUTForZeroShotImageClassification,
+    MaMMUTModel,
+)
+from open_clip_transformers.modeling.modeling_mammut_text import MaMMUTTextModel
 from open_clip_transformers.modeling.modeling_modern_text import ModernTextModel
 from open_clip_transformers.modeling.modeling_modified_resnet import ModifiedResNetBackbone, ModifiedResNetModel
 from open_clip_transformers.modeling.modeling_open_clip import (
@@ -62,6 +76,8 @@ PLAIN = tiny_clip_cfg(vision_cfg={"layers": 2})
 PLAIN_COCA = tiny_coca_cfg(
     vision_cfg={"layers": 2}, text_cfg={"context_length": 24}, multimodal_cfg={"context_length": 24}
 )
+
+PLAIN_MAMMUT = tiny_mammut_cfg(vision_cfg={"layers": 2}, text_cfg={"context_length": 24, "layers": 2})
 
 
 def word_tokenizer(length=10, **settings):
@@ -284,31 +300,43 @@ class TextBidirectional(_OpenClipText):
         return tiny_config(SIGLIP).text_config
 
 
-class ModernText(_Text):
-    """As moderntext-ViT-B-32-256: causal, pooled at the end."""
+class MaMMUTText(_OpenClipText):
+    """MaMMUT's text tower: bidirectional, some layers without an MLP."""
+
+    model_classes = base_classes = (MaMMUTTextModel,)
+    auto_classes = {"AutoModel": MaMMUTTextModel}
+    pipeline_model_mapping = {"feature-extraction": MaMMUTTextModel}
+    config_changes = {}
+
+    def config(self):
+        return tiny_config(PLAIN_MAMMUT).text_config
+
+
+class ModernTextOptions(_Text):
+    """Bidirectional, pooled by attention, with registers and value residuals."""
 
     model_classes = base_classes = (ModernTextModel,)
     auto_classes = {"AutoModel": ModernTextModel}
-    pipeline_model_mapping = {"feature-extraction": ModernTextModel}
-    ignore = Text.ignore
-    options = {
-        **{"pool_type": "eos", "attention_mode": "causal", "qk_norm": False, "norm_placement": "pre"},
-        **{"reg_tokens": 0, "value_residual": False, "ls_init_value": None, "freeze_pad_embed": None},
-    }
 
     def config(self):
-        return tiny_config(tiny_modern_text_cfg(text_cfg={**self.options, "eos_id": EOS})).text_config
-
-
-class ModernTextOptions(ModernText):
-    """Bidirectional, pooled by attention, with registers and value residuals."""
-
-    pipeline_model_mapping = {}
-    ignore = {}
-    options = {}
+        return tiny_config(tiny_modern_text_cfg()).text_config
 
     def tester_values(self, config):
-        return {"seq_length": 12}
+        return {"seq_length": 10 + config.num_register_tokens}
+
+
+class ModernText(ModernTextOptions):
+    """As moderntext-ViT-B-32-256: causal, pooled at the end."""
+
+    pipeline_model_mapping = {"feature-extraction": ModernTextModel}
+    ignore = Text.ignore
+
+    def config(self):
+        plain = {
+            **{"pool_type": "eos", "eos_id": EOS, "attention_mode": "causal", "qk_norm": False, "reg_tokens": 0},
+            **{"norm_placement": "pre", "value_residual": False, "ls_init_value": None, "freeze_pad_embed": None},
+        }
+        return tiny_config(tiny_modern_text_cfg(text_cfg=plain)).text_config
 
 
 class HfBert(_Text):
@@ -460,6 +488,16 @@ class CoCaZeroShot(_Dual):
         return {"tokenizer": word_tokenizer(24), "image_processor": image_processor(self.size)}
 
 
+class MaMMUTZeroShot(CoCaZeroShot):
+    model_classes = (MaMMUTForZeroShotImageClassification,)
+    auto_classes = {"AutoModelForZeroShotImageClassification": MaMMUTForZeroShotImageClassification}
+    pipeline_model_mapping = {"zero-shot-image-classification": MaMMUTForZeroShotImageClassification}
+    skip_test_image_features_output_shape = False
+
+    def config(self):
+        return tiny_config(PLAIN_MAMMUT)
+
+
 _VISION_ALONE = "with a configuration of two towers, transformers 5.5 switches attentions on for the text tower alone"
 
 
@@ -513,6 +551,14 @@ class CoCaImageClassification(ImageClassification):
     config = CoCaZeroShot.config
 
 
+class MaMMUTImageClassification(ImageClassification):
+    model_classes = (MaMMUTForImageClassification,)
+    heads = {"image-classification": (MaMMUTForImageClassification,)}
+    auto_classes = {"AutoModelForImageClassification": MaMMUTForImageClassification}
+    pipeline_model_mapping = {"image-classification": MaMMUTForImageClassification}
+    config = MaMMUTZeroShot.config
+
+
 class CoCa(ModelCase):
     kind = "captioner"
     model_classes = (CoCaModel, CoCaForConditionalGeneration)
@@ -546,6 +592,20 @@ class CoCa(ModelCase):
 
     def processing(self, config):
         return {"processor": CoCaProcessor(image_processor(self.size), word_tokenizer(24))}
+
+
+class MaMMUT(CoCa):
+    model_classes = (MaMMUTModel, MaMMUTForConditionalGeneration)
+    heads = {"image-text-to-text": (MaMMUTModel, MaMMUTForConditionalGeneration)}
+    auto_classes = {"AutoModel": MaMMUTModel, "AutoModelForImageTextToText": MaMMUTForConditionalGeneration}
+    pipeline_model_mapping = {"image-text-to-text": MaMMUTForConditionalGeneration}
+    skip_test_image_features_output_shape = False
+
+    def config(self):
+        return tiny_config(PLAIN_MAMMUT)
+
+    def tester_values(self, config):
+        return {"num_hidden_layers": config.text_config.num_hidden_layers, "seq_length": 7}
 
 
 _NO_CACHE = "with a bidirectional text tower nothing can be cached"

@@ -8,7 +8,7 @@ from tiny_models import tiny_inputs, tiny_model
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, StaticCache
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
-from open_clip_transformers.modeling.modeling_coca import CoCaOutput
+from open_clip_transformers.modeling.modeling_captioning import CaptioningOutput
 from open_clip_transformers.modeling.transformers_compat import CACHE_NAME
 
 
@@ -176,13 +176,13 @@ def test_generate_in_training_mode_with_checkpointing_keeps_its_cache(coca, inpu
 
 
 def test_output_has_the_cache_where_transformers_own_has_it():
-    assert issubclass(CoCaOutput, CausalLMOutputWithCrossAttentions)
+    assert issubclass(CaptioningOutput, CausalLMOutputWithCrossAttentions)
     own = {field.name for field in fields(CausalLMOutputWithCrossAttentions)}
-    assert own <= {field.name for field in fields(CoCaOutput)}
+    assert own <= {field.name for field in fields(CaptioningOutput)}
     assert CACHE_NAME in own
-    assert not own & CoCaOutput.__annotations__.keys()
+    assert not own & CaptioningOutput.__annotations__.keys()
     cache = DynamicCache()
-    assert CoCaOutput(**{CACHE_NAME: cache})["past_key_values"] is cache
+    assert CaptioningOutput(**{CACHE_NAME: cache})["past_key_values"] is cache
 
 
 @pytest.mark.parametrize("make_cache", [DynamicCache, lambda: EncoderDecoderCache(DynamicCache(), DynamicCache())])
@@ -224,10 +224,10 @@ def test_a_static_cache_for_images_has_their_length(coca, inputs):
 def test_a_bidirectional_text_tower_refuses_a_cache(arguments):
     model = tiny_model("coca_hf_text")
     inputs = tiny_inputs(model)
-    with pytest.raises(ValueError, match="text tower of this CoCa is bidirectional"):
+    with pytest.raises(ValueError, match="text tower of this model is bidirectional"):
         model.generate(pixel_values=inputs["pixel_values"], **arguments)
     if "cache" in arguments:
-        with pytest.raises(ValueError, match="text tower of this CoCa is bidirectional"):
+        with pytest.raises(ValueError, match="text tower of this model is bidirectional"):
             model(**inputs, **arguments)
 
 

@@ -16,7 +16,12 @@ from transformers import AutoProcessor, AutoTokenizer
 from open_clip_transformers.convert_scripts.common import ConversionError
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
 from open_clip_transformers.convert_scripts.convert_to_open_clip import convert_to_open_clip
-from open_clip_transformers.convert_scripts.processors.tiktoken_bpe import ENCODINGS, build_tiktoken_bpe, read_ranks
+from open_clip_transformers.convert_scripts.processors.tiktoken_bpe import (
+    ENCODINGS,
+    build_tiktoken_bpe,
+    find_ranks,
+    read_ranks,
+)
 from open_clip_transformers.convert_scripts.processors.tokenizers import load_tokenizer
 from open_clip_transformers.convert_scripts.sources.source import SourceOptions, open_source
 from open_clip_transformers.processing.text_cleaning import TEXT_CLEANERS
@@ -141,6 +146,15 @@ def test_conversion_back_writes_tiktokens_file(source, converted, tmp_path):
     }
     before, after = (load_file(folder / "open_clip_model.safetensors") for folder in (source, tmp_path / "back"))
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_tokens_are_those_of_the_installed_tiktoken(monkeypatch):
+    tiktoken = pytest.importorskip("tiktoken")
+    encoding = tiktoken.Encoding(
+        NAME, pat_str=r"\S+", mergeable_ranks=make_ranks(), special_tokens={"<|endoftext|>": 50256}
+    )
+    monkeypatch.setattr(tiktoken, "get_encoding", {NAME: encoding}.get)
+    assert find_ranks(NAME, None) == make_ranks()
 
 
 def test_missing_file_is_asked_for(source, tmp_path, monkeypatch):
