@@ -101,8 +101,10 @@ def locked(model):
         ("siglip", locked),
         ("clip_timm_vision", None),
         ("coca_hf_text", None),
+        ("clip_modern_text", None),
+        ("mammut", None),
     ],
-    ids=["checkpointing", "lora", "locked", "timm", "hf_text"],
+    ids=["checkpointing", "lora", "locked", "timm", "hf_text", "modern_text", "mammut"],
 )
 def test_parts_of_every_model_have_the_gradients_of_the_whole_batch(name, change, tmp_path):
     found = []
