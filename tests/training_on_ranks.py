@@ -266,7 +266,9 @@ def trained(folder: str, size: int, arguments: dict, resume_from: str | None = N
 
 def launched():
     """`trained` by `accelerate launch`, of arguments as JSON, under FSDP2 if it says so."""
-    print("RESULT", json.dumps(trained(**json.loads(sys.argv[1]))))
+    result = trained(**json.loads(sys.argv[1]))
+    if distributed.get_rank() == 0:
+        print("RESULT", json.dumps(result))
 
 
 def trained_by_plain_trainer(folder: str) -> list[str]:
