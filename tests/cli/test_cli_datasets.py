@@ -13,6 +13,7 @@ import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 from PIL import Image
 
 from open_clip_transformers.datasets import outputs
@@ -253,6 +254,29 @@ def test_caption_samples_alike_whatever_was_done_before(run, coca, photos, tmp_p
     (tmp_path / "out" / "images-00002.parquet").unlink()
     run("caption", coca, photos, *sample)
     assert contents(tmp_path / "out") == whole
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["embed"], ["caption"], ["caption", "--num-beams", 2], ["classify", "--labels", "a,b"]],
+    ids=["embed", "caption", "beams", "classify"],
+)
+def test_bytes_do_not_depend_on_cores(run, coca, photos, tmp_path, command):
+    name, *options = command
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            shards = ["--shard-size", 8, "--batch-size", 2, "--workers", 0]
+            run(name, coca, photos, *options, *shards, "-o", tmp_path / str(number))
+            assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(threads)
+    one, three = (
+        {name: content for name, content in contents(tmp_path / number).items() if name.endswith(".parquet")}
+        for number in "13"
+    )
+    assert one == three and len(one) == 3
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
