@@ -2,10 +2,11 @@
 
 from typing import cast
 
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto import AutoConfig
 
+from .configuration_captioning import CaptioningConfig
 from .configuration_common import OpenClipTransformerConfig, strict
-from .configuration_open_clip import OpenClipDualConfig
 
 
 @strict
@@ -28,31 +29,20 @@ class CoCaDecoderConfig(OpenClipTransformerConfig):
 
 
 @strict
-class CoCaConfig(OpenClipDualConfig):
+class CoCaConfig(CaptioningConfig):
     r"""Configuration of [`CoCaModel`] and [`CoCaForConditionalGeneration`] (https://arxiv.org/abs/2205.01917).
 
-    Takes the fields of [`OpenClipDualConfig`] and these. As a decoder's configuration
-    (`get_text_config(decoder=True)`) it describes the whole causal stack, the text tower's layers followed by the
+    Takes the fields of [`CaptioningConfig`] and this one. The causal stack is the text tower's layers followed by the
     decoder's.
 
     Args:
         multimodal_config: configuration of the multimodal decoder, or its fields; open_clip: `multimodal_cfg`.
-        pad_token_id: id of padding, by default the text tower's; open_clip: `pad_id`.
-        bos_token_id: id that captions start from, by default the text tower's; open_clip: `sot_token_id`.
-        eos_token_id: id that ends a caption, by default the text tower's.
-        caption_loss_weight: weight of the caption loss where both losses are asked for; open_clip: the same name.
-        contrastive_loss_weight: weight of the contrastive loss then; open_clip: `clip_loss_weight`.
     """
 
     model_type = "open_clip_coca"
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig, "multimodal_config": CoCaDecoderConfig}
 
     multimodal_config: dict | CoCaDecoderConfig | None = None
-    pad_token_id: int | None = None
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
-    caption_loss_weight: float | int = 2.0
-    contrastive_loss_weight: float | int = 1.0
 
     def __post_init__(self, **kwargs):
         if self.text_config is None:
@@ -62,9 +52,6 @@ class CoCaConfig(OpenClipDualConfig):
         if not isinstance(self.multimodal_config, CoCaDecoderConfig):
             self.multimodal_config = CoCaDecoderConfig(**(self.multimodal_config or {}))
         super().__post_init__(**kwargs)
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            if getattr(self, name) is None:
-                setattr(self, name, getattr(self.text_config, name))
 
     def get_text_config(self, decoder=None, encoder=None) -> "CoCaConfig | CoCaDecoderConfig":
         """The decoder's configuration, whose layers' attentions and hidden states CoCa's outputs hold.
@@ -74,17 +61,17 @@ class CoCaConfig(OpenClipDualConfig):
         return self if decoder else cast(CoCaDecoderConfig, self.multimodal_config)
 
     @property
+    def can_cache(self) -> bool:
+        return self.text_config.is_causal
+
+    def layer_config(self, index: int) -> PreTrainedConfig:
+        in_text_tower = index < self.text_config.num_hidden_layers
+        return self.text_config if in_text_tower else self.multimodal_config
+
+    @property
     def num_hidden_layers(self) -> int:
         """Layers of the causal stack: the text tower's and the decoder's."""
         return self.text_config.num_hidden_layers + self.multimodal_config.num_hidden_layers
-
-    @property
-    def num_attention_heads(self) -> int:
-        return self.multimodal_config.num_attention_heads
-
-    @property
-    def hidden_size(self) -> int:
-        return self.multimodal_config.hidden_size
 
     @property
     def max_position_embeddings(self) -> int:

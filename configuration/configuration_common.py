@@ -22,7 +22,7 @@ logger = logging.get_logger(__name__)
 
 T = TypeVar("T")
 
-NORM_LAYERS = ("layer_norm", "layer_norm_fp32")
+NORM_LAYERS = ("layer_norm", "layer_norm_fp32", "rms_norm")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ FIELD_RANGES = {
     **dict.fromkeys(
         ("drop_rate", "attn_drop_rate", "patch_drop_rate", "pos_drop_rate", "proj_drop_rate"), PROBABILITY
     ),
-    "layer_norm_eps": Range(0, 1),
+    **dict.fromkeys(("layer_norm_eps", "norm_eps"), Range(0, 1)),
+    "rope_theta": Range(1, 2**29),
     "initializer_range": Range(0, 1e3),
 }
 # More patches than fit in any memory with their attention.
@@ -127,22 +128,24 @@ class AutoClassMixin:
 
 
 class ConfigurationError(StrictDataclassError, ValueError):
-    """A field of a configuration holds what no model can be built of."""
+    """A field of a configuration, or an argument, holds what nothing can be built or made of."""
 
 
 def strict(cls: type[T]) -> type[T]:
     """Have a configuration check the types of its fields; huggingface_hub's `strict`, with errors for users."""
     cls = hub_dataclasses.strict(cls)
     for name in ("__setattr__", "validate"):
-        setattr(cls, name, _with_value_errors(getattr(cls, name)))
+        setattr(cls, name, with_value_errors(getattr(cls, name)))
     return cls
 
 
-def _with_value_errors(method: Callable) -> Callable:
+def with_value_errors(method: Callable) -> Callable:
+    """`method`, with a `ValueError` where huggingface_hub refuses the type of a field or an argument."""
+
     @wraps(method)
-    def checked(self, *args):
+    def checked(self, *args, **kwargs):
         try:
-            return method(self, *args)
+            return method(self, *args, **kwargs)
         except ConfigurationError:
             raise
         except StrictDataclassError as error:
@@ -213,7 +216,7 @@ class OpenClipTransformerConfig(OpenClipPreTrainedConfig):
         hidden_act: activation of the MLP, `"gelu"`, `"quick_gelu"` or `"gelu_pytorch_tanh"`; open_clip: `quick_gelu`,
             `act_kwargs={"approximate": "tanh"}`.
         norm_layer: `"layer_norm"` computes in the input's dtype, `"layer_norm_fp32"` in fp32 and casts back;
-            open_clip: `LayerNorm`, `LayerNormFp32`.
+            open_clip: `LayerNorm`, `LayerNormFp32`. `"rms_norm"` (https://arxiv.org/abs/1910.07467) does not centre.
         layer_norm_eps: epsilon of the layer norms; open_clip: `norm_kwargs={"eps": ...}`.
         attention_dropout: dropout probability of the attention weights in training, in [0, 1).
         layer_scale_init_value: initial LayerScale (https://arxiv.org/abs/2103.17239), `None` for no LayerScale;

@@ -17,12 +17,14 @@ from .configuration_common import (
 
 # Encoders that the tower can be made of, by transformers' `model_type`: open_clip's (`arch_dict` in `hf_configs.py`),
 # and T5, which differs from mT5 in name only.
-ENCODER_MODEL_TYPES = ("roberta", "xlm-roberta", "bert", "mt5", "t5", "m2m_100")
+ENCODER_MODEL_TYPES = ("roberta", "xlm-roberta", "bert", "mt5", "t5", "m2m_100", "modernbert")
 # Those whose transformers model has a pooling layer, a Linear with tanh on the first token.
 POOLING_LAYER_MODEL_TYPES = ("roberta", "xlm-roberta", "bert")
 
 # Their fields that name an activation.
-ACTIVATION_FIELDS = ("hidden_act", "activation_function", "dense_act_fn")
+ACTIVATION_FIELDS = ("hidden_act", "hidden_activation", "activation_function", "dense_act_fn")
+# Names that transformers' configurations had, and those of encoders on the Hub still have, for what is in others now.
+_FORMER_FIELDS = {"modernbert": {"global_attn_every_n_layers", "global_rope_theta", "local_rope_theta"}}
 
 POOL_TYPES = ("mean_pooler", "max_pooler", "cls_pooler", "cls_last_hidden_state_pooler")
 PROJ_TYPES = ("linear", "mlp", "none")
@@ -33,6 +35,13 @@ _ROBERTA_BASE = {
     "max_position_embeddings": 514,
     "type_vocab_size": 1,
 }
+
+
+def encoder_fields(model_type: str) -> set[str]:
+    """Fields that transformers' configuration of an encoder takes, by any of their names."""
+    config_class = type(AutoConfig.for_model(model_type))
+    names = {field.name for field in fields(config_class)} | config_class.attribute_map.keys()
+    return names | _FORMER_FIELDS.get(model_type, set())
 
 
 def encoder_config(config: PreTrainedConfig | dict) -> PreTrainedConfig:
@@ -46,8 +55,7 @@ def encoder_config(config: PreTrainedConfig | dict) -> PreTrainedConfig:
         raise ValueError(f"hf_config: model_type must be one of {', '.join(ENCODER_MODEL_TYPES)}, got {model_type!r}.")
     if not isinstance(config, dict):
         return config
-    config_class = type(AutoConfig.for_model(model_type))
-    names = {field.name for field in fields(config_class)} | config_class.attribute_map.keys()
+    config_class, names = type(AutoConfig.for_model(model_type)), encoder_fields(model_type)
     try:
         return config_class(**{name: value for name, value in config.items() if name in names})
     except Exception as error:  # transformers' configurations take what they are given apart
@@ -71,7 +79,8 @@ class HfTextConfig(OpenClipPreTrainedConfig):
 
     Args:
         hf_config: configuration of the encoder, or its fields; `model_type` is `"roberta"`, `"xlm-roberta"`, `"bert"`,
-            `"mt5"`, `"t5"` or `"m2m_100"` (also NLLB). Of an encoder-decoder, the encoder alone is built.
+            `"mt5"`, `"t5"`, `"m2m_100"` (also NLLB) or `"modernbert"`. Of an encoder-decoder, the encoder alone is
+            built.
         hf_model_name: where open_clip takes the encoder's configuration from; read to convert back only.
         max_position_embeddings: longest text in tokens, at most what the encoder has positions for; open_clip:
             `context_length`.

@@ -31,6 +31,7 @@ class OpenClipTextConfig(OpenClipTowerConfig):
 
     model_type = "open_clip_text"
     base_config_key = "text_config"
+    pool_types = ("argmax", "eos", "first", "last", "none")
 
     vocab_size: int = 49408
     max_position_embeddings: int = 77
@@ -53,15 +54,16 @@ class OpenClipTextConfig(OpenClipTowerConfig):
 
     def validate_architecture(self):
         super().validate_architecture()
+        owner = type(self).__name__
         check_choice(self, "proj_type", ("linear", "none"))
-        check_choice(self, "pool_type", ("argmax", "eos", "first", "last", "none"))
+        check_choice(self, "pool_type", self.pool_types)
         if self.pad_token_id is None and (self.embed_cls or (self.use_pad_mask and not self.is_causal)):
-            raise ValueError("OpenClipTextConfig: embed_cls and use_pad_mask need a pad_token_id, got None.")
+            raise ValueError(f"{owner}: embed_cls and use_pad_mask need a pad_token_id, got None.")
         if self.pool_type == "eos" and not self.embed_cls and not isinstance(self.eos_token_id, int):
-            raise ValueError(f"OpenClipTextConfig: pool_type='eos' needs one eos_token_id, got {self.eos_token_id}.")
+            raise ValueError(f"{owner}: pool_type='eos' needs one eos_token_id, got {self.eos_token_id}.")
         if self.proj_type == "none" and self.projection_dim != self.hidden_size:
             raise ValueError(
-                f"OpenClipTextConfig: without a projection, projection_dim ({self.projection_dim}) must equal "
+                f"{owner}: without a projection, projection_dim ({self.projection_dim}) must equal "
                 f"hidden_size ({self.hidden_size})."
             )
 

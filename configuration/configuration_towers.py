@@ -1,4 +1,4 @@
-"""The towers that a dual model or CoCa can be made of: `model_type` -> configuration class.
+"""The towers that a dual model or a captioner can be made of: `model_type` -> configuration class.
 
 `modeling/modeling_towers.py` mirrors these tables with the model classes.
 """
@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from transformers.configuration_utils import PreTrainedConfig
 
 from .configuration_hf_text import HfTextConfig
+from .configuration_mammut_text import MaMMUTTextConfig
+from .configuration_modern_text import ModernTextConfig
 from .configuration_modified_resnet import ModifiedResNetConfig
 from .configuration_siglip_vit import SiglipVitConfig
 from .configuration_text import OpenClipTextConfig
@@ -19,7 +21,9 @@ VISION_CONFIGS = {
     config.model_type: config
     for config in (OpenClipVitConfig, ModifiedResNetConfig, SiglipVitConfig, TimmVisionConfig)
 }
-TEXT_CONFIGS = {config.model_type: config for config in (OpenClipTextConfig, HfTextConfig)}
+TEXT_CONFIGS = {
+    config.model_type: config for config in (OpenClipTextConfig, HfTextConfig, ModernTextConfig, MaMMUTTextConfig)
+}
 
 
 def tower_config(config: PreTrainedConfig | dict | None, towers: Mapping[str, type], name: str) -> PreTrainedConfig:

@@ -20,11 +20,14 @@ class OpenClipVitConfig(TransformerBackboneConfig, OpenClipTowerConfig):
         use_pre_layer_norm: layer norm between embeddings and encoder; open_clip: `not no_ln_pre`.
         position_embedding_type: `"learnable"`, or `"sin_cos_2d"` for a fixed table (square grids only); open_clip:
             `pos_embed_type`.
-        pool_type: `"tok"` (class token), `"avg"` (mean of the patches) or `"none"` (every token is projected).
+        pool_type: `"tok"` (class token), `"avg"` (mean of the patches), `"avg_all"` (mean of the patches and the class
+            token, which then counts among the tokens that are left) or `"none"` (every token is projected).
         final_ln_after_pool: pool, then normalise, instead of the other way round; no effect with attentional pooling.
         attentional_pool: `False`; `True` for one pooler whose tokens are pooled by `pool_type`; `"parallel"` or
             `"cascade"` for a caption pooler with a contrastive pooler beside or behind it, as in
-            https://arxiv.org/abs/2205.01917.
+            https://arxiv.org/abs/2205.01917. Then the layer norm in front of the poolers is as wide as `hidden_size`.
+        use_projection: `False` leaves out the projection behind `"parallel"` and `"cascade"` poolers, which project
+            themselves, as in open_clip 4. open_clip 3 has it there, too.
         attn_pooler_queries: learned queries of the attentional pooler.
         attn_pooler_heads: attention heads of the attentional poolers, divides `projection_dim`.
     """
@@ -45,6 +48,7 @@ class OpenClipVitConfig(TransformerBackboneConfig, OpenClipTowerConfig):
     pool_type: str = "tok"
     final_ln_after_pool: bool = False
     attentional_pool: bool | str = False
+    use_projection: bool = True
     attn_pooler_queries: int = 256
     attn_pooler_heads: int = 8
 
@@ -55,6 +59,11 @@ class OpenClipVitConfig(TransformerBackboneConfig, OpenClipTowerConfig):
         return image[0] // patch[0], image[1] // patch[1]
 
     @property
+    def has_two_poolers(self) -> bool:
+        """Whether captions and embeddings have an attentional pooler each."""
+        return self.attentional_pool in ("parallel", "cascade")
+
+    @property
     def token_dim(self) -> int:
         """Width of the tower's `last_hidden_state`."""
         return self.projection_dim if self.attentional_pool else self.hidden_size
@@ -62,7 +71,7 @@ class OpenClipVitConfig(TransformerBackboneConfig, OpenClipTowerConfig):
     def validate_architecture(self):
         super().validate_architecture()
         check_choice(self, "position_embedding_type", ("learnable", "sin_cos_2d"))
-        check_choice(self, "pool_type", ("tok", "avg", "none"))
+        check_choice(self, "pool_type", ("tok", "avg", "avg_all", "none"))
         check_choice(self, "attentional_pool", (False, True, "parallel", "cascade"))
         check_patches(self)
         if self.attentional_pool and self.projection_dim % self.attn_pooler_heads:
@@ -70,11 +79,16 @@ class OpenClipVitConfig(TransformerBackboneConfig, OpenClipTowerConfig):
                 f"OpenClipVitConfig: projection_dim ({self.projection_dim}) must be a multiple of attn_pooler_heads "
                 f"({self.attn_pooler_heads})."
             )
-        # open_clip applies a norm as wide as the embedding to the encoder's output there.
-        if self.attentional_pool in ("parallel", "cascade") and self.hidden_size != self.projection_dim:
+        # open_clip 3 applies a norm as wide as the embedding to the encoder's output there.
+        if self.has_two_poolers and self.use_projection and self.hidden_size != self.projection_dim:
             raise ValueError(
                 f"OpenClipVitConfig: attentional_pool={self.attentional_pool!r} needs hidden_size "
-                f"({self.hidden_size}) to equal projection_dim ({self.projection_dim})."
+                f"({self.hidden_size}) to equal projection_dim ({self.projection_dim}), or use_projection=False."
+            )
+        if not self.use_projection and not self.has_two_poolers:
+            raise ValueError(
+                "OpenClipVitConfig: use_projection=False is for attentional_pool='parallel' or 'cascade', whose "
+                f"poolers project themselves, got attentional_pool={self.attentional_pool!r}."
             )
         if self.position_embedding_type == "sin_cos_2d" and self.grid_size[0] != self.grid_size[1]:
             raise ValueError(f"OpenClipVitConfig: sin_cos_2d needs a square grid of patches, got {self.grid_size}.")

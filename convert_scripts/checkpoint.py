@@ -10,7 +10,7 @@ from ..processing.image_settings_open_clip import OpenClipImageSettings
 from ..processing.tokenization_open_clip import OpenClipTokenizer
 from .mapping.config import build_config, check_model_cfg
 from .mapping.plan import ConversionPlan, find_layout, plan_conversion
-from .processors.image import build_image_processor, complete_preprocess_cfg
+from .processors.image import build_image_processor, complete_preprocess_cfg, unread_settings
 from .processors.tokenizers import load_tokenizer, token_ids_of
 from .sources import openai
 from .sources.source import Source, SourceOptions, check_activation, open_source
@@ -79,11 +79,12 @@ def load_checkpoint(options: SourceOptions, processor_parts: Collection[str] = (
     if layout is not None:
         notes.append(f"the checkpoint has the layout of {layout.name}")
         image_settings = layout.preprocess_cfg
+    unread_note = unread_settings(source.preprocess_cfg)
     preprocess_cfg, image_note = complete_preprocess_cfg(source, {**image_settings, **weights.preprocess_cfg})
     source = replace(source, preprocess_cfg=preprocess_cfg)
-    if image_note and "image_processor" in processor_parts:
-        notes.append(image_note)
-    if config.model_type == "open_clip_coca" and config.bos_token_id is None:
+    if "image_processor" in processor_parts:
+        notes += filter(None, [unread_note, image_note])
+    if "multimodal_config" in config.sub_configs and config.bos_token_id is None:
         notes.append("the tokenizer is not known: set bos_token_id and eos_token_id in generation_config.json")
     return LoadedCheckpoint(
         source=source,

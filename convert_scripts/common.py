@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -120,6 +121,12 @@ def plain(value):
 def user_path(name: str | os.PathLike) -> Path:
     """`name` as a path, `~` at its beginning replaced by the home folder, where there is one."""
     return Path(os.path.expanduser(name))
+
+
+def hub_id_of_address(name: str) -> str | None:
+    """`"org/name"`, or `"org/name@revision"`, of the address of a repository's page on the Hub; `None` of others."""
+    page = re.match(r"(?:https?://)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:/\w+/([^/?#]+))?", name)
+    return page and page[1] + (f"@{page[2]}" if page[2] not in (None, "main") else "")
 
 
 def check_no_pointer(path: Path):

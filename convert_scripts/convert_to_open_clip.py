@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 
-from ..processing.clip_bpe import is_clip_bpe
 from ..processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
 from ..processing.tokenization_open_clip import OpenClipTokenizer
 from .common import ConversionError, argument, checks_types, dtype_name, failing_as, listing, user_path
 from .mapping.config import TokenIds, build_config, build_model_cfg, default_token_ids
+from .mapping.config_table import text_fields_of
 from .mapping.plan import plan_conversion, rename_table
 from .mapping.state_dict import Step, resolve
 from .outputs import check_output, new_folder
 from .processors.image import IMAGE_PROCESSOR_FILES, preprocess_cfg_of, preprocess_defaults
-from .processors.tokenizers import save_plain_tokenizer, tokenizer_cfg_of
+from .processors.tokenizers import save_open_clip_tokenizer, tokenizer_cfg_of
 from .sources.weights import CONFIG_FILE, WEIGHTS_FILES, read_weights
 from .verify.conversion import Verification, check_mode, check_values, reference_outputs, verify_conversion
 from .write.folder import ConvertedFolder, parse_dtype, read_converted_folder
@@ -78,7 +78,7 @@ def convert_to_open_clip(
     behind.
 
     Args:
-        folder: a folder of a dual model or of CoCa, as a conversion or `save_pretrained` writes it.
+        folder: a folder of a dual model or of a captioner, as a conversion or `save_pretrained` writes it.
         output_dir: the folder to write, which must not exist or be empty.
         with_processor: also write the settings of the image processor and the tokenizer, which the folder must hold.
         hf_tokenizer_name: open_clip's name for the tokenizer where it is not CLIP's own: the Hub id at which it finds
@@ -109,8 +109,8 @@ def convert_to_open_clip(
     with new_folder(output) as new:
         config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
         (new / CONFIG_FILE).write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
-        if tokenizer is not None and not is_clip_bpe(tokenizer.backend_tokenizer):
-            save_plain_tokenizer(tokenizer, new)
+        if tokenizer is not None:
+            save_open_clip_tokenizer(tokenizer, new)
         write_safetensors(new / WEIGHTS_FILES[0], layout, _converted(source.tensors, steps))
         verification = _verify(source, new / WEIGHTS_FILES[0], model_cfg, verify, rounded=dtype is not None)
     dtypes = {dtype_name(tensor.dtype) for tensor in layout.values() if tensor.is_floating_point()}
@@ -150,12 +150,12 @@ def _notes(config, model_cfg: Mapping[str, Any], tokenizer: OpenClipTokenizer | 
         settings = ", ".join(f"{key} {value}" for key, value in preprocess_defaults().items())
         notes = [f"open_clip will use its own image settings ({settings}): for others set preprocess_cfg"]
         ids = TokenIds.of_config(config)
-        known = default_token_ids(model_cfg["text_cfg"])
+        known = default_token_ids(text_fields_of(model_cfg))
         if (ids.bos, ids.eos) != (known.bos, known.eos):
             notes.append("open_clip will use CLIP's tokenizer: for another set hf_tokenizer_name in text_cfg")
         return tuple(notes)
-    elif not is_clip_bpe(tokenizer.backend_tokenizer):
-        name = model_cfg["text_cfg"]["hf_tokenizer_name"]
+    name = text_fields_of(model_cfg).get("hf_tokenizer_name")
+    if name is not None:
         return (f"on the Hub, open_clip looks for the tokenizer at {name!r} (hf_tokenizer_name)",)
     return ()
 
@@ -204,6 +204,8 @@ def _verify(
 
 
 def _architecture(model_cfg: Mapping[str, Any]) -> str:
+    if "text_cfg" not in model_cfg or model_cfg["text_cfg"].get("does_full_decoding"):
+        return "MaMMUT"
     if "multimodal_cfg" in model_cfg:
         return "CoCa"
-    return "CustomTextCLIP" if model_cfg.get("custom_text") or "hf_model_name" in model_cfg["text_cfg"] else "CLIP"
+    return "CustomTextCLIP" if model_cfg.get("custom_text") or "hf_model_name" in text_fields_of(model_cfg) else "CLIP"

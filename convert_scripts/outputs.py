@@ -1,14 +1,14 @@
 """Files and folders that are there once they are whole.
 
-A folder is written under another name, beside its place or in the empty folder that is there, and locked meanwhile.
-What a killed process left under that name has no lock, and is swept by the next one that writes to the same place.
+A folder is written under another name, beside its place or in the empty folder that is there, and locked meanwhile; a
+file in such a folder. What a killed process left under that name has no lock, and is swept by the next one that writes
+to the same place.
 """
 
 import os
 import shutil
 import signal
 import threading
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -61,14 +61,19 @@ def write_files(folder: Path, files: Mapping[str, str]):
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Give a path to write to, whose file takes the name `path` once it is whole."""
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
-    with ending_cleanly():
+    """Give a path to write to, in a folder beside `path`, whose file moves there once it is whole.
+
+    Raises:
+        ConversionError: another process is writing `path`.
+        OSError: there is no folder to write to, or it cannot be written.
+    """
+    folder = path.with_name(f".{path.name}{UNFINISHED}")
+    with ending_cleanly(), _claimed(folder, path):
         try:
-            yield temporary
-            temporary.replace(path)
+            yield folder / path.name
+            (folder / path.name).replace(path)
         finally:
-            temporary.unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_output(output: Path):
@@ -98,7 +103,7 @@ def new_folder(output: Path) -> Iterator[Path]:
     place = _resolved(output)
     folder = _unfinished(place)
     new_parents = [parent for parent in folder.parents if not parent.exists()]
-    with ending_cleanly(), _claimed(folder, output):
+    with ending_cleanly(), _claimed(folder, output, parents=True):
         try:
             yield folder
             (folder / MARKER).unlink()
@@ -128,9 +133,10 @@ def _unfinished(place: Path) -> Path:
 
 
 @contextmanager
-def _claimed(folder: Path, output: Path) -> Iterator[None]:
+def _claimed(folder: Path, output: Path, parents: bool = False) -> Iterator[None]:
     """Make `folder`, or empty what a killed process left of it, and keep it locked in here."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    if parents:
+        folder.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
         folder.mkdir()
     with _locked(folder, output):

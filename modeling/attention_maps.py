@@ -1,4 +1,4 @@
-"""Attention maps of CoCa's captions over the image, and similarity maps of texts for any dual model.
+"""Attention maps of captions over the image, and similarity maps of texts for any dual model.
 
 open_clip has nothing like it; what is averaged and multiplied here are the weights of its `MultimodalTransformer` and
 `AttentionalPooler` (`transformer.py`).
@@ -45,14 +45,14 @@ def caption_attention(
     input_ids: torch.Tensor,
     interpolate_pos_encoding: bool = False,
 ) -> torch.Tensor:
-    """Compute the attention over the image with which a CoCa predicts each token of captions.
+    """Compute the attention over the image with which a captioner predicts each token of captions.
 
     The weights of the decoder's cross-attention at the token before, averaged over layers and heads, are multiplied
     with those of the attentional pooler, averaged over heads, which lead from its queries back to the patches. A tower
     without a pooler hands on the patches themselves. The share of a class token is left out.
 
     Args:
-        model: a [`CoCaModel`] with `attn_implementation="eager"`.
+        model: a [`CoCaModel`] or [`MaMMUTModel`] with `attn_implementation="eager"`.
         pixel_values: (images, channels, height, width), normalised as the image processor does.
         input_ids: (captions, length) as `generate` returns them, the start of text first. The number of captions is a
             multiple of the number of images, those of an image side by side.
@@ -66,7 +66,9 @@ def caption_attention(
     """
     tower, decoder = model.vision_model, getattr(model, "multimodal_decoder", None)
     if decoder is None:
-        raise ValueError(f"{type(model).__name__} writes no captions: load a CoCa, or use patch_similarity for texts.")
+        raise ValueError(
+            f"{type(model).__name__} writes no captions: load a CoCa or a MaMMUT, or use patch_similarity for texts."
+        )
     if not hasattr(tower, "patch_grid"):
         raise ValueError(
             f"Where in the image the tokens of a tower of type {tower.config.model_type!r} come from is not known."
@@ -140,7 +142,7 @@ def patch_similarity(
     """Compute the similarity of each patch of images to texts, by [`OpenClipModel.get_patch_features`].
 
     Args:
-        model: a dual model or a [`CoCaModel`].
+        model: a dual model or a captioner.
         pixel_values: (images, channels, height, width), normalised as the image processor does.
         input_ids: (texts, length).
         attention_mask: (texts, length), as for `get_text_features`.

@@ -1,28 +1,19 @@
-"""CoCa, a dual model that also captions: its cache, its decoder and the whole.
+"""CoCa, a dual model that also captions: its decoder and the whole.
 
 open_clip: `CoCa` in `coca_model.py`, `MultimodalTransformer` in `transformer.py`.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
-from torch.nn import functional as F
-from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache, StaticCache
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPastAndCrossAttentions,
-    BaseModelOutputWithPooling,
-    CausalLMOutputWithCrossAttentions,
-)
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ..configuration.configuration_coca import CoCaConfig, CoCaDecoderConfig
-from .generation_coca import CoCaGenerationMixin
+from .modeling_captioning import CaptioningCache, CaptioningModel
 from .modeling_layers import (
     Attention,
     CrossAttention,
@@ -30,39 +21,9 @@ from .modeling_layers import (
     ResidualCrossAttentionBlock,
     norm_layer,
 )
-from .modeling_open_clip import OpenClipDualModel, OpenClipForImageClassification, OpenClipModel
-from .modeling_pretrained import (
-    OpenClipPreTrainedModel,
-    check_one_given,
-    ids_of_embeddings,
-    positions_of,
-    select_hidden_states,
-)
+from .modeling_open_clip import OpenClipForImageClassification, OpenClipModel
+from .modeling_pretrained import OpenClipPreTrainedModel, select_hidden_states
 from .transformers_compat import named_cache
-
-
-logger = logging.get_logger(__name__)
-
-
-class CoCaCache(EncoderDecoderCache):
-    """Keys and values of the causal stack, a row per sequence, and of cross-attention, a row per *image*.
-
-    Beams and samples share the rows of their image, so that these are never copied or reordered.
-    """
-
-    def reorder_cache(self, beam_idx: torch.Tensor):
-        """Reorder the sequences by `beam_idx` (rows,); beams never leave their image."""
-        if not self.is_compileable:
-            self.self_attention_cache.reorder_cache(beam_idx)
-            return
-        # transformers puts new tensors in place of these, which CUDA graphs know by their addresses.
-        for layer in self.self_attention_cache.layers:
-            layer.keys.copy_(layer.keys.index_select(0, beam_idx.to(layer.keys.device)))
-            layer.values.copy_(layer.values.index_select(0, beam_idx.to(layer.values.device)))
-
-    def batch_repeat_interleave(self, repeats: int):
-        """Repeat each sequence `repeats` times."""
-        self.self_attention_cache.batch_repeat_interleave(repeats)
 
 
 class CoCaDecoderModel(OpenClipPreTrainedModel):
@@ -97,8 +58,8 @@ class CoCaDecoderModel(OpenClipPreTrainedModel):
         inputs_embeds: torch.Tensor,
         image_hidden_states: torch.Tensor | None,
         attention_mask: torch.Tensor | None = None,
-        cache: CoCaCache | None = None,
-        past_key_values: CoCaCache | None = None,
+        cache: CaptioningCache | None = None,
+        past_key_values: CaptioningCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """Decode the text tower's tokens.
@@ -141,46 +102,7 @@ class CoCaDecoderModel(OpenClipPreTrainedModel):
         )
 
 
-@dataclass
-class CoCaOutput(CausalLMOutputWithCrossAttentions):
-    """Output of [`CoCaModel`]: transformers' own for captioners, and what a dual model adds.
-
-    Args:
-        loss: scalar: the caption loss with `labels`, the contrastive loss with `return_loss=True`, their weighted sum
-            with both.
-        logits: (rows, length, vocab_size), prediction of the token behind each input token.
-        cache: the cache, with `use_cache`; called `past_key_values` before transformers 5.24. A caller's
-            `EncoderDecoderCache` itself, and around any other one a pair of it and one for the images.
-        hidden_states: per decoder layer (rows, length, hidden_size), its input first, on request.
-        attentions: per decoder layer (rows, heads, length, past + length), on request.
-        cross_attentions: per decoder layer (rows, heads, length, image tokens), on request.
-        logits_per_image: (images, texts), cosine similarities scaled by `logit_scale.exp()`, plus `logit_bias`.
-        logits_per_text: (texts, images), its transpose.
-        image_embeds: (images, projection_dim), of length 1; `None` where `image_hidden_states` were passed.
-        text_embeds: (texts, projection_dim), of length 1; `None` with a cache.
-        image_hidden_states: (images, tokens, hidden_size), what the decoder attends to.
-        text_model_output: output of the text tower.
-        vision_model_output: output of the vision tower.
-    """
-
-    logits_per_image: torch.Tensor | None = None
-    logits_per_text: torch.Tensor | None = None
-    image_embeds: torch.Tensor | None = None
-    text_embeds: torch.Tensor | None = None
-    image_hidden_states: torch.Tensor | None = None
-    text_model_output: BaseModelOutputWithPooling | None = None
-    vision_model_output: BaseModelOutputWithPooling | None = None
-
-    @property
-    def image_outputs(self) -> BaseModelOutputWithPooling | None:
-        """`vision_model_output`, by the name that captioners of transformers give it."""
-        return self.vision_model_output
-
-    def to_tuple(self) -> tuple:
-        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
-
-
-class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
+class CoCaModel(CaptioningModel):
     """CoCa (https://arxiv.org/abs/2205.01917): contrastive embeddings and captions from one pass.
 
     The causal stack is the text tower's layers followed by the multimodal decoder's. Departure from open_clip: logits
@@ -188,201 +110,19 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
     """
 
     config: CoCaConfig
-    # The losses are divided by `num_items_in_batch`, the tokens of a training step, of which a call sees a part.
-    accepts_loss_kwargs = True
-    _can_compile_fullgraph = True
-    _has_seen_labels = False
 
-    def __init__(self, config: CoCaConfig):
-        super().__init__(config)
-        self.multimodal_decoder = CoCaDecoderModel._from_config(
-            config.multimodal_config, cache_offset=config.text_config.num_hidden_layers
+    def build_decoder(self) -> CoCaDecoderModel:
+        return CoCaDecoderModel._from_config(
+            self.config.multimodal_config, cache_offset=self.config.text_config.num_hidden_layers
         )
-        self.lm_head = nn.Linear(config.multimodal_config.hidden_size, config.vocab_size, bias=False)
-        # The loss of `labels`, which transformers would otherwise guess from the name of the class.
-        self.loss_type = "ForConditionalGeneration"
-        # Trainer's label smoothing shifts the labels of classes that it finds here; Auto classes read other entries.
-        name = type(self).__name__
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[f"open_clip_coca/{name}"] = name
-        self.post_init()
-        self.generation_config = self.default_generation_config()
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Module):
-        self.lm_head = value
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        return_loss: bool | None = None,
-        image_hidden_states: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        text_attention_mask: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        interpolate_pos_encoding: bool = False,
-        past_key_values: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> CoCaOutput:
-        """Embed images and texts and predict each text's next tokens.
-
-        Args:
-            input_ids: (rows, length), by default the start of text for each image. Rows is a multiple of the number of
-                images, those of an image side by side.
-            pixel_values: (images, channels, height, width), normalised as the image processor does.
-            attention_mask: (rows, length), 0 on left padding; padding behind a text follows the text tower's own rule.
-                With `cache`, (rows, past + length) of the tokens that may be attended to.
-            position_ids: (rows, length), by default 0, 1, ... from the first token that is no left padding.
-            labels: (rows, length), the ids to predict, -100 where there is nothing to learn: usually `input_ids` with
-                -100 for padding; they are shifted here. Padding that `attention_mask` shows is left out anyway, but
-                Trainer, which counts labels, weighs the batches of a step by their tokens only where it is -100.
-            return_loss: compute the contrastive loss; images and texts must then be pairs.
-            image_hidden_states: (images, tokens, hidden_size) instead of `pixel_values`.
-            cache: of the tokens before `input_ids`.
-            text_attention_mask: the mask of the text tower's layers where it differs from the decoder's; only read
-                with `cache`, and made by `generate`.
-            use_cache: make a cache where none is given, and skip the text embeddings; without effect where the text
-                tower is bidirectional.
-            logits_to_keep: compute the logits of that many last tokens, or of those indices; 0 for all.
-            interpolate_pos_encoding: accept other image sizes than the model's.
-            past_key_values: the name of `cache` before transformers 5.24.
-            inputs_embeds: (rows, length, width of the text tower) instead of `input_ids`, soft prompts for example:
-                what `get_input_embeddings()` makes of ids, without positions. None of them is taken for padding, but
-                where `attention_mask` says so.
-
-        Returns:
-            [`CoCaOutput`].
-
-        Raises:
-            TypeError: a `cache` of another class than those of transformers.
-            ValueError: no image where one is needed, or images and `image_hidden_states` at once, a text that is too
-                long, images of another size, `return_loss` with unequal counts, `labels` of another shape than the
-                logits, ids and embeddings at once, a cache of other sizes, under two names or under one that is not
-                known, or where the text tower is bidirectional or gradient checkpointing would fill it twice.
-        """
-        self.check_kwargs(kwargs)
-        cache = self.cache_argument(cache, past_key_values)
-        vision_outputs = image_embeds = None
-        if pixel_values is not None:
-            check_one_given(pixel_values=pixel_values, image_hidden_states=image_hidden_states)
-            vision_outputs = self.get_image_features(
-                pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs
-            )
-            image_hidden_states = vision_outputs.last_hidden_state
-            image_embeds = F.normalize(vision_outputs.pooler_output, dim=-1)
-        if inputs_embeds is not None:
-            check_one_given(input_ids=input_ids, inputs_embeds=inputs_embeds)
-            text_config = self.config.text_config
-            input_ids = ids_of_embeddings(inputs_embeds, text_config.token_dim, text_config.pad_token_id)
-        given_cache = cache
-        cache = self._prepare_cache(cache, use_cache, image_hidden_states)
-        input_ids = self._check_inputs(input_ids, image_hidden_states, cache)
-        if cache is not None and text_attention_mask is None and _is_empty(cache):
-            text_attention_mask = self.text_attention_mask(input_ids, attention_mask, cache, input_ids.shape[1])
-        inputs = (input_ids, image_hidden_states, position_ids, attention_mask)
-        if cache is None:
-            text_outputs, decoder_outputs = self._decode_all(*inputs, inputs_embeds, **kwargs)
-        else:
-            decode = self._decode_next
-            text_outputs, decoder_outputs = decode(*inputs, inputs_embeds, text_attention_mask, cache, **kwargs)
-
-        given_labels, labels = labels, self.labels_to_learn(labels, attention_mask)
-        num_items = kwargs.get("num_items_in_batch")
-        if labels is not None and given_labels is not None and num_items is not None:
-            # Trainer counts every label of a step, those of padding too: this batch stands for their share.
-            learned, counted = ((each[:, 1:] != -100).sum().clamp(min=1) for each in (labels, given_labels))
-            kwargs["num_items_in_batch"] = num_items * (learned / counted)
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(decoder_outputs.last_hidden_state[:, kept])
-        text_embeds = logits_per_image = None
-        if text_outputs.pooler_output is not None:
-            text_embeds = F.normalize(text_outputs.pooler_output, dim=-1)
-        if image_embeds is not None and text_embeds is not None:
-            logits_per_image = self.compute_logits(image_embeds, text_embeds)
-        elif return_loss:
-            raise ValueError("return_loss=True compares embeddings: pass pixel_values, and no cache.")
-        return CoCaOutput(
-            **named_cache(given_cache if isinstance(given_cache, EncoderDecoderCache) else cache),
-            loss=self._loss(logits, labels, logits_per_image if return_loss else None, **kwargs),
-            logits=logits,
-            logits_per_image=logits_per_image,
-            logits_per_text=None if logits_per_image is None else logits_per_image.transpose(0, -1),
-            image_embeds=image_embeds,
-            text_embeds=text_embeds,
-            image_hidden_states=image_hidden_states,
-            hidden_states=decoder_outputs.hidden_states,
-            attentions=decoder_outputs.attentions,
-            cross_attentions=decoder_outputs.cross_attentions,
-            text_model_output=text_outputs,
-            vision_model_output=vision_outputs,
-        )
-
-    def wrap_cache(self, cache: Cache, image_hidden_states: torch.Tensor | None) -> CoCaCache:
-        """Put a cache for the causal stack, dynamic, static or offloaded, together with one for the images.
-
-        The images' is static where the other one is. Of a caller's `EncoderDecoderCache` both parts are used.
-
-        Raises:
-            ValueError: the text tower is bidirectional, or layers or tokens of images do not fit in the cache.
-        """
-        if isinstance(cache, CoCaCache):
-            return cache
-        self._check_cache(cache, image_hidden_states)
-        if isinstance(cache, EncoderDecoderCache):
-            together = CoCaCache(cache.self_attention_cache, cache.cross_attention_cache)
-            together.is_updated = cache.is_updated
-            return together
-        if image_hidden_states is None or not cache.is_compileable:
-            return CoCaCache(cache, DynamicCache())
-        tokens = image_hidden_states.shape[1]
-        return CoCaCache(cache, StaticCache(config=self.config.multimodal_config, max_cache_len=tokens))
-
-    def _check_cache(self, cache: Cache, image_hidden_states: torch.Tensor | None):
-        if not self.config.text_config.is_causal:
-            raise ValueError(
-                "The text tower of this CoCa is bidirectional: a new token changes the states of all others, and none "
-                "can be kept. Pass all tokens at once, without a cache."
-            )
-        is_pair = isinstance(cache, EncoderDecoderCache)
-        causal_stack, layers = cache.self_attention_cache if is_pair else cache, self.config.num_hidden_layers
-        # Without a configuration, a cache makes its layers when it needs them.
-        if causal_stack.layer_class_to_replicate is None and len(causal_stack.layers) < layers:
-            raise ValueError(
-                f"The cache has {len(causal_stack.layers)} layers, and the text tower and the decoder have {layers}: "
-                "make it with config=model.config."
-            )
-        if image_hidden_states is None or not (is_pair and cache.cross_attention_cache.is_compileable):
-            return
-        tokens = image_hidden_states.shape[1]
-        lengths = {layer.max_cache_len for layer in cache.cross_attention_cache.layers}
-        if lengths != {tokens}:
-            raise ValueError(
-                f"The static cache for images has max_cache_len={', '.join(map(str, lengths))}; expected {tokens}, "
-                "the tokens of an image, as nothing hides places that stay empty."
-            )
 
     def text_attention_mask(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache: CoCaCache, query_length: int
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        cache: CaptioningCache,
+        query_length: int,
     ) -> torch.Tensor | None:
-        """Make the mask of the text tower's layers for a step with a cache.
-
-        Args:
-            input_ids: (rows, past + length), all tokens so far.
-            attention_mask: (rows, past + length), 0 on left padding.
-            cache: of the past tokens.
-            query_length: number of new tokens.
-
-        Returns:
-            A mask as transformers' mask functions make it; `None` where the decoder's serves the text tower too.
-        """
         # open_clip's text tower hides the token behind each padding id, also behind one that was generated: a step
         # that only sees the newest token cannot know. Steps that are compiled always have this mask, which then is
         # the same graph for all, and nothing to wait for.
@@ -400,33 +140,7 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
             **named_cache(cache.self_attention_cache),
         )
 
-    def _prepare_cache(
-        self, cache: Cache | None, use_cache: bool | None, image_hidden_states: torch.Tensor | None
-    ) -> CoCaCache | None:
-        if cache is None and use_cache and self.config.text_config.is_causal:
-            if self.is_checkpointing:
-                logger.warning_once("Gradient checkpointing computes layers twice: no cache is made.")
-                return None
-            cache = DynamicCache(config=self.config)
-        return None if cache is None else self.wrap_cache(cache, image_hidden_states)
-
-    def _check_inputs(self, input_ids, image_hidden_states, cache) -> torch.Tensor:
-        if image_hidden_states is None:
-            if cache is None or not cache.is_updated:
-                raise ValueError("CoCaModel needs pixel_values or image_hidden_states, got neither.")
-            return input_ids
-        images = image_hidden_states.shape[0]
-        if input_ids is None:
-            return torch.full((images, 1), self.config.bos_token_id, device=image_hidden_states.device)
-        if input_ids.shape[0] % images:
-            raise ValueError(
-                f"CoCaModel predicts each text's tokens from its image: {input_ids.shape[0]} texts cannot be shared "
-                f"out to {images} images. To compare any number of both, load the folder with "
-                "AutoModelForZeroShotImageClassification, or use get_image_features and get_text_features."
-            )
-        return input_ids
-
-    def _decode_all(self, input_ids, image_hidden_states, position_ids, attention_mask, inputs_embeds, **kwargs):
+    def decode_all(self, input_ids, image_hidden_states, position_ids, attention_mask, inputs_embeds, **kwargs):
         text_outputs = self.text_model(
             input_ids if inputs_embeds is None else None,
             attention_mask,
@@ -441,7 +155,7 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         )
         return text_outputs, decoder_outputs
 
-    def _decode_next(
+    def decode_next(
         self,
         input_ids,
         image_hidden_states,
@@ -452,85 +166,18 @@ class CoCaModel(CoCaGenerationMixin, OpenClipDualModel):
         cache,
         **kwargs,
     ):
-        # Made here, for both parts of the causal stack, because the text tower's layers will have grown the cache.
-        decoder_mask = create_causal_mask(
-            config=self.config,
-            # On the device of the ids: that of offloaded weights is "meta".
-            inputs_embeds=torch.empty((*input_ids.shape, 0), dtype=self.dtype, device=input_ids.device),
-            attention_mask=attention_mask,
-            **named_cache(cache.self_attention_cache),
-        )
-        if position_ids is None and attention_mask is not None:
-            position_ids = positions_of(attention_mask)[:, -input_ids.shape[1] :]
         text_outputs = self.text_model(
             input_ids if inputs_embeds is None else None,
-            decoder_mask if text_attention_mask is None else text_attention_mask,
+            attention_mask if text_attention_mask is None else text_attention_mask,
             position_ids,
             inputs_embeds=inputs_embeds,
             cache=cache.self_attention_cache,
             **kwargs,
         )
         decoder_outputs = self.multimodal_decoder(
-            text_outputs.last_hidden_state,
-            image_hidden_states,
-            attention_mask=decoder_mask,
-            cache=cache,
-            **kwargs,
+            text_outputs.last_hidden_state, image_hidden_states, attention_mask=attention_mask, cache=cache, **kwargs
         )
         return text_outputs, decoder_outputs
-
-    def labels_to_learn(self, labels, attention_mask) -> torch.Tensor | None:
-        """`labels` with -100 for padding, and for the first token of a text, which left padding cannot predict."""
-        if labels is None:
-            return None
-        self._warn_of_endless(labels)
-        if attention_mask is None:
-            return labels
-        is_predicted = (attention_mask != 0) & (attention_mask.cumsum(-1) > 1)
-        return labels.masked_fill(~is_predicted[:, -labels.shape[1] :], -100)
-
-    def _warn_of_endless(self, labels: torch.Tensor):
-        # Once, as looking at values waits for the device.
-        if not self.training or self._has_seen_labels or torch.compiler.is_compiling():
-            return
-        self._has_seen_labels = True
-        eos_token_id = self.config.eos_token_id
-        if eos_token_id is not None and not torch.isin(labels, labels.new_tensor(eos_token_id)).any(dim=1).all():
-            logger.warning_once(
-                f"There are labels without an end-of-text token (id {eos_token_id}): a model that learns from them "
-                "does not learn where captions end. processor(images=..., text=captions, return_labels=True) makes "
-                "labels of whole captions, where text beside images is else a prompt to continue."
-            )
-
-    def _loss(self, logits, labels, logits_per_image, num_items_in_batch=None, **kwargs) -> torch.Tensor | None:
-        losses, share = [], 1
-        if labels is not None:
-            if labels.shape != logits.shape[:2]:
-                raise ValueError(
-                    f"labels have shape {tuple(labels.shape)}, the logits are for {tuple(logits.shape[:2])} tokens: "
-                    "pass input_ids of the shape of labels, whose tokens those predict, and no logits_to_keep."
-                )
-            kwargs |= {"vocab_size": self.config.vocab_size, "num_items_in_batch": num_items_in_batch}
-            losses.append((self.config.caption_loss_weight, self.loss_function(logits, labels, **kwargs)))
-            if num_items_in_batch is not None:
-                # Of the step's captions, as the sum over tokens that the caption loss is.
-                share = (labels[:, 1:] != -100).sum() / num_items_in_batch
-        elif num_items_in_batch is not None and logits_per_image is not None:
-            logger.warning_once(
-                "Trainer computes the caption loss itself, from label_smoothing_factor or compute_loss_func: label "
-                "smoothing leaves out the contrastive loss of return_loss=True. Train with one of the two."
-            )
-        if logits_per_image is not None:
-            contrastive_loss = share * self.contrastive_loss(logits_per_image)
-            losses.append((self.config.contrastive_loss_weight, contrastive_loss))
-        if len(losses) == 2:
-            return sum(weight * loss for weight, loss in losses)
-        return losses[0][1] if losses else None
-
-
-def _is_empty(cache: CoCaCache) -> bool:
-    # Compiled steps are given their mask: that a static cache is empty, only its values tell.
-    return not torch.compiler.is_compiling() and bool(cache.get_seq_length() == 0)
 
 
 class CoCaForConditionalGeneration(CoCaModel):

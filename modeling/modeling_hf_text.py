@@ -30,6 +30,7 @@ _ENCODERS = {
     "mt5": ("mt5", "MT5Stack"),
     "t5": ("t5", "T5Stack"),
     "m2m_100": ("m2m_100", "M2M100Encoder"),
+    "modernbert": ("modernbert", "ModernBertModel"),
 }
 # Encoders to which the table of token embeddings is handed by the model around them, which also makes its values.
 _T5_MODEL_TYPES = ("mt5", "t5")

@@ -1,7 +1,7 @@
-"""Layers that the towers and CoCa's decoder are made of (open_clip: `transformer.py`)."""
+"""Layers that the towers and the captioners' decoders are made of (open_clip: `transformer.py`)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import nn
@@ -26,11 +26,11 @@ class LayerNormFp32(nn.LayerNorm):
         return normalized.to(hidden_states.dtype)
 
 
-NORM_LAYERS = {"layer_norm": nn.LayerNorm, "layer_norm_fp32": LayerNormFp32}
+NORM_LAYERS = {"layer_norm": nn.LayerNorm, "layer_norm_fp32": LayerNormFp32, "rms_norm": nn.RMSNorm}
 
 
-def norm_layer(config: PreTrainedConfig, hidden_size: int) -> nn.LayerNorm:
-    """The layer norm that `config` asks for, over `hidden_size` features."""
+def norm_layer(config: PreTrainedConfig, hidden_size: int) -> nn.LayerNorm | nn.RMSNorm:
+    """The norm that `config` asks for, over `hidden_size` features."""
     return NORM_LAYERS[config.norm_layer](hidden_size, eps=config.layer_norm_eps)
 
 
@@ -107,6 +107,26 @@ class NormedMLP(MLP):
         return self.fc2(self.norm(self.activation_fn(self.fc1(hidden_states))))
 
 
+class ModernMLP(MLP):
+    """MLP with or without biases (fields of [`ModernTextConfig`])."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        if not config.mlp_bias:
+            self.fc1.bias = self.fc2.bias = None
+
+
+class GatedMLP(ModernMLP):
+    """MLP whose activation gates a second projection (https://arxiv.org/abs/2002.05202; open_clip: `SwiGLU`)."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        self.gate = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.fc1(hidden_states) * self.activation_fn(self.gate(hidden_states)))
+
+
 def _by_row(attn_weights: torch.Tensor, rows_per_key: int) -> torch.Tensor:
     """(images, heads, rows an image * length, tokens) -> (rows, heads, length, tokens)."""
     return attn_weights.unflatten(2, (rows_per_key, -1)).transpose(1, 2).flatten(0, 1)
@@ -148,6 +168,7 @@ def attend(
     attention_mask: torch.Tensor | None,
     dropout: float | None = None,
     deterministic: bool = False,
+    causal: bool | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Run the attention function chosen in `module.config`.
@@ -157,6 +178,8 @@ def attend(
         attention_mask: what transformers' mask functions make for that function, or `None`.
         dropout: dropout probability in training, by default `attention_dropout` of the configuration.
         deterministic: use kernels whose gradients are the same on every run.
+        causal: whether each query sees no key behind it, by default what `module` was made for; functions read it
+            where `attention_mask` does not say so.
 
     Returns:
         The context (batch, length, heads, head_dim), and the weights (batch, heads, length, key length) or `None`.
@@ -167,7 +190,7 @@ def attend(
     dropout = module.config.attention_dropout if dropout is None else dropout
     # transformers forwards `config.is_causal` among the keyword arguments.
     kwargs |= {
-        "is_causal": module.is_causal,
+        "is_causal": module.is_causal if causal is None else causal,
         "scaling": module.scaling,
         "dropout": dropout if module.training else 0.0,
     }
@@ -277,6 +300,74 @@ class SiglipVitAttention(Attention):
         return self.dropout(super().project_context(context))
 
 
+# Cosines and sines, both (batch or 1, 1, length, head_dim / 2).
+Rotation = tuple[torch.Tensor, torch.Tensor]
+
+
+def rotation_of(position_ids: torch.Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rotation:
+    """Angles of rotary position embeddings (https://arxiv.org/abs/2104.09864) for positions (batch or 1, length)."""
+    frequencies = theta ** -(torch.arange(0, head_dim, 2, device=position_ids.device, dtype=torch.float32) / head_dim)
+    angles = (position_ids.unsqueeze(-1).float() * frequencies).unsqueeze(1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(states: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    """Rotate pairs of neighbouring features of queries or keys (batch, heads, length, head_dim)."""
+    cos, sin = rotation
+    even, odd = states[..., ::2], states[..., 1::2]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+
+
+class ModernAttention(Attention):
+    """Self-attention of modern text towers (open_clip: `ModernTextAttention`; fields of [`ModernTextConfig`])."""
+
+    def __init__(self, config: PreTrainedConfig, layer_idx: int, is_causal: bool):
+        super().__init__(config, layer_idx, is_causal)
+        if not config.attention_bias:
+            self.q_proj.bias = self.k_proj.bias = self.v_proj.bias = self.out_proj.bias = None
+        self.q_norm = norm_layer(config, self.head_dim) if config.qk_norm else nn.Identity()
+        self.k_norm = norm_layer(config, self.head_dim) if config.qk_norm else nn.Identity()
+        self.gate = self.value_mix = None
+        if config.use_attention_gate:
+            self.gate = nn.Linear(config.hidden_size, config.hidden_size, bias=config.gate_bias)
+        # The first layer has the values that the others mix theirs with.
+        if config.use_value_residual and layer_idx:
+            self.value_mix = nn.Parameter(torch.empty(1))
+
+    def initialize(self, std: float):
+        if self.value_mix is not None:
+            init.constant_(self.value_mix, 0.5)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        first_value: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        rotation: Rotation | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """(batch, length, hidden_size) -> the same, the attention weights where the function gives them, and the
+        values of the first layer, (batch, heads, length, head_dim)."""
+        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query, key, value = (
+            states.view(heads).transpose(1, 2) for states in self.project_query_key_value(hidden_states)
+        )
+        first_value = value if first_value is None else first_value
+        if self.value_mix is not None:
+            value = torch.lerp(first_value, value, self.value_mix.to(value.dtype))
+        query, key = self.q_norm(query), self.k_norm(key)
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
+        context, attn_weights = attend(self, query, key, value, attention_mask, **kwargs)
+        context = context.flatten(2)
+        if self.gate is not None:
+            context = context * self.gate(hidden_states).sigmoid()
+        return self.out_proj(context), attn_weights, first_value
+
+
 class CrossAttention(nn.Module):
     """Multi-head attention from queries to the tokens of an image, which several rows of queries may share."""
 
@@ -343,26 +434,52 @@ class CrossAttention(nn.Module):
 class AttentionalPooler(nn.Module):
     """Pool tokens by learned queries (https://arxiv.org/abs/2205.01917; open_clip: the same name)."""
 
-    def __init__(self, config: PreTrainedConfig, num_queries: int):
+    def __init__(self, config: PreTrainedConfig, num_queries: int, token_dim: int):
         super().__init__()
         self.query = nn.Parameter(torch.empty(num_queries, config.projection_dim))
         # open_clip builds the pooler with its default norm, whatever `norm_kwargs` says: eps is always 1e-5.
         self.layer_norm_q = nn.LayerNorm(config.projection_dim)
-        self.layer_norm_k = nn.LayerNorm(config.hidden_size)
-        self.attention = CrossAttention(config, config.projection_dim, config.hidden_size, config.attn_pooler_heads)
+        self.layer_norm_k = nn.LayerNorm(token_dim)
+        self.attention = CrossAttention(config, config.projection_dim, token_dim, config.attn_pooler_heads)
 
     def initialize(self, std: float):
         init.normal_(self.query)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(batch, tokens, hidden_size) -> (batch, queries, projection_dim)."""
+        """(batch, tokens, token_dim) -> (batch, queries, projection_dim)."""
         key, value = self.attention.project_key_value(self.layer_norm_k(hidden_states))
         query = self.layer_norm_q(self.query).unsqueeze(0)
         return self.attention(query, key, value)[0]
 
     def pool_patches(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Pool each token alone: (batch, tokens, hidden_size) -> (batch, tokens, projection_dim)."""
+        """Pool each token alone: (batch, tokens, token_dim) -> (batch, tokens, projection_dim)."""
         return self.attention.project_value(self.layer_norm_k(tokens))
+
+
+class MapPooler(nn.Module):
+    """Pool the tokens of a text by one learned query (open_clip: `ModernTextPool`; fields of [`ModernTextConfig`])."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        width, bias = config.hidden_size, config.attention_bias
+        self.head_dim = config.head_dim
+        self.query = nn.Parameter(torch.empty(1, width))
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width, bias=bias) for _ in range(3))
+        self.q_norm = norm_layer(config, self.head_dim) if config.qk_norm else nn.Identity()
+        self.k_norm = norm_layer(config, self.head_dim) if config.qk_norm else nn.Identity()
+
+    def initialize(self, std: float):
+        init.normal_(self.query, std=self.query.shape[-1] ** -0.5)
+
+    def forward(self, hidden_states: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+        """(batch, length, hidden_size), and `visible` (batch, length) of tokens that count -> (batch, hidden_size)."""
+        query = self.q_norm(self.q_proj(self.query).view(-1, self.head_dim))
+        key, value = (
+            projection(hidden_states).unflatten(-1, (-1, self.head_dim)) for projection in (self.k_proj, self.v_proj)
+        )
+        scores = (self.k_norm(key) * query).sum(-1) * self.head_dim**-0.5
+        weights = scores.masked_fill(~visible.unsqueeze(-1), -torch.inf).softmax(dim=1, dtype=torch.float32)
+        return (weights.to(value.dtype).unsqueeze(-1) * value).sum(dim=1).flatten(1)
 
 
 def residual_branch(config: PreTrainedConfig, layer_idx: int) -> tuple[nn.Module, nn.Module]:
@@ -375,8 +492,8 @@ def residual_branch(config: PreTrainedConfig, layer_idx: int) -> tuple[nn.Module
     )
 
 
-class ResidualAttentionBlock(GradientCheckpointingLayer):
-    """Pre-norm layer of self-attention and MLP (open_clip: the same name)."""
+class AttentionBlock(GradientCheckpointingLayer):
+    """Pre-norm layer of self-attention alone (open_clip's MaMMUT: `ResidualAttentionBlock(has_mlp=False)`)."""
 
     attention_class = Attention
 
@@ -386,6 +503,24 @@ class ResidualAttentionBlock(GradientCheckpointingLayer):
         self.self_attn = self.attention_class(config, layer_idx + cache_offset, is_causal)
         self.attn_norm = nn.Identity()
         self.layer_scale1, self.drop_path1 = residual_branch(config, layer_idx)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """(batch, length, hidden_size) -> the same."""
+        attn_output, _ = self.self_attn(self.layer_norm1(hidden_states), attention_mask, cache, **kwargs)
+        return hidden_states + self.drop_path1(self.layer_scale1(self.attn_norm(attn_output)))
+
+
+class ResidualAttentionBlock(AttentionBlock):
+    """Pre-norm layer of self-attention and MLP (open_clip: the same name)."""
+
+    def __init__(self, config: PreTrainedConfig, layer_idx: int, is_causal: bool, cache_offset: int = 0):
+        super().__init__(config, layer_idx, is_causal, cache_offset)
         self.layer_norm2 = norm_layer(config, config.hidden_size)
         self.mlp = self.build_mlp(config)
         self.layer_scale2, self.drop_path2 = residual_branch(config, layer_idx)
@@ -403,8 +538,7 @@ class ResidualAttentionBlock(GradientCheckpointingLayer):
         **kwargs,
     ) -> torch.Tensor:
         """(batch, length, hidden_size) -> the same."""
-        attn_output, _ = self.self_attn(self.layer_norm1(hidden_states), attention_mask, cache, **kwargs)
-        hidden_states = hidden_states + self.drop_path1(self.layer_scale1(self.attn_norm(attn_output)))
+        hidden_states = super().forward(hidden_states, attention_mask, cache, **kwargs)
         return hidden_states + self.drop_path2(self.layer_scale2(self.mlp(self.layer_norm2(hidden_states))))
 
 
@@ -421,6 +555,37 @@ class CustomResidualAttentionBlock(ResidualAttentionBlock):
     @staticmethod
     def build_mlp(config: PreTrainedConfig) -> MLP:
         return NormedMLP(config) if config.scale_fc else MLP(config)
+
+
+class ModernBlock(ResidualAttentionBlock):
+    """Layer of modern text towers (open_clip: `ModernTextBlock`; fields of [`ModernTextConfig`])."""
+
+    attention_class = ModernAttention
+
+    def __init__(self, config: PreTrainedConfig, layer_idx: int, is_causal: bool):
+        super().__init__(config, layer_idx, is_causal)
+        self.mlp_norm = nn.Identity()
+        if config.use_post_norm:
+            self.attn_norm, self.mlp_norm = (norm_layer(config, config.hidden_size) for _ in range(2))
+
+    @staticmethod
+    def build_mlp(config: PreTrainedConfig) -> MLP:
+        return GatedMLP(config) if config.use_gated_mlp else ModernMLP(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        first_value: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, length, hidden_size) -> the same, and the values of the first layer's attention."""
+        normed = self.layer_norm1(hidden_states)
+        attn_output, _, first_value = self.self_attn(normed, first_value, attention_mask, cache, **kwargs)
+        hidden_states = hidden_states + self.drop_path1(self.layer_scale1(self.attn_norm(attn_output)))
+        mlp_output = self.mlp_norm(self.mlp(self.layer_norm2(hidden_states)))
+        return hidden_states + self.drop_path2(self.layer_scale2(mlp_output)), first_value
 
 
 class ResidualCrossAttentionBlock(GradientCheckpointingLayer):
@@ -465,14 +630,21 @@ class ResidualCrossAttentionBlock(GradientCheckpointingLayer):
 
 
 class Encoder(nn.Module):
-    """A tower's stack of layers (open_clip: `Transformer`)."""
+    """A tower's stack of layers (open_clip: `Transformer`).
 
-    def __init__(self, config: PreTrainedConfig, is_causal: bool):
+    Args:
+        config: of the tower.
+        is_causal: whether each token sees itself and those before it alone.
+        attention_only_layers: indices of layers without an MLP.
+    """
+
+    def __init__(self, config: PreTrainedConfig, is_causal: bool, attention_only_layers: Collection[int] = ()):
         super().__init__()
         options = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
         custom = any(getattr(config, option) for option in options)
         block = CustomResidualAttentionBlock if custom else ResidualAttentionBlock
-        self.layers = nn.ModuleList([block(config, i, is_causal) for i in range(config.num_hidden_layers)])
+        blocks = [AttentionBlock if i in attention_only_layers else block for i in range(config.num_hidden_layers)]
+        self.layers = nn.ModuleList([block(config, i, is_causal) for i, block in enumerate(blocks)])
 
     def forward(
         self,

@@ -15,19 +15,21 @@ from transformers.utils import TransformersKwargs
 from ..configuration.configuration_common import AutoClassMixin, height_and_width
 from .modeling_layers import (
     Attention,
+    AttentionBlock,
     CustomResidualAttentionBlock,
     ResidualAttentionBlock,
     ResidualCrossAttentionBlock,
 )
 
 
-# Keys of a dual model or CoCa that belong to neither tower: no news to someone who loads a tower from its folder.
+# Keys of a whole model that belong to neither tower: no news to someone who loads a tower from its folder.
 COMPOSITE_KEYS = (r"^logit_", r"^multimodal_decoder\.", r"^lm_head\.")
 
 # What transformers passes to any model beside arguments of its own: for outputs, losses and attention functions, from
 # configurations, and from tokenizers.
 FURTHER_KWARGS = TransformersKwargs.__annotations__.keys() | {"use_cache", "token_type_ids"}
-FURTHER_KWARGS -= {"output_router_logits"}
+# Models that have positions name them.
+FURTHER_KWARGS -= {"output_router_logits", "position_ids"}
 
 
 class OpenClipPreTrainedModel(AutoClassMixin, PreTrainedModel):
@@ -41,11 +43,12 @@ class OpenClipPreTrainedModel(AutoClassMixin, PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _no_split_modules = [
+        AttentionBlock.__name__,
         ResidualAttentionBlock.__name__,
         CustomResidualAttentionBlock.__name__,
         ResidualCrossAttentionBlock.__name__,
     ]
-    _can_record_outputs: dict[str, Any] = {"hidden_states": ResidualAttentionBlock, "attentions": Attention}
+    _can_record_outputs: dict[str, Any] = {"hidden_states": AttentionBlock, "attentions": Attention}
 
     def post_init(self):
         super().post_init()

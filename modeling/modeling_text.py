@@ -85,13 +85,18 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
     def __init__(self, config: OpenClipTextConfig):
         super().__init__(config)
         self.embeddings = OpenClipTextEmbeddings(config)
-        self.encoder = Encoder(config, is_causal=config.is_causal)
+        self.encoder = self.build_encoder(config)
         self.final_layer_norm = norm_layer(config, config.hidden_size)
         if config.proj_type == "none":
             self.projection = nn.Identity()
         else:
             self.projection = nn.Linear(config.hidden_size, config.projection_dim, bias=config.proj_bias)
         self.post_init()
+
+    @staticmethod
+    def build_encoder(config: OpenClipTextConfig) -> Encoder:
+        """The layers of the tower."""
+        return Encoder(config, is_causal=config.is_causal)
 
     def set_input_embeddings(self, value: nn.Module):
         # Tokens added behind the end of text, once the last of the vocabulary, have higher ids than it.

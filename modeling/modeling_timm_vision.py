@@ -1,5 +1,8 @@
 """Towers that timm builds, with open_clip's pooling and projection (open_clip: `TimmModel` in `timm_model.py`)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -177,8 +180,39 @@ class TimmVisionModel(OpenClipVisionTower):
             raise ValueError(
                 f"timm's {self.config.architecture} gives no hidden states: leave out output_hidden_states."
             )
-        features, hidden_states = self.timm_model.forward_intermediates(pixel_values)
-        return features, self.timm_model.forward_head(features), tuple(hidden_states)
+        with self._feature_maps_on_the_way(pixel_values) as feature_maps:
+            features, hidden_states = self.timm_model.forward_intermediates(pixel_values)
+        return features, self.timm_model.forward_head(features), tuple(feature_maps or hidden_states)
+
+    @contextmanager
+    def _feature_maps_on_the_way(self, pixel_values: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+        """Have what a transformer's layers hand on go through feature maps, so that gradients reach these.
+
+        timm makes its own beside the way: of tokens, or of maps with channels last.
+        """
+        feature_maps: list[torch.Tensor] = []
+        prefix = getattr(self.timm_model, "num_prefix_tokens", 0)
+
+        def hand_on(layer: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+            is_map = output.ndim == 4
+            patches = output if is_map else output[:, prefix:]
+            if not is_map:
+                grid = self.timm_model.patch_embed.dynamic_feat_size(pixel_values.shape[-2:])
+                patches = patches.unflatten(1, grid)
+            feature_maps.append(patches.permute(0, 3, 1, 2).contiguous())
+            patches = feature_maps[-1].permute(0, 2, 3, 1).contiguous()
+            return patches if is_map else torch.cat([output[:, :prefix], patches.flatten(1, 2)], dim=1)
+
+        # Of layers that are computed twice, what hooks keep belongs to the first time.
+        needed = torch.is_grad_enabled() and not (self.gradient_checkpointing or torch.compiler.is_compiling())
+        has_maps_last = getattr(self.timm_model, "output_fmt", "NCHW") == "NHWC"
+        layers = getattr(self.timm_model, "layers" if has_maps_last else "blocks", ()) if needed else ()
+        handles = [layer.register_forward_hook(hand_on) for layer in layers]
+        try:
+            yield feature_maps
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 __all__ = ["TimmVisionModel"]

@@ -1,4 +1,4 @@
-"""The towers that a dual model or CoCa can be made of: `model_type` -> model class.
+"""The towers that a dual model or a captioner can be made of: `model_type` -> model class.
 
 Mirrors `configuration/configuration_towers.py`.
 """
@@ -7,6 +7,8 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from .modeling_hf_text import HfTextModel
+from .modeling_mammut_text import MaMMUTTextModel
+from .modeling_modern_text import ModernTextModel
 from .modeling_modified_resnet import ModifiedResNetModel
 from .modeling_siglip_vit import SiglipVitModel
 from .modeling_text import OpenClipTextModel
@@ -18,7 +20,10 @@ VISION_MODELS = {
     model.config_class.model_type: model
     for model in (OpenClipVitModel, ModifiedResNetModel, SiglipVitModel, TimmVisionModel)
 }
-TEXT_MODELS = {model.config_class.model_type: model for model in (OpenClipTextModel, HfTextModel)}
+TEXT_MODELS = {
+    model.config_class.model_type: model
+    for model in (OpenClipTextModel, HfTextModel, ModernTextModel, MaMMUTTextModel)
+}
 
 
 def build_tower(config: PreTrainedConfig, towers: dict[str, type[PreTrainedModel]]) -> PreTrainedModel:

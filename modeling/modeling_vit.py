@@ -118,16 +118,22 @@ class OpenClipVitModel(PatchTowerMixin, OpenClipVisionTower):
         self.encoder = Encoder(config, is_causal=False)
         self.attn_pool = self.attn_pool_contrastive = None
         if config.attentional_pool:
-            self.attn_pool = AttentionalPooler(config, config.attn_pooler_queries)
-        if config.attentional_pool in ("parallel", "cascade"):
-            self.attn_pool_contrastive = AttentionalPooler(config, 1)
-        self.post_layernorm = norm_layer(config, config.token_dim)
-        self.projection = nn.Linear(config.token_dim, config.projection_dim, bias=False)
+            self.attn_pool = AttentionalPooler(config, config.attn_pooler_queries, config.hidden_size)
+        if config.has_two_poolers:
+            pooled_dim = config.hidden_size if config.attentional_pool == "parallel" else config.token_dim
+            self.attn_pool_contrastive = AttentionalPooler(config, 1, pooled_dim)
+        self.post_layernorm = norm_layer(config, config.hidden_size if config.has_two_poolers else config.token_dim)
+        if config.use_projection:
+            self.projection = nn.Linear(config.token_dim, config.projection_dim, bias=False)
+        else:
+            self.projection = nn.Identity()
         self.post_init()
 
     def _pool_tokens(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.config.pool_type == "none":
             return tokens, tokens
+        if self.config.pool_type == "avg_all":
+            return tokens.mean(dim=1), tokens
         pooled = tokens[:, 0] if self.config.pool_type == "tok" else tokens[:, 1:].mean(dim=1)
         return pooled, tokens[:, 1:]
 

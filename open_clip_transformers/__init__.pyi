@@ -3,6 +3,10 @@
 from .configuration.configuration_coca import CoCaConfig as CoCaConfig
 from .configuration.configuration_coca import CoCaDecoderConfig as CoCaDecoderConfig
 from .configuration.configuration_hf_text import HfTextConfig as HfTextConfig
+from .configuration.configuration_mammut import MaMMUTConfig as MaMMUTConfig
+from .configuration.configuration_mammut import MaMMUTDecoderConfig as MaMMUTDecoderConfig
+from .configuration.configuration_mammut_text import MaMMUTTextConfig as MaMMUTTextConfig
+from .configuration.configuration_modern_text import ModernTextConfig as ModernTextConfig
 from .configuration.configuration_modified_resnet import ModifiedResNetConfig as ModifiedResNetConfig
 from .configuration.configuration_open_clip import OpenClipConfig as OpenClipConfig
 from .configuration.configuration_open_clip import OpenClipSiglipConfig as OpenClipSiglipConfig
@@ -24,6 +28,12 @@ from .modeling.modeling_coca import CoCaForImageClassification as CoCaForImageCl
 from .modeling.modeling_coca import CoCaForZeroShotImageClassification as CoCaForZeroShotImageClassification
 from .modeling.modeling_coca import CoCaModel as CoCaModel
 from .modeling.modeling_hf_text import HfTextModel as HfTextModel
+from .modeling.modeling_mammut import MaMMUTForConditionalGeneration as MaMMUTForConditionalGeneration
+from .modeling.modeling_mammut import MaMMUTForImageClassification as MaMMUTForImageClassification
+from .modeling.modeling_mammut import MaMMUTForZeroShotImageClassification as MaMMUTForZeroShotImageClassification
+from .modeling.modeling_mammut import MaMMUTModel as MaMMUTModel
+from .modeling.modeling_mammut_text import MaMMUTTextModel as MaMMUTTextModel
+from .modeling.modeling_modern_text import ModernTextModel as ModernTextModel
 from .modeling.modeling_modified_resnet import ModifiedResNetBackbone as ModifiedResNetBackbone
 from .modeling.modeling_modified_resnet import ModifiedResNetModel as ModifiedResNetModel
 from .modeling.modeling_open_clip import OpenClipForImageClassification as OpenClipForImageClassification

@@ -95,8 +95,10 @@ def _by_config(*models) -> dict:
 
 def _configs() -> dict:
     from .configuration.configuration_coca import CoCaDecoderConfig
+    from .configuration.configuration_mammut import MaMMUTDecoderConfig
 
-    return {config.model_type: config for config in (*_towers().values(), *_composites(), CoCaDecoderConfig)}
+    decoders = (CoCaDecoderConfig, MaMMUTDecoderConfig)
+    return {config.model_type: config for config in (*_towers().values(), *_composites(), *decoders)}
 
 
 def _towers() -> dict:
@@ -107,17 +109,20 @@ def _towers() -> dict:
 
 def _composites() -> tuple:
     from .configuration.configuration_coca import CoCaConfig
+    from .configuration.configuration_mammut import MaMMUTConfig
     from .configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
 
-    return OpenClipConfig, OpenClipSiglipConfig, CoCaConfig
+    return OpenClipConfig, OpenClipSiglipConfig, CoCaConfig, MaMMUTConfig
 
 
 def _models() -> dict:
     from .modeling.modeling_coca import CoCaModel
+    from .modeling.modeling_mammut import MaMMUTModel
     from .modeling.modeling_open_clip import OpenClipModel, OpenClipSiglipModel
     from .modeling.modeling_towers import TEXT_MODELS, VISION_MODELS
 
-    return _by_config(*VISION_MODELS.values(), *TEXT_MODELS.values(), OpenClipModel, OpenClipSiglipModel, CoCaModel)
+    composites = (OpenClipModel, OpenClipSiglipModel, CoCaModel, MaMMUTModel)
+    return _by_config(*VISION_MODELS.values(), *TEXT_MODELS.values(), *composites)
 
 
 def _backbones() -> dict:
@@ -130,30 +135,37 @@ def _backbones() -> dict:
 
 def _image_text_to_text_models() -> dict:
     from .modeling.modeling_coca import CoCaForConditionalGeneration
+    from .modeling.modeling_mammut import MaMMUTForConditionalGeneration
 
-    return _by_config(CoCaForConditionalGeneration)
+    return _by_config(CoCaForConditionalGeneration, MaMMUTForConditionalGeneration)
 
 
 def _zero_shot_models() -> dict:
     from .modeling.modeling_coca import CoCaForZeroShotImageClassification
+    from .modeling.modeling_mammut import MaMMUTForZeroShotImageClassification
     from .modeling.modeling_open_clip import OpenClipModel, OpenClipSiglipModel
 
-    return _by_config(OpenClipModel, OpenClipSiglipModel, CoCaForZeroShotImageClassification)
+    captioners = (CoCaForZeroShotImageClassification, MaMMUTForZeroShotImageClassification)
+    return _by_config(OpenClipModel, OpenClipSiglipModel, *captioners)
 
 
 def _image_classifiers() -> dict:
     from .modeling.modeling_coca import CoCaForImageClassification
+    from .modeling.modeling_mammut import MaMMUTForImageClassification
     from .modeling.modeling_open_clip import OpenClipForImageClassification, OpenClipSiglipForImageClassification
 
-    return _by_config(OpenClipForImageClassification, OpenClipSiglipForImageClassification, CoCaForImageClassification)
+    captioners = (CoCaForImageClassification, MaMMUTForImageClassification)
+    return _by_config(OpenClipForImageClassification, OpenClipSiglipForImageClassification, *captioners)
 
 
 def _processors() -> dict:
-    from .configuration.configuration_coca import CoCaConfig
     from .processing.processing_coca import CoCaProcessor
     from .processing.processing_open_clip import OpenClipProcessor
 
-    return {**dict.fromkeys(_composites(), OpenClipProcessor), CoCaConfig: CoCaProcessor}
+    return {
+        config: CoCaProcessor if "multimodal_config" in config.sub_configs else OpenClipProcessor
+        for config in _composites()
+    }
 
 
 def _image_processors() -> dict:
@@ -199,6 +211,7 @@ def _register_in_tables(module: str):
         # `transformers serve` looks here, and not at what is registered, for the models that take images.
         names = import_module("transformers.models.auto.modeling_auto").MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
         names["open_clip_coca"] = "CoCaForConditionalGeneration"
+        names["open_clip_mammut"] = "MaMMUTForConditionalGeneration"
 
 
 # Task -> module and class of our pipeline, and transformers' task whose other entries it has. Each hands models that

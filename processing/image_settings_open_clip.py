@@ -21,7 +21,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
-from ..configuration.configuration_common import IS_BUNDLED, PIXELS, AutoClassMixin, Range
+from ..configuration.configuration_common import IS_BUNDLED, PIXELS, AutoClassMixin, Range, with_value_errors
 from .image_batches import map_images
 
 
@@ -126,6 +126,7 @@ class OpenClipImageSettings(AutoClassMixin):
         # The crop is to `size`, which the base class calls `crop_size`.
         super()._validate_preprocess_kwargs(**{**kwargs, "crop_size": kwargs["size"]})
 
+    @with_value_errors
     def preprocess(self, images, *args, **kwargs):
         """Images as a `BatchFeature` with `pixel_values`; settings can be given as arguments."""
         if args or kwargs.keys() - {"return_tensors"}:
@@ -154,10 +155,16 @@ class OpenClipImageSettings(AutoClassMixin):
             raise ValueError(
                 f"{type(self).__name__}: got resample={resample}; open_clip resizes with bicubic (3) or bilinear (2)."
             )
+        layout = settings.get("input_data_format")
+        if layout not in (None, ChannelDimension.FIRST, ChannelDimension.LAST):
+            raise ValueError(
+                f"{type(self).__name__}: got input_data_format={layout!r:.200}; expected 'channels_first' or "
+                "'channels_last', or None to tell from the number of channels."
+            )
         check_fill_color(settings["fill_color"])
         factor = settings["rescale_factor"]
-        if type(factor) not in (int, float) or factor not in _POSITIVE:
-            raise ValueError(f"rescale_factor must be a number in {_POSITIVE}, got {brief(factor)}.")
+        if type(factor) not in (int, float) or abs(factor) not in _POSITIVE:
+            raise ValueError(f"rescale_factor must be a number of absolute value in {_POSITIVE}, got {brief(factor)}.")
         for name in ("image_mean", "image_std"):
             if settings[name] is not None:
                 # Arrays may have any number of channels.

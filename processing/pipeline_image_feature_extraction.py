@@ -4,7 +4,7 @@ from transformers.pipelines import ImageFeatureExtractionPipeline
 
 
 TASK = "image-feature-extraction"
-MODEL_TYPES = ("open_clip", "open_clip_siglip", "open_clip_coca")
+MODEL_TYPES = ("open_clip", "open_clip_siglip", "open_clip_coca", "open_clip_mammut")
 
 
 class OpenClipImageFeatureExtractionPipeline(ImageFeatureExtractionPipeline):

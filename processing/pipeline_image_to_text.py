@@ -15,10 +15,10 @@ from .pipelines_compat import transformers_own_task
 
 TASK = "image-to-text"
 PROMPTED_TASK = "image-text-to-text"
-MODEL_TYPES = ("open_clip_coca",)
+MODEL_TYPES = ("open_clip_coca", "open_clip_mammut")
 _NO_IMAGES = "Got no images: pass an image, or a list, generator or dataset of images."
 
-# Arguments of `generate` that may be passed by name; the groups are CoCa's own.
+# Arguments of `generate` that may be passed by name; the groups are ours.
 _GENERATION_ARGUMENTS = {name for name in vars(GenerationConfig()) if not name.startswith("_")} | {
     "diversity_penalty",
     "generation_config",
@@ -50,7 +50,7 @@ class ImageToTextPipeline(ImageTextToTextPipeline):
         super().__init__(*args, generate_kwargs=generate_kwargs, **kwargs)
 
     def check_model_type(self, supported_models):
-        # Every CoCa that generates will do, whichever Auto class loaded it.
+        # Every captioner that generates will do, whichever Auto class loaded it.
         if not self.model.can_generate():
             super().check_model_type(supported_models)
 

@@ -9,6 +9,7 @@ from transformers.processing_utils import ProcessingKwargs, TextKwargs, Unpack
 
 from .image_settings_open_clip import OpenClipImageProcessorKwargs
 from .processing_open_clip import OpenClipProcessor
+from .token_padding import check_lengths
 
 
 class CoCaTextKwargs(TextKwargs, total=False):  # type: ignore[call-arg]
@@ -28,6 +29,18 @@ class CoCaProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-a
     text_kwargs: CoCaTextKwargs
     _defaults = {}  # transformers 5.5 reads it
 
+
+# Arguments of the tokenizer that prompts have no use for.
+_OF_CAPTIONS = {
+    "is_split_into_words",
+    "return_length",
+    "return_offsets_mapping",
+    "return_overflowing_tokens",
+    "return_special_tokens_mask",
+    "return_token_type_ids",
+    "stride",
+    "text_pair",
+}
 
 # The texts of messages, one behind the other: what a caption starts with. A captioner was taught no other marks.
 CHAT_TEMPLATE = (
@@ -91,6 +104,7 @@ class CoCaProcessor(OpenClipProcessor):
                 it, other numbers of images and prompts, or `return_labels` without captions.
         """
         settings: dict[str, Any] = dict(kwargs)
+        self._check_sections(settings)
         nested = settings["text_kwargs"] = dict(settings.get("text_kwargs") or {})
         add_eos, return_labels, padding = (
             nested.get(name, settings.get(name)) for name in ("add_eos", "return_labels", "padding")
@@ -173,11 +187,17 @@ class CoCaProcessor(OpenClipProcessor):
         **kwargs,
     ) -> BatchFeature:
         """`input_ids` and `attention_mask` of prompts, padded on the left."""
+        if unread := sorted(name for name in kwargs.keys() & _OF_CAPTIONS if kwargs[name]):
+            raise ValueError(
+                f"CoCaProcessor: got {', '.join(unread)} for prompts, which are ids and a mask alone: leave it out or "
+                "pass add_eos=True for whole captions."
+            )
         if self.tokenizer.bos_token_id is None:
             raise ValueError("CoCaProcessor: the tokenizer has no bos_token, with which a prompt begins.")
         prompts = [prompts] if isinstance(prompts, str) else prompts
         encoding = self.tokenizer(prompts, add_special_tokens=False, padding=False, truncation=False, verbose=False)
         rows = [[self.tokenizer.bos_token_id, *row] for row in encoding["input_ids"]]
+        check_lengths(max_length=max_length, pad_to_multiple_of=pad_to_multiple_of)
         # One token at least has to follow.
         longest = self.tokenizer.model_max_length - 1 if max_length is None else max_length
         for prompt, row in zip(prompts, rows):

@@ -1,9 +1,11 @@
 """Processor of the dual models: images and texts in one call."""
 
+from typing import Any
+
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
-from ..configuration.configuration_common import AutoClassMixin
+from ..configuration.configuration_common import AutoClassMixin, with_value_errors
 from .image_settings_open_clip import OpenClipImageProcessorKwargs
 
 
@@ -38,11 +40,27 @@ class OpenClipProcessor(AutoClassMixin, ProcessorMixin):
             int64 of shape (texts, length): those that were asked for.
 
         Raises:
-            ValueError: neither images nor texts, or a text that is not a string.
+            ValueError: neither images nor texts, a text that is not a string, or videos or audio.
         """
+        for name in ("videos", "audio"):
+            if kwargs.pop(name, None) is not None:
+                raise ValueError(f"{type(self).__name__}: got {name}; pass images=..., text=... or both.")
         if images is None and text is None:
             raise ValueError(f"{type(self).__name__}: got neither images nor text; pass images=..., text=... or both.")
         return super().__call__(images=images, text=None if text is None else self._flat_text(text), **kwargs)
+
+    @with_value_errors
+    def _merge_kwargs(self, *args, **kwargs):
+        self._check_sections(kwargs)
+        return super()._merge_kwargs(*args, **kwargs)
+
+    def _check_sections(self, settings: dict[str, Any]):
+        """Raise `TypeError` where arguments for one kind of input are no dict."""
+        for name in sorted(settings.keys() & {"common_kwargs", "images_kwargs", "text_kwargs"}):
+            if not isinstance(settings[name], dict | None):
+                raise TypeError(
+                    f"{type(self).__name__}: {name} must be a dict of arguments, got {settings[name]!r:.200}."
+                )
 
     def _flat_text(self, text) -> str | list[str]:
         """`text` as a string or a flat list of strings."""

@@ -1,9 +1,11 @@
 """Text cleaning before tokenisation (open_clip: the `clean` functions of `tokenizer.py`).
 
-A cleaner takes a `str` and returns a `str`. All of them repair mis-decoded text with ftfy, resolve HTML entities and
-leave single spaces between words and none at the ends:
+A cleaner takes a `str` and returns a `str`. `"none"`, open_clip's default for tiktoken's vocabularies, returns it as
+it is. All others repair mis-decoded text with ftfy, resolve HTML entities and leave single spaces between words and
+none at the ends:
 
 - `"whitespace"`: nothing more; open_clip's default for tokenizers of Hugging Face checkpoints.
+- `"whitespace_underscore"`: with spaces for underscores.
 - `"lower"`: then lower case; open_clip's default for CLIP's own vocabulary.
 - `"canonicalize"`: then lower case without ASCII punctuation (underscores become spaces); SigLIP's.
 """
@@ -31,12 +33,23 @@ def _repair(text: str) -> str:
     return html.unescape(html.unescape(ftfy.fix_text(text)))
 
 
+def _as_it_is(text: str) -> str:
+    if text.isascii():
+        return text
+    # Halves of surrogate pairs, which no encoding of Unicode has, become one character or "\ufffd".
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _single_spaces(text: str) -> str:
     return " ".join(text.split())
 
 
 def _clean_whitespace(text: str) -> str:
     return _single_spaces(_repair(text))
+
+
+def _clean_whitespace_underscore(text: str) -> str:
+    return _single_spaces(_repair(text).replace("_", " "))
 
 
 def _clean_lower(text: str) -> str:
@@ -48,8 +61,10 @@ def _clean_canonicalize(text: str) -> str:
 
 
 TEXT_CLEANERS: dict[str, Callable[[str], str]] = {
+    "none": _as_it_is,
     "lower": _clean_lower,
     "whitespace": _clean_whitespace,
+    "whitespace_underscore": _clean_whitespace_underscore,
     "canonicalize": _clean_canonicalize,
 }
 

@@ -2,8 +2,24 @@
 
 from collections.abc import Sequence
 from itertools import chain
+from numbers import Integral
+from typing import Any
 
 import numpy as np
+
+
+def check_lengths(**lengths: Any):
+    """Raise `ValueError` unless each of `lengths` is `None` or a number of tokens."""
+    for name, value in lengths.items():
+        if value is not None and not (isinstance(value, Integral) and int(value) >= 1):
+            raise ValueError(f"{name} must be a whole number of tokens, 1 or more, got {value!r:.200}.")
+
+
+def checked_side(side: Any) -> str:
+    """`side`; raises `ValueError` unless it is one of a text."""
+    if side not in ("left", "right"):
+        raise ValueError(f"padding_side must be 'left' or 'right', got {side!r:.200}.")
+    return side
 
 
 def pad_lists(rows: Sequence[list[int]], length: int, fill: int, side: str) -> tuple[list[list[int]], list[list[int]]]:
@@ -44,4 +60,4 @@ def pad_arrays(rows: Sequence[list[int]], length: int, fill: int, side: str) -> 
     return array, is_id.astype(np.int64)
 
 
-__all__ = ["pad_arrays", "pad_lists"]
+__all__ = ["check_lengths", "checked_side", "pad_arrays", "pad_lists"]

@@ -22,7 +22,7 @@ from .added_tokens import AddedTokenFinder
 from .clip_bpe import BOS_TOKEN, EOS_TOKEN, NOT_SPECIAL, build_clip_bpe, is_clip_bpe, mark_literal_tokens
 from .language_tokens import get_language, set_language
 from .text_cleaning import get_text_cleaner
-from .token_padding import pad_arrays, pad_lists
+from .token_padding import check_lengths, checked_side, pad_arrays, pad_lists
 
 
 # Arguments of a call that ask for more than ids and a mask, which is left to the base class.
@@ -66,9 +66,11 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
     - Texts are truncated unless `truncation=False`, and to `model_max_length` even where `max_length` is larger.
     - With `fixed_length`, any padding is to `model_max_length`.
     - `pad_to_multiple_of` rounds the length up to a multiple, but never beyond `model_max_length`, which is as many
-      tokens as the model takes: 77 tokens stay 77.
+      tokens as the model takes: 77 tokens stay 77. As in the base class, `truncation=True` with a shorter
+      `max_length` that is no multiple raises.
     - Tokens added with `add_tokens` or `add_special_tokens` are found in texts before these are cleaned, as with other
-      tokenizers of transformers; the special tokens of the vocabulary itself after it, as in open_clip.
+      tokenizers of transformers; the special tokens of the vocabulary itself after it, as in open_clip. With other
+      vocabularies than CLIP's, what cleaning makes look like an added token (`"&lt;IMG&gt;"`) is one, too, as there.
     - The padding token of CLIP's vocabulary is id 0, which is also the token `"!"` within a word. It is therefore not
       a special token: texts with exclamation marks keep them, and `all_special_ids` does not list it.
     - `decode(..., skip_special_tokens=True)` returns a clean caption: what lies between the begin- and the end-of-text
@@ -79,7 +81,8 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
             nor `tokenizer_object` is given.
         tokenizer_object: a `tokenizers.Tokenizer` instead of a file; it is copied.
         clean: how texts are cleaned, `"lower"` (the default with CLIP's vocabulary), `"whitespace"` (the default with
-            others) or `"canonicalize"`; see `text_cleaning`. open_clip: the same name.
+            others), `"whitespace_underscore"`, `"canonicalize"` or `"none"`; see `text_cleaning`. open_clip: the same
+            name.
         model_max_length: longest text in tokens, special ones included; open_clip: `context_length`.
         pad_token: token that fills texts up; by default `"!"` (id 0) with CLIP's vocabulary, none with others.
         strip_sep_token: replace the separator token by id 0 after padding, as CLIPA's models need; its attention mask
@@ -94,6 +97,8 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
         src_lang: language code that goes with texts, for tokenizers that have such codes (NLLB's); by default that of
             the tokenizer's files. It can be set later, too. open_clip: `language`, which has no effect in 3.3.0, as
             each call of transformers' tokenizer undoes it.
+        tiktoken_name: tiktoken's name of the vocabulary where it is one of its; read to convert back to open_clip
+            only. open_clip: the same name.
         uncleaned_tokens: of the added tokens of a `tokenizer.json`, those to find in texts before these are cleaned;
             set by saving. By default, with CLIP's vocabulary, all but its own two special tokens, with others none.
         clean_up_tokenization_spaces: whether captions read "a cat." instead of "a cat ."; only applies where special
@@ -123,6 +128,7 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
         fixed_length: bool = False,
         dynamic_padding: bool = False,
         src_lang: str | None = None,
+        tiktoken_name: str | None = None,
         uncleaned_tokens: list[str] | None = None,
         clean_up_tokenization_spaces: bool | None = None,
         **kwargs,
@@ -145,6 +151,9 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
         if fixed_length and dynamic_padding:
             raise ValueError("fixed_length=True and dynamic_padding=True exclude each other: leave one of them out.")
         self.fixed_length, self.dynamic_padding = fixed_length, dynamic_padding
+        self.tiktoken_name = tiktoken_name
+        if tiktoken_name is not None:
+            kwargs["tiktoken_name"] = tiktoken_name
         for setting, names in _NEEDED_TOKENS.items():
             missing = [name for name in names if kwargs.get(name) is None]
             if getattr(self, setting) and missing:
@@ -280,17 +289,25 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
     def _get_padding_truncation_strategies(
         self, padding=False, truncation=None, max_length=None, pad_to_multiple_of=None, **kwargs
     ):
+        check_lengths(max_length=max_length, pad_to_multiple_of=pad_to_multiple_of)
         if self.fixed_length and self._has_max_length and padding not in (False, PaddingStrategy.DO_NOT_PAD):
             padding, max_length = "max_length", self.model_max_length
         if padding is True and self._has_max_length and not self.dynamic_padding:
             padding = "max_length"
-        if truncation is None:
+        is_asked = truncation is not None
+        if not is_asked:
             truncation = self._has_max_length or max_length is not None
         if max_length is not None and truncation is not False:
             max_length = min(max_length, self.model_max_length)
-        # The base class would refuse a `pad_to_multiple_of` that does not divide the length of truncation.
+        # The base class would refuse every multiple that does not divide the model's own length, too.
+        if max_length is None or max_length == self.model_max_length or not is_asked:
+            pad_to_multiple_of = None
         return super()._get_padding_truncation_strategies(
-            padding=padding, truncation=truncation, max_length=max_length, **kwargs
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            pad_to_multiple_of=pad_to_multiple_of,
+            **kwargs,
         )
 
     @property
@@ -363,7 +380,8 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
                 for token in self.added_tokens_decoder.values()
                 if token.content not in self._native_tokens and not (split_special_tokens and token.special)
             ]
-            self._finders[split_special_tokens] = AddedTokenFinder(tokens, self.clean != "whitespace")
+            ignores_case = self.clean in ("lower", "canonicalize")
+            self._finders[split_special_tokens] = AddedTokenFinder(tokens, ignores_case)
         return self._finders[split_special_tokens]
 
     def _add_tokens(self, new_tokens, special_tokens=False) -> int:
@@ -428,7 +446,7 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
                 # The class token is one more.
                 length = self._rounded_up(length + self.class_token_last, pad_to_multiple_of) - self.class_token_last
             pad = pad_lists if return_tensors is None else pad_arrays
-            rows, masks = pad(rows, length, self.pad_token_id, padding_side or self.padding_side)
+            rows, masks = pad(rows, length, self.pad_token_id, checked_side(padding_side or self.padding_side))
         else:
             masks = [[1] * len(row) for row in rows]
         data = {"input_ids": rows, "attention_mask": masks}

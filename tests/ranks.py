@@ -2,11 +2,15 @@
 
 import gc
 import multiprocessing
+import multiprocessing.forkserver
 import os
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 
 # Imported once, by the process that the ranks are forked from.
@@ -24,6 +28,8 @@ def _run(function: Callable, rank: int, ranks: int, store: str, arguments: tuple
         MASTER_PORT="29500",
         ACCELERATE_USE_CPU="true",
     )
+    # As in a process that a user starts; data loaders would start a server of their own.
+    multiprocessing.set_start_method("fork", force=True)
     import torch
     from torch import distributed
 
@@ -43,6 +49,10 @@ def answers_on_ranks(function: Callable, ranks: int, folder: Path, *arguments) -
     """Call `function(*arguments)` on each rank: its error or `None`, and what it returns, of numbers and strings."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    with pytest.MonkeyPatch.context() as patch:
+        # Older Pythons do not hand the path on to the server, which then imports nothing, and says nothing.
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        multiprocessing.forkserver.ensure_running()
     store = str(folder / f"store_{os.urandom(4).hex()}")
     here, there = zip(*(context.Pipe() for _ in range(ranks)))
     processes = [

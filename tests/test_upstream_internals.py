@@ -18,7 +18,9 @@ FOLDERS = ("configuration", "modeling", "processing", "convert_scripts", "traini
 OF_INSTANCES = {
     "_C",
     "_buffers",
+    "_distributed",  # this and `_ex_iterable` are those of streamed data sets: tests/training/test_streams.py
     "_encode_image",
+    "_ex_iterable",
     "_forward_hooks",
     "_forward_pre_hooks",
     "_hf_hook",
@@ -26,6 +28,8 @@ OF_INSTANCES = {
     "_parameters",
     "_reconstructor",  # copyreg, Python's own
     "_valid_kwargs_names",
+    "_shuffling",
+    "_train_batch_size",  # of Trainer, which it halves where memory runs out
     "_reorder_cache",  # that some models of transformers have, asked for with hasattr
 }
 # Classes of transformers and torch that ours derive from: a method of ours with the name of theirs replaces it.

@@ -46,6 +46,24 @@ _COCA = {
     "custom_text": True,
 }
 
+# LAION's form: embeddings are as wide as the text tower, whose layers with cross-attention may have no MLP.
+_MAMMUT = {
+    "embed_dim": 36,
+    "vision_cfg": {**_CLIP["vision_cfg"], "pool_type": "avg_all", "final_ln_after_pool": True, "output_tokens": True},
+    "text_cfg": {
+        "context_length": 10,
+        "vocab_size": VOCAB_SIZE,
+        "width": 36,
+        "heads": 3,
+        "layers": 4,
+        "output_tokens": True,
+        "cross_attn_ratio": 2,
+        "does_full_decoding": True,
+        "has_mlp": False,
+    },
+    "custom_text": True,
+}
+
 
 def tiny_clip_cfg(**changes) -> dict:
     """open_clip `model_cfg` of a tiny CLIP; `changes` are merged in, one level deep: `vision_cfg={"layers": 1}`."""
@@ -55,6 +73,20 @@ def tiny_clip_cfg(**changes) -> dict:
 def tiny_coca_cfg(**changes) -> dict:
     """open_clip `model_cfg` of a tiny CoCa; `changes` are merged in as in `tiny_clip_cfg`."""
     return _merged(_COCA, changes)
+
+
+def tiny_mammut_cfg(**changes) -> dict:
+    """`model_cfg` of a tiny MaMMUT of LAION's open_clip; `changes` are merged in as in `tiny_clip_cfg`."""
+    return _merged(_MAMMUT, changes)
+
+
+def tiny_mammut_4_cfg(**changes) -> dict:
+    """The same in the form of open_clip 4: a masked mean, an MLP in each layer, and `multimodal_cfg` for the text."""
+    text_cfg = {
+        key: value for key, value in _MAMMUT["text_cfg"].items() if key not in ("does_full_decoding", "has_mlp")
+    }
+    cfg = {key: value for key, value in _MAMMUT.items() if key not in ("text_cfg", "custom_text")}
+    return _merged({**cfg, "multimodal_cfg": text_cfg}, changes)
 
 
 def tiny_siglip_cfg(**changes) -> dict:
@@ -76,6 +108,20 @@ def tiny_resnet_cfg(**changes) -> dict:
         "text_cfg": _CLIP["text_cfg"],
     }
     return _merged(resnet, changes)
+
+
+# Every option that makes new modules.
+_MODERN = {
+    **{"text_arch": "modern", "context_length": 11, "vocab_size": VOCAB_SIZE, "width": 36, "heads": 3, "layers": 2},
+    **{"mlp_ratio": 1.7, "pool_type": "map", "attention_mode": "bidirectional", "qk_norm": True, "attn_gated": True},
+    **{"gate_bias": True, "pre_norm": True, "norm_placement": "sandwich", "reg_tokens": 2, "value_residual": True},
+    **{"ls_init_value": 0.2, "attention_bias": True, "proj_bias": True, "freeze_pad_embed": False},
+}
+
+
+def tiny_modern_text_cfg(**changes) -> dict:
+    """open_clip 4's `model_cfg` of a tiny CLIP with a modern text tower; `changes` are merged in."""
+    return _merged({**_CLIP, "text_cfg": _MODERN}, changes)
 
 
 # Encoders of transformers, without dropouts, so that gradients can be compared. Their vocabulary is larger than that
@@ -114,6 +160,13 @@ _M2M_100 = {
     "dropout": 0,
     "attention_dropout": 0,
 }
+MODERNBERT = {
+    **{"vocab_size": VOCAB_SIZE + 4, "hidden_size": 36, "intermediate_size": 50, "num_hidden_layers": 2},
+    **{"num_attention_heads": 3, "max_position_embeddings": 17, "local_attention": 6, "pad_token_id": 0},
+    **dict.fromkeys(("bos_token_id", "cls_token_id"), VOCAB_SIZE - 2),
+    **dict.fromkeys(("eos_token_id", "sep_token_id"), VOCAB_SIZE - 1),
+}
+# Those of open_clip 3.
 HF_ENCODERS = {
     "roberta": {**_BERT, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
     "xlm-roberta": {**_BERT, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
@@ -133,7 +186,8 @@ def tiny_hf_encoder(model_type: str) -> str:
     """A folder with the `config.json` of a tiny encoder, for `hf_model_name`."""
     folder = Path(_hf_encoders_folder().name) / model_type
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": model_type, **HF_ENCODERS[model_type]}))
+    encoder = MODERNBERT if model_type == "modernbert" else HF_ENCODERS[model_type]
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type, **encoder}))
     return str(folder)
 
 

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tiny_configs import HF_ENCODERS, tiny_clip_cfg, tiny_coca_cfg, tiny_resnet_cfg, tiny_siglip_cfg
+from tiny_configs import HF_ENCODERS, tiny_clip_cfg, tiny_coca_cfg, tiny_mammut_cfg, tiny_resnet_cfg, tiny_siglip_cfg
 from tiny_folders import CLIP_VOCABULARY, COCA_CLIP_VOCABULARY, save_tiny_model
 from tiny_models import tiny_siglip_vit_config, tiny_timm_config
 from tiny_tokenizers import save_tiny_tokenizer
@@ -32,11 +32,12 @@ def _hf_text() -> PreTrainedConfig:
     return OpenClipConfig(vision_config=build_config(tiny_clip_cfg()).vision_config, text_config=text_config)
 
 
-# CoCa has all that the others have, and generates.
+# CoCa has all that the others have, and generates; so does MaMMUT, by its text tower.
 FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     "clip": lambda: build_config(tiny_clip_cfg(**CLIP_VOCABULARY)),
     "siglip": lambda: build_config(tiny_siglip_cfg(**CLIP_VOCABULARY)),
     "coca": lambda: build_config(tiny_coca_cfg(**COCA_CLIP_VOCABULARY)),
+    "mammut": lambda: build_config(tiny_mammut_cfg(**CLIP_VOCABULARY)),
     "resnet": lambda: build_config(tiny_resnet_cfg(**CLIP_VOCABULARY)),
     "siglip_vit": _siglip_vit,
     "timm": _timm,

@@ -10,6 +10,8 @@ from tiny_configs import (
     tiny_coca_cfg,
     tiny_hf_coca_cfg,
     tiny_hf_text_cfg,
+    tiny_mammut_cfg,
+    tiny_modern_text_cfg,
     tiny_resnet_cfg,
     tiny_siglip_cfg,
 )
@@ -25,6 +27,13 @@ from open_clip_transformers.modeling.modeling_coca import (
     CoCaModel,
 )
 from open_clip_transformers.modeling.modeling_hf_text import HfTextModel
+from open_clip_transformers.modeling.modeling_mammut import (
+    MaMMUTForConditionalGeneration,
+    MaMMUTForZeroShotImageClassification,
+    MaMMUTModel,
+)
+from open_clip_transformers.modeling.modeling_mammut_text import MaMMUTTextModel
+from open_clip_transformers.modeling.modeling_modern_text import ModernTextModel
 from open_clip_transformers.modeling.modeling_modified_resnet import ModifiedResNetModel
 from open_clip_transformers.modeling.modeling_open_clip import (
     OpenClipForImageClassification,
@@ -52,12 +61,14 @@ RESNET = tiny_resnet_cfg()
 # Of the encoders, BERT has our padding id, M2M-100 a table of positions that no file holds.
 HF_TEXT = tiny_hf_text_cfg("bert")
 HF_TEXT_WITH_TABLE = tiny_hf_text_cfg("m2m_100")
+MODERN_TEXT = tiny_modern_text_cfg()
 COCA_HF_TEXT = tiny_hf_coca_cfg("bert")
 COCA = tiny_coca_cfg(
     vision_cfg={"attentional_pool": "cascade", "width": 36, "head_width": 18},
     text_cfg={"ls_init_value": 0.2},
     multimodal_cfg={"ls_init_value": 0.3},
 )
+MAMMUT = tiny_mammut_cfg(text_cfg={"ls_init_value": 0.2})
 
 
 def tiny_config(model_cfg: dict, initializer_range: float = 0.1) -> PreTrainedConfig:
@@ -120,17 +131,23 @@ MODELS = {
     "timm_vision": (TimmVisionModel, tiny_timm_config),
     "text": (OpenClipTextModel, lambda: tiny_config(CLIP).text_config),
     "text_with_class_token": (OpenClipTextModel, lambda: tiny_config(COCA).text_config),
+    "mammut_text": (MaMMUTTextModel, lambda: tiny_config(MAMMUT).text_config),
     "hf_text": (HfTextModel, lambda: tiny_config(HF_TEXT).text_config),
+    "modern_text": (ModernTextModel, lambda: tiny_config(MODERN_TEXT).text_config),
     "clip": (OpenClipModel, lambda: tiny_config(CLIP)),
     "clip_resnet": (OpenClipModel, lambda: tiny_config(RESNET)),
     "clip_timm_vision": (OpenClipModel, tiny_timm_dual_config),
     "siglip": (OpenClipSiglipModel, lambda: tiny_config(SIGLIP)),
     "siglip_with_siglip_vit": (OpenClipSiglipModel, tiny_siglip_vit_dual_config),
     "clip_hf_text": (OpenClipModel, lambda: tiny_config(HF_TEXT_WITH_TABLE)),
+    "clip_modern_text": (OpenClipModel, lambda: tiny_config(MODERN_TEXT)),
     "coca": (CoCaModel, lambda: tiny_config(COCA)),
     "coca_hf_text": (CoCaModel, lambda: tiny_config(COCA_HF_TEXT)),
     "coca_for_generation": (CoCaForConditionalGeneration, lambda: tiny_config(COCA)),
     "coca_for_zero_shot": (CoCaForZeroShotImageClassification, lambda: tiny_config(COCA)),
+    "mammut": (MaMMUTModel, lambda: tiny_config(MAMMUT)),
+    "mammut_for_generation": (MaMMUTForConditionalGeneration, lambda: tiny_config(MAMMUT)),
+    "mammut_for_zero_shot": (MaMMUTForZeroShotImageClassification, lambda: tiny_config(MAMMUT)),
     "vision_with_projection": (OpenClipVisionModelWithProjection, lambda: tiny_config(CLIP)),
     "text_with_projection": (OpenClipTextModelWithProjection, lambda: tiny_config(CLIP)),
     "image_classification": (OpenClipForImageClassification, lambda: tiny_config(CLIP)),

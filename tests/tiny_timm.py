@@ -65,7 +65,7 @@ def timm_vision_cfgs() -> dict[str, dict]:
     The key is the name of the first architecture that has it.
     """
     cfgs: dict[str, dict] = {}
-    for name in list_architectures():
+    for name in list_architectures(newer=False):
         vision_cfg = get_architecture(name)["vision_cfg"]
         timm_model_name = vision_cfg.get("timm_model_name")
         if timm_model_name and "_siglip_" not in timm_model_name and vision_cfg not in cfgs.values():

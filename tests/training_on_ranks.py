@@ -1,9 +1,15 @@
 """What tests of training run on each rank; see `ranks`."""
 
+import json
+import os
+import sys
+
 import numpy as np
 import torch
+from accelerate import DistributedType, PartialState
 from tiny_models import tiny_inputs
 from torch import distributed
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from transformers import AutoModel, TrainerCallback
 
@@ -147,7 +153,12 @@ def training_arguments(folder, **changes):
         "dataloader_pin_memory": False,
         "logging_steps": 1,
     }
-    return ContrastiveTrainingArguments(**{**arguments, **changes})
+    made = ContrastiveTrainingArguments(**{**arguments, **changes})
+    if is_sharded(changes):
+        # Where ranks have no device but the CPU, accelerate leaves FSDP out without a word.
+        assert made.distributed_state.distributed_type == DistributedType.MULTI_CPU
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    return made
 
 
 def load_model(folder, **kwargs):
@@ -198,20 +209,33 @@ def trained_gradients(folder: str, size: int, settings: list[dict], teacher: str
     ranks = distributed.get_world_size() if distributed.is_initialized() else 1
     found = []
     for setting in settings:
-        # FSDP2 takes no scalars.
-        model = load_model(folder, **({"nonscalar_logit_scale": True} if "fsdp" in setting else {}))
+        model = model_to_train(folder, setting)
         accumulation = setting.get("gradient_accumulation_steps", 1)
         batches = micro_batches(training_batch(model, size), accumulation, rank, ranks)
         args = training_arguments(folder, per_device_train_batch_size=len(batches[0]["input_ids"]), **setting)
         keywords = {} if teacher is None else {"teacher_model": load_model(teacher)}
         trainer = make_trainer(model, args, batches, **keywords)
         trainer.train()
+        check_sharded(trainer, setting)
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         found.append({**trainer.gradients, "loss": np.array(losses[0])})
     return found
 
 
 FSDP2 = {"fsdp": True, "fsdp_config": {"version": 2}}
+
+
+def is_sharded(arguments: dict) -> bool:
+    return "fsdp" in arguments or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+
+
+def model_to_train(folder: str, arguments: dict):
+    """The model of a folder, for FSDP2 without scalars."""
+    return load_model(folder, **({"nonscalar_logit_scale": True} if is_sharded(arguments) else {}))
+
+
+def check_sharded(trainer, arguments: dict):
+    assert isinstance(trainer.model_wrapped, FSDPModule) == is_sharded(arguments)
 
 
 class Pairs(torch.utils.data.Dataset):
@@ -229,14 +253,20 @@ class Pairs(torch.utils.data.Dataset):
 
 def trained(folder: str, size: int, arguments: dict, resume_from: str | None = None) -> dict:
     """Train the model of a folder on pairs that Trainer shares out, and save it; what came of it."""
-    model = load_model(folder, **({"nonscalar_logit_scale": True} if "fsdp" in arguments else {}))
-    output = f"{folder}_{'fsdp' if 'fsdp' in arguments else 'ddp'}"
+    model = model_to_train(folder, arguments)
+    output = f"{folder}_{'fsdp' if is_sharded(arguments) else 'ddp'}"
     args = training_arguments(output, **{"learning_rate": 0.01, **arguments})
     trainer = ContrastiveTrainer(model, args, train_dataset=Pairs(model, size))
     trainer.train(resume_from_checkpoint=resume_from)
+    check_sharded(trainer, arguments)
     trainer.save_model(f"{output}_trained")
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {"steps": trainer.state.global_step, "losses": losses, "output": output}
+
+
+def launched():
+    """`trained` by `accelerate launch`, of arguments as JSON, under FSDP2 if it says so."""
+    print("RESULT", json.dumps(trained(**json.loads(sys.argv[1]))))
 
 
 def trained_by_plain_trainer(folder: str) -> list[str]:
@@ -268,3 +298,79 @@ def trained_by_plain_trainer(folder: str) -> list[str]:
 def trained_scalar_under_fsdp2(folder: str):
     model = load_model(folder)
     ContrastiveTrainer(model, training_arguments(folder, **FSDP2), train_dataset=Pairs(model, 4)).train()
+
+
+# What follows reads streamed data.
+
+
+class Numbered:
+    """A collator of examples with a `number` alone: it fills the images, and is added to the texts."""
+
+    def __init__(self, model):
+        self.batch = training_batch(model, 1)
+
+    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
+        numbers = torch.tensor([example["number"] for example in examples])
+        batch = {name: value.repeat_interleave(len(numbers), dim=0) for name, value in self.batch.items()}
+        batch["pixel_values"][:] = numbers[:, None, None, None]
+        return batch
+
+
+def streamed_dataset(kind: str, source, size: int, shards: int):
+    """`size` numbered examples as `kind` of a streamed data set; `source` is a pattern of tars."""
+    if kind == "torch":
+
+        class Numbers(torch.utils.data.IterableDataset):
+            def __iter__(self):
+                worker = torch.utils.data.get_worker_info()
+                index, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+                return ({"number": number} for number in range(index, size, workers))
+
+        return Numbers()
+    if kind.startswith("datasets"):
+        import datasets
+        from datasets.distributed import split_dataset_by_node
+
+        dataset = datasets.Dataset.from_dict({"number": list(range(size))}).to_iterable_dataset(num_shards=shards)
+        if "shuffled" in kind:
+            dataset = dataset.shuffle(seed=None if "unseeded" in kind else 3, buffer_size=4)
+        if "split" in kind:
+            dataset = split_dataset_by_node(dataset, distributed.get_rank(), distributed.get_world_size())
+        return dataset
+    import webdataset
+
+    nodes = None if "unsplit" in kind else webdataset.split_by_node
+    splitters = {} if "one_node" in kind else {"nodesplitter": nodes}
+    if "unworked" in kind:
+        splitters["workersplitter"] = None
+    dataset = webdataset.WebDataset(source, shardshuffle=False, seed=0, **splitters)
+    return dataset.decode().rename(number="cls")
+
+
+def streamed_numbers(folder: str, kind: str, source, arguments: dict, size: int = 24, shards: int = 4) -> list[list]:
+    """The numbers in each batch that this rank trains on, or the error."""
+    model = load_model(folder)
+
+    class Recording(ContrastiveTrainer):
+        def compute_loss(self, model, inputs, *arguments, **keywords):
+            seen.append(inputs["pixel_values"][:, 0, 0, 0].int().tolist())
+            return super().compute_loss(model, inputs, *arguments, **keywords)
+
+    seen: list[list] = []
+    args = training_arguments(f"{folder}_streamed", **{"per_device_train_batch_size": 3, **arguments})
+    dataset = streamed_dataset(kind, source, size, shards)
+    trainer = Recording(model, args, train_dataset=dataset, data_collator=Numbered(model))
+    try:
+        trainer.train()
+    except Exception as error:
+        return [f"{type(error).__name__}: {error}"]
+    return seen
+
+
+def streamed(scenarios: list[tuple]) -> list[list[list]]:
+    """What `streamed_numbers` gives for each of some scenarios."""
+    return [streamed_numbers(*scenario) for scenario in scenarios]
+
+
+if __name__ == "__main__":
+    launched()

@@ -60,6 +60,13 @@ INTERNALS = (
     ),
     Internal(
         GENERATION,
+        "_update_model_kwargs_for_generation",
+        ("outputs", "model_kwargs"),
+        "a prefix that PEFT has learnt is a cache, which each step of `generate` gets anew",
+        "drop the override where PEFT hands the cache on; `test_soft_prompts_of_peft_learn_and_caption` tells",
+    ),
+    Internal(
+        GENERATION,
         "_validate_generated_length",
         ("generation_config", "input_ids_length", "has_default_max_length"),
         "a caption that cannot fit in the positions is refused before it is written",
@@ -248,6 +255,14 @@ INTERNALS = (
         "_resolve_features",
         why="columns of a streamed data set that does not say its own",
         when_gone="the keys of its first row, without their types",
+    ),
+    # Training on streamed data.
+    Internal(
+        "transformers.Trainer",
+        "_get_collator_with_removed_columns",
+        ("data_collator", "description"),
+        "the data loader of streamed data, which Trainer would have accelerate share out",
+        "the collator itself; refuse remove_unused_columns",
     ),
     # torch: acceleration alone, which no model imports; without a name it leaves layers plain.
     Internal(

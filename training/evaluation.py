@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from transformers.utils import logging
 
 from ..configuration.errors import MissingPackageError, UserError
+from .embeddings import embed_images, embed_texts
 
 
 if TYPE_CHECKING:
@@ -30,51 +31,6 @@ CLASSIFICATION_RANKS = (1, 5)
 RETRIEVAL_RANKS = (1, 5, 10)
 # Texts are compared with that many images at once, and images with that many texts.
 ROWS_AT_ONCE = 1024
-
-
-@torch.inference_mode()
-def embed_images(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Embed pixels (images, channels, height, width) as float32 (images, projection_dim), of length 1.
-
-    Raises:
-        ValueError: the model does not pool.
-    """
-    features = model.get_image_features(pixel_values.to(model.device, model.dtype)).pooler_output
-    return F.normalize(_pooled(features).float(), dim=-1)
-
-
-@torch.inference_mode()
-def embed_texts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int = 64
-) -> torch.Tensor:
-    """Embed texts as float32 (texts, projection_dim), of length 1, on the CPU.
-
-    Warns where texts are cut to the context length.
-
-    Raises:
-        ValueError: the model does not pool.
-    """
-    limit = tokenizer.model_max_length
-    lengths = [len(ids) for ids in tokenizer(list(texts), truncation=False, padding=False, verbose=False).input_ids]
-    if too_long := sum(length > limit for length in lengths):
-        logger.warning(f"{too_long} of {len(texts)} texts were cut to the model's {limit} tokens.")
-    # Texts of like length side by side need little padding, where the model does not need it.
-    padding = "longest" if model.text_model.ignores_padding else "max_length"
-    order = sorted(range(len(texts)), key=lengths.__getitem__)
-    embeds = []
-    for start in range(0, len(texts), batch_size):
-        batch = [texts[index] for index in order[start : start + batch_size]]
-        inputs = tokenizer(batch, padding=padding, return_tensors="pt").to(model.device)
-        features = model.get_text_features(**inputs).pooler_output
-        embeds.append(F.normalize(_pooled(features).float(), dim=-1).cpu())
-    return torch.cat(embeds)[torch.tensor(order).argsort()]
-
-
-def _pooled(features: torch.Tensor) -> torch.Tensor:
-    """Return the features, once it is clear that there is one vector for each input."""
-    if features.ndim != 2:
-        raise UserError(f"This model does not pool: its embeddings have the shape {tuple(features.shape)}.")
-    return features
 
 
 def build_zero_shot_classifier(
@@ -107,7 +63,9 @@ def build_zero_shot_classifier(
     prompts = [template.replace("{}", name) for name in class_names for template in templates]
 
     def build() -> torch.Tensor:
-        embeds = embed_texts(model, tokenizer, prompts, batch_size).view(len(class_names), len(templates), -1)
+        embeds = embed_texts(model, tokenizer, prompts, batch_size, logger.warning).view(
+            len(class_names), len(templates), -1
+        )
         return F.normalize(embeds.mean(dim=1), dim=-1)
 
     return _cached(_fingerprint(model, tokenizer, prompts, len(templates)), build) if use_cache else build()
@@ -237,7 +195,8 @@ def evaluate_retrieval(
     """
     image_column = find_column(dataset, "image_column", image_column, "Image")
     references = read_texts(dataset, text_column)
-    text_embeds = embed_texts(model, processor.tokenizer, [text for texts in references for text in texts], batch_size)
+    all_texts = [text for texts in references for text in texts]
+    text_embeds = embed_texts(model, processor.tokenizer, all_texts, batch_size, logger.warning)
     owners = torch.tensor([row for row, texts in enumerate(references) for _ in texts])
     batches = pixel_batches(dataset, processor, image_column, batch_size, num_workers)
     image_embeds = torch.cat([embed_images(model, pixel_values).cpu() for pixel_values in batches])

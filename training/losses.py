@@ -6,6 +6,8 @@ have this rank's rows and the columns of all ranks, as with open_clip's `local_l
 least. `group=None` is this process alone: nothing is gathered.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import distributed
 from torch.distributed import ProcessGroup
@@ -30,10 +32,15 @@ def check_rows(rows: dict[str, int], group: ProcessGroup | None = None, device: 
             found = " and ".join(f"{number} {kind}" for kind, number in zip(rows, numbers))
             where = "" if group is None else f" on rank {rank}"
             raise ValueError(f"The loss compares pairs, got {found}{where}: pass one text an image.")
-    if len({numbers[0] for numbers in counts}) > 1:
+    check_even([numbers[0] for numbers in counts])
+
+
+def check_even(counts: Sequence[int]):
+    """Raise `ValueError` unless all ranks have as many pairs."""
+    if len(set(counts)) > 1:
         raise ValueError(
-            f"The loss gathers as many pairs from each rank, got {', '.join(str(numbers[0]) for numbers in counts)}: "
-            "drop the last, smaller batch (drop_last of a data loader, dataloader_drop_last of Trainer)."
+            f"The loss gathers as many pairs from each rank, got {', '.join(map(str, counts))}: drop the last, "
+            "smaller batch (drop_last of a data loader, dataloader_drop_last of Trainer)."
         )
 
 

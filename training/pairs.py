@@ -1,7 +1,7 @@
 """Batches of pairs, and the augmentation of training (open_clip: `data.py`, `image_transform` in `transform.py`)."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -122,15 +122,15 @@ class ContrastiveCollator:
         # Beside images, CoCa's processor would take texts for prompts.
         self._text_kwargs = {"add_eos": True, "return_labels": self.return_labels} if makes_captions else {}
 
-    def _column(self, examples: Sequence[Mapping[str, Any]], argument: str) -> list:
-        column = getattr(self, argument)
-        for example in examples:
-            if column not in example:
+    def check_columns(self, names: Collection[str]):
+        """Raise `ValueError` unless `names`, those of a data set's columns, hold the images' and the texts'."""
+        for argument in ("image_column", "text_column"):
+            column = getattr(self, argument)
+            if column not in names:
                 raise ValueError(
-                    f"The data set has the columns {', '.join(map(repr, example))}, and the collator reads "
+                    f"The data set has the columns {', '.join(map(repr, names))}, and the collator reads "
                     f"{column!r}: name the right one by {argument}."
                 )
-        return [example[column] for example in examples]
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Examples -> a batch.
@@ -143,8 +143,15 @@ class ContrastiveCollator:
             ValueError: a column that an example lacks.
             TypeError: a text that is not one string.
         """
-        images, texts = self._column(examples, "image_column"), self._column(examples, "text_column")
+        for example in examples:
+            self.check_columns(example.keys())
+        images, texts = ([example[name] for example in examples] for name in (self.image_column, self.text_column))
         for text in texts:
+            if isinstance(text, bytes):
+                raise TypeError(
+                    f"Column {self.text_column!r} has bytes, {text!r:.60}: decode them, those of webdataset by "
+                    '.decode("pil").'
+                )
             if not isinstance(text, str):
                 raise TypeError(f"Each image has one text, a string; column {self.text_column!r} has {text!r:.100}.")
         if self.transform is None:

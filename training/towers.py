@@ -57,6 +57,7 @@ _LAYERS = r"encoder\.layers\.(\d+)\."
 DEPTHS = {
     "open_clip_vit": Depths(r"embeddings\.|pre_layernorm\.", _LAYERS, r"post_layernorm\.", r"projection\."),
     "open_clip_text": Depths(r"embeddings\.", _LAYERS, r"final_layer_norm\.", r"projection\."),
+    "open_clip_modern_text": Depths(r"embeddings\.", _LAYERS, r"final_layer_norm\.", r"(pooler|projection)\."),
     "open_clip_siglip_vit": Depths(
         r"embeddings\.|pre_layernorm\.", _LAYERS, r"post_layernorm\.", r"pooler\.|fc_norm\.", free=r"projection\."
     ),

@@ -3,14 +3,18 @@
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 import torch
+from accelerate.data_loader import DataLoaderDispatcher, prepare_data_loader
 from torch import distributed, nn
 from torch.distributed import ProcessGroup
 from torch.utils.checkpoint import get_device_states, set_device_states
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import has_length, seed_worker
 from transformers.utils import ModelOutput, logging
 
 from ..configuration.configuration_common import height_and_width
@@ -24,7 +28,9 @@ from .losses import (
     sigmoid_contrastive_loss,
     softmax_contrastive_loss,
 )
+from .pairs import ContrastiveCollator
 from .parameter_groups import decayed_parameter_names, scale_learning_rates
+from .streams import agree_on_batches, check_workers, is_shared_by_rank, rank_share
 
 
 logger = logging.get_logger(__name__)
@@ -169,6 +175,9 @@ class ContrastiveTrainer(Trainer):
 
     def _check_training(self):
         """Raise `ValueError` where training could not begin, or would not learn."""
+        names = getattr(self.train_dataset, "column_names", None)  # of datasets, where it knows them
+        if names and isinstance(self.data_collator, ContrastiveCollator) and not _makes_columns(self.train_dataset):
+            self.data_collator.check_columns(names)
         if self.args.train_batch_size == 1 and self._loss_group() is None:
             raise ValueError(
                 "A batch of one pair has nothing to be compared with, and teaches nothing: raise "
@@ -179,21 +188,42 @@ class ContrastiveTrainer(Trainer):
                 "FSDP2 takes no scalar parameters, and logit_scale is one: load the model with "
                 "from_pretrained(..., nonscalar_logit_scale=True)."
             )
+        self._check_buffers()
         parallelism = getattr(self.accelerator, "parallelism_config", None)
         if self._loss_group() is not None and parallelism is not None and parallelism.non_data_parallel_size > 1:
             raise ValueError(
                 "Ranks that share their pairs cannot be gathered: leave out tensor and context parallelism."
             )
 
+    def _check_buffers(self):
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is None or plugin.fsdp_version != 2 or not plugin.cpu_ram_efficient_loading:
+            return
+        if kept := self.model.state_dict().keys() & dict(self.model.named_buffers()).keys():
+            raise ValueError(
+                f"accelerate cannot send {sorted(kept)[0]} from the first rank to the others, as it is no parameter: "
+                "load the model on each rank, with --fsdp_cpu_ram_efficient_loading false."
+            )
+
     def train(self, *arguments, **keywords):
         """Train, as `Trainer` does.
 
         Raises:
-            ValueError: one pair a rank with nothing to compare it with, a scalar `logit_scale` under FSDP2, or ranks
-                that share their pairs.
+            ValueError: columns that the collator does not find, one pair a rank with nothing to compare it with, a
+                scalar `logit_scale` under FSDP2, or ranks that share their pairs.
         """
         self._check_training()
+        self._leave_input_embeddings_alone()
         return super().train(*arguments, **keywords)
+
+    def _leave_input_embeddings_alone(self):
+        """Have FSDP2 shard no module around the input embeddings: accelerate shards these too, which then fails."""
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is None or plugin.transformer_cls_names_to_wrap is not None:
+            return
+        embeddings = self.model.get_input_embeddings()
+        around = {type(each).__name__ for each in self.model.modules() if embeddings in each.modules()}
+        plugin.transformer_cls_names_to_wrap = [name for name in self.model._no_split_modules if name not in around]
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the parameters that weight decay applies to, see [`parameter_groups`]."""
@@ -207,17 +237,118 @@ class ContrastiveTrainer(Trainer):
             scale_learning_rates(optimizer, self.model, self.args.layer_decay)
         return optimizer
 
+    def get_train_dataloader(self) -> DataLoader:
+        """The data loader of `Trainer`, but that of streamed data whose ranks can read their shares, see [`streams`].
+
+        Other streamed data is read by the first rank, which sends batches to the others (accelerate's
+        `dispatch_batches`).
+        """
+        dataset = self.train_dataset
+        check_workers(dataset, self.args.dataloader_num_workers)
+        if not isinstance(dataset, IterableDataset):
+            return super().get_train_dataloader()
+        ranks, config = self.args.world_size, self.args.accelerator_config
+        share = None
+        if not (config.dispatch_batches or config.split_batches):
+            share = rank_share(dataset, self.args.process_index, ranks)
+        elif ranks > 1 and is_shared_by_rank(dataset):
+            raise ValueError(
+                "accelerator_config shares batches among ranks whose data is shared out already, and part of it would "
+                "never be read: leave out dispatch_batches and split_batches."
+            )
+        settings = {
+            field.name.removeprefix("dataloader_"): getattr(self.args, field.name)
+            for field in fields(self.args)
+            if field.name.startswith("dataloader_")
+        }
+        loader = DataLoader(
+            dataset if share is None else share,
+            batch_size=self._train_batch_size,
+            collate_fn=self._get_collator_with_removed_columns(self.data_collator, description="training"),
+            worker_init_fn=partial(
+                seed_worker, num_workers=self.args.dataloader_num_workers, rank=self.args.process_index
+            ),
+            **settings,
+        )
+        if share is None:
+            return self.accelerator.prepare(loader)
+        return prepare_data_loader(
+            loader, self.args.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
+        )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """The data loader of `Trainer`.
+
+        Raises:
+            ValueError: streamed data that is shared out among ranks, of which accelerate would read the first's alone.
+        """
+        name = eval_dataset if isinstance(eval_dataset, str) else None
+        dataset = self.eval_dataset if eval_dataset is None else self.eval_dataset[name] if name else eval_dataset
+        check_workers(dataset, self.args.dataloader_num_workers)
+        if self.args.world_size > 1 and is_shared_by_rank(dataset):
+            raise ValueError(
+                "The first rank reads streamed data of an evaluation, and sends each rank its share; of this data it "
+                "would read its own share alone: pass it as it was before it was split (nodesplitter=None)."
+            )
+        return super().get_eval_dataloader(eval_dataset)
+
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The batches of a step and the number of tokens to learn in them, on all ranks or, without
-        `average_tokens_across_devices`, on this one."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        `average_tokens_across_devices`, on this one.
+
+        Raises:
+            ValueError: on every rank, what `compute_loss` refuses, ranks that run out of pairs at different times, or
+                streamed data that is too short for one step.
+        """
+        batches, failure = self._read_batches(epoch_iterator, num_batches, device)
+        loader = self.callback_handler.train_dataloader
+        if self.args.world_size > 1 and not isinstance(loader, DataLoaderDispatcher):
+            batches = agree_on_batches(
+                batches,
+                [len(batch["input_ids"]) for batch in batches],
+                failure,
+                num_batches,
+                device,
+                drop_last=self.args.dataloader_drop_last,
+                same_rows=self._loss_group() is not None,
+            )
+        elif failure is not None:
+            raise failure
+        if len(batches) < num_batches and not has_length(loader):
+            batches = self._end_of_stream(batches, num_batches)
         if not self.has_decoder:
             return batches, None
-        counts = [count_targets(self._labels(batch)) for batch in batches if {"labels", "input_ids"} <= batch.keys()]
+        counts = [count_targets(self._labels(batch)) for batch in batches]
         count = torch.stack(counts).sum().to(device) if counts else torch.tensor(0, device=device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             distributed.all_reduce(count)
         return batches, count
+
+    def _read_batches(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Exception | None]:
+        """The batches of a step; on several ranks, where the others must hear of it, an error in their place."""
+        try:
+            batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+            for batch in batches:
+                self._check_inputs(batch)
+        except Exception as error:
+            return [], error
+        return batches, None
+
+    def _end_of_stream(self, batches: list, num_batches: int) -> list:
+        """No batches: the gradients of fewer than a step takes would wait for the next pass, and weigh too much."""
+        if self.state.global_step == 0:
+            raise ValueError(
+                f"One pass over the data gives this rank {len(batches)} batches, and a step takes {num_batches}: pass "
+                "more data, or lower gradient_accumulation_steps or per_device_train_batch_size (with "
+                "dataloader_drop_last=True each worker drops what fills no batch)."
+            )
+        if batches:
+            logger.warning_once(
+                f"The last {len(batches)} batches of a pass over the data are left out: a step takes {num_batches}."
+            )
+        return []
 
     def _loss_group(self) -> ProcessGroup | None:
         """The ranks whose pairs are compared with one another in training."""
@@ -250,7 +381,7 @@ class ContrastiveTrainer(Trainer):
         """
         inputs = {name: value for name, value in inputs.items() if name != "return_loss"}
         group = self._loss_group() if model.training else None
-        self._check_inputs(inputs, group)
+        self._check_inputs(inputs)
         labels = self._labels(inputs) if self.has_decoder else None
         inputs.pop("labels", None)
         size = self.args.mini_batch_size
@@ -263,14 +394,14 @@ class ContrastiveTrainer(Trainer):
             loss = loss + self._caption_loss(outputs.logits, labels, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def _check_inputs(self, inputs: dict[str, Any], group: ProcessGroup | None):
+    def _check_inputs(self, inputs: dict[str, Any]):
         for name in ("pixel_values", "input_ids"):
             if not isinstance(inputs.get(name), torch.Tensor):
                 raise ValueError(
                     f"A batch has {', '.join(inputs) or 'nothing'}, and needs {name}: see ContrastiveCollator."
                 )
         images, texts = inputs["pixel_values"], inputs["input_ids"]
-        check_rows({"images": len(images), "texts": len(texts)}, group, images.device)
+        check_rows({"images": len(images), "texts": len(texts)})
         labels = inputs.get("labels")
         if self.has_decoder and labels is None:
             raise ValueError(
@@ -279,10 +410,11 @@ class ContrastiveTrainer(Trainer):
             )
         if labels is not None and not self.has_decoder:
             raise ValueError(f"A batch has labels, and {type(self.model).__name__} no decoder to learn them.")
+        if labels is not None:
+            check_labels(labels, texts.shape[:2])
 
     def _labels(self, inputs: dict[str, Any]) -> torch.Tensor:
         """The labels of a batch, -100 where there is nothing to learn, also for padding that they name."""
-        check_labels(inputs["labels"], inputs["input_ids"].shape[:2])
         return self.model.labels_to_learn(inputs["labels"], inputs.get("attention_mask"))
 
     def _scales(self) -> list[torch.Tensor]:
@@ -345,26 +477,37 @@ class ContrastiveTrainer(Trainer):
         value = self._pair_loss(images, texts, scales, teachers, group)
         gradients = torch.autograd.grad(value, [images, texts, *scales])
         value = value.detach()
+
+        def part_loss(index: int) -> torch.Tensor:
+            """The loss whose gradients are those of a part; nothing else of its pass stays behind."""
+            nonlocal value
+            rows = slice(index * size, (index + 1) * size)
+            states[index].restore()
+            with keep_running_statistics(model):
+                outputs = model(**parts[index])
+            made = (outputs.image_embeds, outputs.text_embeds)
+            loss = sum((tensor * gradient[rows]).sum() for tensor, gradient in zip(made, gradients))
+            if labels is None:
+                return loss
+            captions = self._caption_loss(outputs.logits, labels[rows], num_items_in_batch)
+            value = value + captions.detach()
+            return loss + captions
+
         # Trainer's own no_sync holds for all parts of a batch that is not the last of its step.
         waits = self.accelerator.no_sync if self.accelerator.sync_gradients else lambda model: nullcontext()
-        for index, (part, state) in enumerate(zip(parts, states)):
-            rows = slice(index * size, (index + 1) * size)
-            is_last = index == len(parts) - 1
-            with nullcontext() if is_last else waits(model):
-                state.restore()
-                with keep_running_statistics(model):
-                    outputs = model(**part)
-                made = (outputs.image_embeds, outputs.text_embeds)
-                loss = sum((tensor * gradient[rows]).sum() for tensor, gradient in zip(made, gradients))
-                if labels is not None:
-                    captions = self._caption_loss(outputs.logits, labels[rows], num_items_in_batch)
-                    loss, value = loss + captions, value + captions.detach()
-                if is_last:
-                    scaled = zip(self._scales(), gradients[2:])
-                    loss = loss + sum((scale * gradient).sum() for scale, gradient in scaled)
-                    return loss + (value - loss).detach()
-                self.accelerator.backward(loss / self.current_gradient_accumulation_steps)
-        raise AssertionError("a batch has a last part")
+        for index in range(len(parts) - 1):
+            with waits(model):
+                loss = part_loss(index)
+                if loss.requires_grad:  # with both towers locked, temperature and bias alone learn, by the last part
+                    self.accelerator.backward(loss / self.current_gradient_accumulation_steps)
+        loss = part_loss(len(parts) - 1)
+        loss = loss + sum((scale * gradient).sum() for scale, gradient in zip(self._scales(), gradients[2:]))
+        return loss + (value - loss).detach()
+
+
+def _makes_columns(dataset: Any) -> bool:
+    """Whether the examples of a data set of datasets come from a function (`set_transform`)."""
+    return (getattr(dataset, "format", None) or {}).get("type") == "custom"
 
 
 def _rows(inputs: dict[str, Any], rows: slice, batch: int) -> dict[str, Any]:

@@ -1,9 +1,13 @@
 """Base of the contestants of training: one batch, repeated, and a Trainer on it."""
 
+import contextlib
+import ctypes
+import gc
 import tempfile
 from pathlib import Path
 
 import torch
+from harness import machine
 from transformers import AutoModelForZeroShotImageClassification, Trainer, TrainingArguments
 
 from contestants.model_inputs import input_ids, pixel_values
@@ -16,7 +20,22 @@ def batch(settings: dict) -> dict[str, torch.Tensor]:
     return {"pixel_values": pixel_values(settings), "input_ids": input_ids(settings)}
 
 
-class TrainerSteps:
+class MeasuredSteps:
+    """What contestants of training report beside their times."""
+
+    def figures(self) -> dict[str, str]:
+        """The memory of a step: activations, gradients and what comes and goes, but no weights or optimizer states."""
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)  # what earlier runs freed is not held
+        device = self.settings["device"]
+        machine.reset_peak_memory(device)
+        held, _ = machine.memory(device)
+        self.run()
+        return {"memory of a step": f"{(machine.memory(device)[1] - held) / 1e6:.0f} MB"}
+
+
+class TrainerSteps(MeasuredSteps):
     """Some steps of a Trainer, from the same weights each time."""
 
     form = "ours"
@@ -24,6 +43,7 @@ class TrainerSteps:
     arguments_class: type[TrainingArguments] = TrainingArguments
 
     def __init__(self, settings: dict, folder: Path):
+        self.settings = settings
         path = weights_folder(self.form, settings, folder)
         columns = batch(settings)
         rows = [{name: column[row] for name, column in columns.items()} for row in range(settings["batch"])]

@@ -6,12 +6,14 @@ import open_clip
 import torch
 
 from contestants.open_clip_models import load
-from contestants.training_common import batch
+from contestants.training_common import MeasuredSteps, batch
 from contestants.weights import weights_folder
 
 
-class OpenClip:
+class OpenClip(MeasuredSteps):
     """Model, `ClipLoss`, AdamW."""
+
+    optimizer: torch.optim.Optimizer | None = None
 
     def __init__(self, settings: dict, folder: Path):
         self.settings = settings
@@ -22,15 +24,15 @@ class OpenClip:
 
     def run(self) -> torch.Tensor:
         device, dtype = self.settings["device"], getattr(torch, self.settings["dtype"])
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0)
+        self.optimizer = self.optimizer or torch.optim.AdamW(self.model.parameters(), lr=0.0)
         for _ in range(self.settings["steps"]):
-            optimizer.zero_grad()
+            self.optimizer.zero_grad()
             images, texts = (tensor.to(device) for tensor in self.inputs)
             with torch.autocast(device, dtype, enabled=dtype != torch.float32):
                 loss = self.loss(*self.model(images, texts)[:3])
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)  # as Trainer does by default
-            optimizer.step()
+            self.optimizer.step()
         return loss.detach()
 
     def outputs(self) -> list[float]:

@@ -13,10 +13,10 @@ class Ours(TrainerSteps):
 
 
 class OursMiniBatches(Ours):
-    """With the activations of a quarter of the batch at once."""
+    """With the activations of an eighth of the batch at once."""
 
     def arguments(self, settings: dict) -> dict:
-        return {"mini_batch_size": max(1, settings["batch"] // 4)}
+        return {"mini_batch_size": max(1, settings["batch"] // 8)}
 
 
 CONTESTANTS = {"ours": Ours, "ours_mini_batches": OursMiniBatches}

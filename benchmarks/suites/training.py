@@ -8,9 +8,11 @@ ABOUT = """\
 Two steps of AdamW on a batch of images and texts, from the same random weights in fp32 (on a GPU with bf16 autocast).
 The learning rate is zero, so that the losses of all contestants can be compared.
 
-`ours` is `ContrastiveTrainer.train()`, `ours_mini_batches` the same with `mini_batch_size` a quarter of the batch (the
+`ours` is `ContrastiveTrainer.train()`, `ours_mini_batches` the same with `mini_batch_size` an eighth of the batch (the
 gradients are those of the whole batch), `transformers` its own CLIPModel in its `Trainer`, and `open_clip` a loop of
-model, `ClipLoss`, `backward()` and `step()`."""
+model, `ClipLoss`, `backward()` and `step()`. The memory of a step, under "More figures", is its peak above what
+is kept between steps: weights and optimizer states, which parts of a batch make no smaller. Parts cost a third of the
+time at least, that of one more forward pass where a backward pass takes as long as two."""
 
 # Device -> model, its batches, and the dtype of autocast.
 MEASURED = {"cpu": ("ViT-B-32", (16, 64), "float32"), "cuda": ("ViT-L-14", (256,), "bfloat16")}

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from ..common import DATA_FOLDER
+from ..common import DATA_FOLDER, data_table
 from ..mapping.config import build_config
-from ..sources.architectures import ARCHITECTURES, PRETRAINED, TOWERS
+from ..mapping.plan import MODEL_CLASSES
+from ..sources.architectures import ARCHITECTURES, ARCHITECTURES_4, PRETRAINED, TOWERS, TOWERS_4
 from ..verify.reference import build_open_clip_model
 
 
@@ -61,6 +62,21 @@ def collect_towers(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def count_towers(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """What `collect_towers` says of an architecture, by our own model: for what the installed open_clip lacks."""
+    config = build_config(model_cfg)
+    with torch.device("meta"):
+        model = MODEL_CLASSES[config.model_type](config)
+    vision, text = model.vision_model.num_parameters(), model.text_model.num_parameters()
+    return {
+        "vision_tower": config.vision_config.model_type,
+        "text_tower": config.text_config.model_type,
+        "vision_parameters": vision,
+        "text_parameters": text,
+        "parameters": model.num_parameters(),
+    }
+
+
 def format_table(table: Mapping[str, Any], depth: int = 1, indent: str = "") -> str:
     """JSON whose first `depth` levels have a line for each entry."""
     if not depth:
@@ -73,12 +89,14 @@ def format_table(table: Mapping[str, Any], depth: int = 1, indent: str = "") -> 
 
 def main():
     """Write the tables beside this file."""
+    newer = data_table(ARCHITECTURES_4)
     architectures = collect_architectures()
     towers = {name: collect_towers(model_cfg) for name, model_cfg in sorted(architectures.items())}
     tables = {
         ARCHITECTURES: format_table(architectures),
         PRETRAINED: format_table(collect_pretrained(), depth=2),
         TOWERS: format_table(towers),
+        TOWERS_4: format_table({name: count_towers(model_cfg) for name, model_cfg in sorted(newer.items())}),
     }
     for name, text in tables.items():
         (DATA_FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")

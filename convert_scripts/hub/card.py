@@ -29,9 +29,9 @@ _TOWER_FAMILIES = {
     "open_clip_timm_vision": "timm",
     "open_clip_hf_text": "hf_text",
 }
-_MODEL_FAMILIES = {"open_clip_coca": "coca", "open_clip_siglip": "siglip"}
+_MODEL_FAMILIES = {"open_clip_coca": "coca", "open_clip_mammut": "mammut", "open_clip_siglip": "siglip"}
 # Family -> the task that the Hub lists it under.
-_TASKS = {"coca": "image-to-text"}
+_TASKS = {"coca": "image-to-text", "mammut": "image-to-text"}
 _TOWER_TASKS = {"vision_config": "image-feature-extraction", "text_config": "feature-extraction"}
 _HUB_ID = re.compile(r"(?:hf-hub:)?([\w.-]+/[\w.-]+)(?:@\S+)?")
 
@@ -100,7 +100,7 @@ def build_model_card(folder: str | os.PathLike, model_id: str | None = None, **f
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=_TOWER_TASKS.get(config.base_config_key) or _TASKS.get(family, "zero-shot-image-classification"),
-        tags=["open_clip", "safetensors", {"tower": "clip", "coca": "coca", "siglip": "siglip"}.get(family, "clip")],
+        tags=["open_clip", "safetensors", family if family in _MODEL_FAMILIES.values() else "clip"],
         license=given.license or original_license,
         base_model=base_model,
         datasets=list(given.datasets) or None,

@@ -39,6 +39,8 @@ PICKLE_SUFFIXES = frozenset(
     {".bin", ".ckpt", ".dill", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pt2", ".pth", ".zip"}
 )
 _PICKLE_BEGINNING = re.compile(rb"\x80[\x02-\x05]|PK\x03\x04")
+# What git allows in no name of a branch (git-check-ref-format).
+_NO_BRANCH = re.compile(r"^$|^[-/]|[\x00-\x20\x7f~^:?*\[\\]|\.\.|//|@\{|(^|/)\.|\.lock(/|$)|[./]$|^@$")
 # What a card must say for the Hub to show the model rightly.
 CARD_FIELDS = ("library_name", "pipeline_tag")
 
@@ -124,6 +126,15 @@ def check_repo_id(repo_id: str):
         ) from error
 
 
+def check_branch(revision: str):
+    """Raises `ConversionError` unless git could have a branch `revision`."""
+    if _NO_BRANCH.search(revision):
+        raise ConversionError(
+            f"{revision!r} cannot be the name of a branch: expected one such as {MAIN} or fine-tuned/v2, without "
+            "spaces and signs that git does not take."
+        )
+
+
 @checks_types
 def plan_push(
     folder: str | os.PathLike,
@@ -147,11 +158,12 @@ def plan_push(
             plan is for reading.
 
     Raises:
-        ConversionError: no model, no valid card, one whose examples load other models, pickle files, a malformed id,
-            or the Hub refuses or is out of reach.
+        ConversionError: no model, no valid card, one whose examples load other models, pickle files, a malformed id
+            or branch, or the Hub refuses or is out of reach.
     """
     folder = user_path(folder)
     check_repo_id(repo_id)
+    check_branch(revision)
     local: dict[str, Path | bytes] = dict(_files_of(folder))
     _check_files(folder, list(local))
     code = bundled_files(folder) if with_code and has_own_code(folder) else {}

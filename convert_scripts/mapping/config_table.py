@@ -68,9 +68,10 @@ SWITCH = Kind((bool, int), Range(0, 1), null=True)
 # fields of our configurations check.
 FIELD_KINDS = {
     **dict.fromkeys(("vision_cfg", "text_cfg", "multimodal_cfg"), Kind((dict,))),
-    **dict.fromkeys(("act_kwargs", "norm_kwargs", "tokenizer_kwargs"), Kind((dict,))),
+    **dict.fromkeys(("act_kwargs", "norm_kwargs", "tokenizer_kwargs", "hf_model_config"), Kind((dict,))),
     **dict.fromkeys(("embed_dim", "width", "head_width", "dim_head"), Kind((int,), WIDTH)),
     **dict.fromkeys(("heads", "attn_pooler_heads", "attn_pooler_queries", "n_queries"), Kind((int,), COUNT)),
+    "cross_attn_ratio": Kind((int,), COUNT),
     "layers": Kind((int, list), LAYERS),
     **dict.fromkeys(("image_size", "patch_size"), Kind((int, list), PIXELS)),
     **{
@@ -80,13 +81,29 @@ FIELD_KINDS = {
     "mlp_ratio": Kind(_NUMBER, Range(0, 2**8)),
     **dict.fromkeys(("patch_dropout", "timm_drop", "timm_drop_path"), Kind(_NUMBER, PROBABILITY)),
     **dict.fromkeys(("ls_init_value", "init_logit_scale", "init_logit_bias"), Kind(_NUMBER)),
-    **dict.fromkeys(("pad_id", "eos_id"), Kind((int,), Range(0, FIELD_RANGES["vocab_size"].high))),
+    **dict.fromkeys(("pad_id", "eos_id", "bos_id"), Kind((int,), Range(0, FIELD_RANGES["vocab_size"].high))),
+    **dict.fromkeys(("attention_bias", "mlp_bias", "gate_bias", "freeze_pad_embed"), SWITCH),
+    "reg_tokens": Kind((int,), Range(0, COUNT.high)),
+    "norm_eps": Kind(_NUMBER, FIELD_RANGES["layer_norm_eps"]),
+    "rope_temperature": Kind(_NUMBER, FIELD_RANGES["rope_theta"]),
+    **dict.fromkeys(("text_arch", "attention_mode", "pos_embed", "mlp_type", "norm_placement"), Kind((str,))),
+    "norm_type": Kind((str,), null=True),
+    **dict.fromkeys(("tokenizer_type", "tiktoken_name"), Kind((str,))),
     **dict.fromkeys(("pool_type", "pos_embed_type", "block_type"), Kind((str,))),
     **dict.fromkeys(("hf_model_name", "hf_tokenizer_name", "tokenizer_mode"), Kind((str,))),
     "timm_model_name": Kind((str,)),
     "attentional_pool": Kind((bool, str), null=True),
     **dict.fromkeys(("timm_pool", "timm_proj", "hf_pooler_type", "hf_proj_type"), Kind((str,), null=True)),
 }
+
+
+def text_fields_of(model_cfg: Cfg) -> Cfg:
+    """The part of a `model_cfg` that describes its texts: `text_cfg`, or where there is none `multimodal_cfg`, in
+    which open_clip 4 has both of a MaMMUT."""
+    text_cfg = model_cfg.get("text_cfg")
+    return (model_cfg.get("multimodal_cfg") or {}) if text_cfg is None else text_cfg
+
+
 REQUIRED = object()
 # Fields that open_clip's own files state even where they are the defaults.
 _STATED = {"image_size", "patch_size", "context_length", "vocab_size", "width", "heads", "layers"}
@@ -103,6 +120,8 @@ class ConfigTable:
         defaults: every field that open_clip knows -> its default, or `REQUIRED`.
         fields: our field -> open_clip's field of the same meaning, or a function of all of its fields.
         without_effect: fields of open_clip that `fields` does not read -> why.
+        refused: fields of open_clip that change the model and that we have no form of -> why; a configuration may hold
+            them at their defaults, or null.
         inverse: open_clip's field -> a function of our configuration, for those that `fields` reads in functions.
     """
 
@@ -112,20 +131,26 @@ class ConfigTable:
     defaults: Cfg = field(default_factory=dict)
     fields: Mapping[str, str | Callable[[Cfg], Any]] = field(default_factory=dict)
     without_effect: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
     inverse: Mapping[str, Callable[[PreTrainedConfig], Any]] = field(default_factory=dict)
 
     def complete(self, cfg: Cfg) -> Cfg:
-        """Complete `cfg` with open_clip's defaults. Raise `ConversionError` on unknown or missing fields."""
+        """Complete `cfg` with open_clip's defaults. Raise `ConversionError` on unknown, refused or missing fields."""
         if not self.defaults:
             raise ConversionError(f"{self.name} is not supported yet: this checkpoint cannot be converted.")
         if not isinstance(cfg, Mapping):
             raise ConversionError(f"{self.name} must be a JSON object, got {cfg!r}.")
         unknown = sorted(map(str, cfg.keys() - self.defaults.keys()))
         if unknown:
+            known = sorted(self.defaults.keys() - self.refused.keys())
             raise ConversionError(
                 f"{self.name} has fields that are not known:{listing(unknown)}\n"
-                f"Correct or remove them; known are {', '.join(sorted(self.defaults))}."
+                "Correct those that are misspelt. A field of an open_clip that is newer than 4.2 may be a part of the "
+                f"model, which without it would be another one. Known are {', '.join(known)}."
             )
+        for key, reason in self.refused.items():
+            if cfg.get(key) not in (None, self.defaults[key]):
+                raise ConversionError(f"{self.name}: {key} = {brief(cfg[key])} cannot be honoured: {reason}.")
         missing = sorted(key for key, default in self.defaults.items() if default is REQUIRED and key not in cfg)
         if missing:
             raise ConversionError(f"{self.name} lacks {', '.join(missing)}.")

@@ -1,5 +1,6 @@
 """The next step where the keys of a checkpoint are not those of the model: what they look like, and what to do."""
 
+import re
 from collections import Counter
 from collections.abc import Collection
 
@@ -10,7 +11,12 @@ _TOWERS = ("vision_model.", "text_model.")
 _MODULES = {"visual", "text", "text_decoder", "transformer"}
 # More than a student with its teachers.
 MOST_MODELS = 3
-_ADAPTERS = ("lora_", ".base_layer.")
+# Beginnings of the names that PEFT gives to what its methods learn.
+_METHODS = (
+    "lora adaption_prompt adamss beft boft bone c3a delora fourierft glora gralora hada hira hra ia3 ln_tuning lokr "
+    "miss oft osf psoft pvera randlora road shira tinylora trainable_tokens unilora vblora vera waveft xlora"
+)
+_ADAPTERS = re.compile(rf"(?:^|\.)(?:({'|'.join(_METHODS.split())})_|base_layer\.|modules_to_save\.)", re.IGNORECASE)
 
 
 def explain_keys(keys: Collection[str], needed: Collection[str] = ()) -> str:
@@ -30,10 +36,12 @@ def has_names_of_transformers(keys: Collection[str]) -> bool:
 
 
 def _explain_adapters(keys: Collection[str]) -> str:
-    if not any(part in key for key in keys for part in _ADAPTERS):
+    methods = {(match[1] or "lora").lower() for key in keys if (match := _ADAPTERS.search(key))}
+    if not methods:
         return ""
+    whose = "LoRA's" if "lora" in methods else f"adapters' ({', '.join(f'{method}_' for method in sorted(methods))})"
     return (
-        "Some keys are LoRA's: merge the adapters into the model first (PEFT: `model.merge_and_unload()`), and save "
+        f"Some keys are {whose}: merge the adapters into the model first (PEFT: `model.merge_and_unload()`), and save "
         "its state dict."
     )
 

@@ -14,11 +14,13 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from ...modeling.modeling_coca import CoCaForConditionalGeneration
+from ...modeling.modeling_mammut import MaMMUTForConditionalGeneration
 from ...modeling.modeling_open_clip import OpenClipModel, OpenClipSiglipModel
 from ..common import ConversionError, failing_as, listing
 from ..sources import big_vision, mobileclip
 from ..towers.base import Changes, Tensors
 from ..towers.coca_decoder import COCA_DECODER
+from ..towers.mammut_text import mammut_decoder_table
 from ..towers.tables import TEXT_CONVERSIONS, VISION_CONVERSIONS
 from .hints import explain_keys
 from .state_dict import Rename, Step, Table, resolve, under
@@ -26,7 +28,7 @@ from .state_dict import Rename, Step, Table, resolve, under
 
 MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
     model.config_class.model_type: model
-    for model in (OpenClipModel, OpenClipSiglipModel, CoCaForConditionalGeneration)
+    for model in (OpenClipModel, OpenClipSiglipModel, CoCaForConditionalGeneration, MaMMUTForConditionalGeneration)
 }
 # Keys of a checkpoint that no model needs -> why.
 DROPPED = {
@@ -40,16 +42,21 @@ DROPPED = {
     "vocab_size": "number kept by OpenAI's archives, in the configuration as vocab_size",
 }
 
+# `model_type` of a captioner -> from our configuration to the rename table of what is in neither tower.
+_DECODER_TABLES: dict[str, Callable[[PreTrainedConfig], Table]] = {
+    "open_clip_coca": lambda config: under("text_decoder.", "", COCA_DECODER),
+    "open_clip_mammut": mammut_decoder_table,
+}
 LOGITS: Table = (Rename("logit_scale", "logit_scale"), Rename("logit_bias", "logit_bias"))
 
 
 def rename_table(config: PreTrainedConfig, text_prefix: str = "text.") -> Table:
-    """Build the rename table of a whole model: its towers', CoCa's decoder's and the scalars'.
+    """Build the rename table of a whole model: its towers', a captioner's decoder's and the scalars'.
 
     Args:
-        config: configuration of a dual model or of CoCa.
+        config: configuration of a dual model or of a captioner.
         text_prefix: where the checkpoint keeps its text tower: `""` in open_clip's `CLIP`, `"text."` in its
-            `CustomTextCLIP` and `CoCa`.
+            `CustomTextCLIP`, `CoCa` and `MaMMUT`.
     """
     vision, text = config.vision_config, config.text_config
     table = (
@@ -57,9 +64,8 @@ def rename_table(config: PreTrainedConfig, text_prefix: str = "text.") -> Table:
         *under(text_prefix, "text_model.", TEXT_CONVERSIONS[text.model_type].rename_table(text)),
         *LOGITS,
     )
-    if "multimodal_config" in config.sub_configs:
-        table += under("text_decoder.", "", COCA_DECODER)
-    return table
+    decoder_table = _DECODER_TABLES.get(config.model_type)
+    return table if decoder_table is None else (*table, *decoder_table(config))
 
 
 def fit_tensors(tensors: Tensors, config: PreTrainedConfig, text_prefix: str) -> tuple[Tensors, Changes]:

@@ -97,14 +97,15 @@ class Squeeze(Operation):
 class SplitQKV(Operation):
     """Queries, keys and values packed along dimension 0 become three tensors; `target` holds `{qkv}`."""
 
-    letters = "qkv"
+    placeholder = "{qkv}"
+    parts: tuple[str, ...] = ("q", "k", "v")
 
     @property
     def targets(self) -> tuple[str, ...]:
-        return tuple(self.target.replace(f"{{{self.letters}}}", letter) for letter in self.letters)
+        return tuple(self.target.replace(self.placeholder, part) for part in self.parts)
 
     def apply(self, tensors: Tensors) -> Tensors:
-        return tensors[0].chunk(len(self.letters))
+        return tensors[0].chunk(len(self.parts))
 
     def invert(self, tensors: Tensors) -> Tensors:
         return (torch.cat(tensors),)
@@ -113,7 +114,15 @@ class SplitQKV(Operation):
 class SplitKV(SplitQKV):
     """Keys and values packed along dimension 0 become two tensors; `target` holds `{kv}`."""
 
-    letters = "kv"
+    placeholder = "{kv}"
+    parts = ("k", "v")
+
+
+class SplitGated(SplitQKV):
+    """The two packed projections into a gated MLP become its first layer and its gate; `target` holds `{gated}`."""
+
+    placeholder = "{gated}"
+    parts = ("fc1", "gate")
 
 
 Table = tuple[Operation, ...]

@@ -22,6 +22,7 @@ from ...processing.tokenization_open_clip import OpenClipTokenizer
 from ..checkpoint import LoadedCheckpoint
 from ..common import ConversionError, argument, failing_as, read_json, user_path
 from ..mapping.config import check_model_cfg
+from ..mapping.config_table import text_fields_of
 from ..mapping.hints import has_names_of_transformers
 from ..mapping.plan import MODEL_CLASSES, ConversionPlan, plan_tensors
 from ..processors.image import image_processor_settings
@@ -202,7 +203,7 @@ def _has_open_clips_tokenizer(folder: Path) -> bool:
         return False
     model_cfg = read_config(folder / CONFIG_FILE)["model_cfg"]
     check_model_cfg(model_cfg)
-    return not model_cfg["text_cfg"].get("hf_tokenizer_name")
+    return not text_fields_of(model_cfg).get("hf_tokenizer_name")
 
 
 def _plain_tokenizer(folder: Path, plain: Path) -> Path:

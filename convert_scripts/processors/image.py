@@ -89,6 +89,13 @@ def complete_preprocess_cfg(source: Source, known: Mapping[str, Any]) -> tuple[d
     return {**shared, **stated}, note if choices else None
 
 
+def unread_settings(preprocess_cfg: Mapping[str, Any]) -> str | None:
+    """A note on settings that open_clip does not know; `None` where there are none."""
+    unread = [brief(key) for key in preprocess_cfg if key not in {*PREPROCESS_DEFAULTS, "size"}]
+    known = ", ".join(PREPROCESS_DEFAULTS)
+    return f"preprocess_cfg: {', '.join(unread)} left out, as in open_clip, which knows {known}" if unread else None
+
+
 def _shown(cfg: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in cfg.items())
 

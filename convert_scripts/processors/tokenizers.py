@@ -18,8 +18,20 @@ from ...processing.text_cleaning import TEXT_CLEANERS
 from ...processing.tokenization_open_clip import OpenClipTokenizer
 from ..common import ConversionError, argument, read_json
 from ..mapping.config import CLIP_VOCAB_SIZE, TokenIds
+from ..mapping.config_table import text_fields_of
 from ..sources.hub import UNREACHABLE, save_tokenizer_command
 from ..sources.source import Source
+from ..towers.base import TIKTOKEN_DEFAULTS
+from .tiktoken_bpe import (
+    BOS_TOKEN,
+    CONTROL_TOKENS,
+    ENCODINGS,
+    EOS_TOKEN,
+    PAD_TOKEN,
+    build_tiktoken_bpe,
+    find_ranks,
+    write_ranks,
+)
 
 
 # Files that hold a vocabulary, any of which is enough for transformers.
@@ -48,7 +60,11 @@ LARGEST_ID = 10**7
 # Allowed keys of `tokenizer_kwargs`; open_clip hands anything else to the code of the tokenizer.
 CLIP_TOKENIZER_KWARGS = ("clean",)
 HF_TOKENIZER_KWARGS = ("clean", "strip_sep_token", "language")
-_KWARGS_TYPES: dict[str, type | UnionType] = {"strip_sep_token": bool, "language": str | None}
+TIKTOKEN_KWARGS = ("clean", "add_bos", "add_eos")
+_KWARGS_TYPES: dict[str, type | UnionType] = {
+    **{"strip_sep_token": bool, "language": str | None},
+    **{"add_bos": bool, "add_eos": bool},
+}
 REFUSED_KWARGS = {
     "reduction_mask": "it shortens long texts at random, which is meant for training; remove it to cut their ends off",
     "bpe_path": "CLIP's vocabulary is the only one of its kind that is known",
@@ -61,7 +77,8 @@ def load_tokenizer(source: Source, required: bool = True) -> OpenClipTokenizer |
     """Load the tokenizer that open_clip gives a checkpoint.
 
     It is CLIP's, or, with `hf_tokenizer_name`, that of the files beside the weights, else of the Hub repository of
-    that name. Only tokenizers of the tokenizers library are read, never code.
+    that name, or with `tokenizer_type` one of tiktoken's. Only tokenizers of the tokenizers library are read, never
+    code.
 
     Args:
         source: the checkpoint.
@@ -71,10 +88,14 @@ def load_tokenizer(source: Source, required: bool = True) -> OpenClipTokenizer |
         ConversionError: settings that are not supported, a vocabulary larger than the text tower's, or files that are
             not at hand.
     """
-    uses_hf_tokenizer = bool(source.model_cfg["text_cfg"].get("hf_tokenizer_name"))
+    text_cfg = text_fields_of(source.model_cfg)
+    uses_tiktoken = _uses_tiktoken(text_cfg)
+    uses_hf_tokenizer = bool(text_cfg.get("hf_tokenizer_name")) and not uses_tiktoken
     if not required and not (uses_hf_tokenizer and _local_folder(source)):
         return None
     try:
+        if uses_tiktoken:
+            return _load_tiktoken_tokenizer(source)
         return _load_hf_tokenizer(source) if uses_hf_tokenizer else _load_clip_tokenizer(source.model_cfg)
     except ConversionError:
         if required:
@@ -83,7 +104,7 @@ def load_tokenizer(source: Source, required: bool = True) -> OpenClipTokenizer |
 
 
 def _load_clip_tokenizer(model_cfg: Mapping[str, Any]) -> OpenClipTokenizer:
-    text_cfg = model_cfg["text_cfg"]
+    text_cfg = text_fields_of(model_cfg)
     vocab_size = text_cfg.get("vocab_size", CLIP_VOCAB_SIZE)
     if vocab_size < CLIP_VOCAB_SIZE:
         raise ConversionError(
@@ -98,8 +119,47 @@ def _load_clip_tokenizer(model_cfg: Mapping[str, Any]) -> OpenClipTokenizer:
     )
 
 
+def _uses_tiktoken(text_cfg: Mapping[str, Any]) -> bool:
+    kind = text_cfg.get("tokenizer_type") or ""
+    if kind not in ("", "tiktoken"):
+        raise ConversionError(f'text_cfg: tokenizer_type must be "tiktoken" or left out, got {kind!r}.')
+    return bool(kind)
+
+
+def _load_tiktoken_tokenizer(source: Source) -> OpenClipTokenizer:
+    text_cfg = text_fields_of(source.model_cfg)
+    name = text_cfg.get("tiktoken_name", TIKTOKEN_DEFAULTS["tiktoken_name"])
+    if name not in ENCODINGS:
+        raise ConversionError(f"text_cfg: tiktoken_name must be one of {', '.join(ENCODINGS)}, got {name!r}.")
+    kwargs = _tokenizer_kwargs(text_cfg, TIKTOKEN_KWARGS)
+    around = {key: kwargs.get(key, True) for key in ("add_bos", "add_eos")}
+    tokenizer = OpenClipTokenizer(
+        tokenizer_object=build_tiktoken_bpe(name, find_ranks(name, source.tokenizer_folder), **around),
+        tiktoken_name=name,
+        clean=kwargs.get("clean") or "none",
+        model_max_length=text_cfg.get("context_length", 77),
+        bos_token=BOS_TOKEN,
+        eos_token=EOS_TOKEN,
+        pad_token=PAD_TOKEN,
+        # tiktoken never finds the control tokens in texts.
+        split_special_tokens=True,
+        **padding_settings(source.model_cfg),
+    )
+    ids = {"bos_id": tokenizer.bos_token_id, "eos_id": tokenizer.eos_token_id, "pad_id": tokenizer.pad_token_id}
+    stated = {key: text_cfg[key] for key in ids if text_cfg.get(key) is not None}
+    wrong = [f"{key} = {value} (the tokenizer: {ids[key]})" for key, value in stated.items() if value != ids[key]]
+    if wrong:
+        raise ConversionError(f"text_cfg names other special tokens than tiktoken's {name} has: {', '.join(wrong)}.")
+    if text_cfg.get("vocab_size", CLIP_VOCAB_SIZE) < len(tokenizer):
+        raise ConversionError(
+            f"text_cfg: vocab_size is {text_cfg.get('vocab_size', CLIP_VOCAB_SIZE)}, and tiktoken's {name} has "
+            f"{len(tokenizer)} ids."
+        )
+    return tokenizer
+
+
 def _load_hf_tokenizer(source: Source) -> OpenClipTokenizer:
-    text_cfg = source.model_cfg["text_cfg"]
+    text_cfg = text_fields_of(source.model_cfg)
     kwargs = _tokenizer_kwargs(text_cfg, HF_TOKENIZER_KWARGS)
     folder = tokenizer_folder(source, text_cfg["hf_tokenizer_name"])
     _check_ids(folder)
@@ -130,9 +190,12 @@ def _tokenizer_kwargs(text_cfg: Mapping[str, Any], allowed: tuple[str, ...]) -> 
         if name in kwargs and not isinstance(kwargs[name], kind):
             expected = kind.__name__ if isinstance(kind, type) else kind
             raise ConversionError(f"text_cfg: {name} must be {expected} in tokenizer_kwargs, got {kwargs[name]!r}.")
-    if not isinstance(kwargs.get("clean", "lower"), str) or kwargs.get("clean", "lower") not in TEXT_CLEANERS:
+    cleaners = [name for name in TEXT_CLEANERS if name != "none"]
+    if kwargs.get("clean") is None and "add_bos" in allowed:
+        kwargs.pop("clean", None)
+    if not isinstance(kwargs.get("clean", "lower"), str) or kwargs.get("clean", "lower") not in cleaners:
         raise ConversionError(
-            f"text_cfg: clean must be one of {', '.join(TEXT_CLEANERS)} in tokenizer_kwargs, got {kwargs['clean']!r}."
+            f"text_cfg: clean must be one of {', '.join(cleaners)} in tokenizer_kwargs, got {kwargs['clean']!r}."
         )
     return kwargs
 
@@ -196,9 +259,9 @@ def _texts_with(tokenizer: OpenClipTokenizer, token_id: int, token: str) -> Iter
 def padding_settings(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
     """Padding settings of the tokenizer, as arguments of `OpenClipTokenizer`.
 
-    CoCa's has neither: in the features of captions padding shows, but it serves for prompts too.
+    A captioner's has neither: in the features of captions padding shows, but it serves for prompts too.
     """
-    if model_cfg.get("multimodal_cfg") is not None:
+    if model_cfg.get("multimodal_cfg") is not None or text_fields_of(model_cfg).get("does_full_decoding"):
         return {}
     is_fixed = _needs_fixed_length(model_cfg)
     return {"fixed_length": is_fixed, "dynamic_padding": not is_fixed}
@@ -210,10 +273,10 @@ def _needs_fixed_length(model_cfg: Mapping[str, Any]) -> bool:
     So it is where its outputs depend on how much padding there is: where it is pooled or seen. And in models with a
     logit bias, which transformers' zero-shot pipeline otherwise gives texts of 64 tokens.
     """
-    text_cfg = model_cfg["text_cfg"]
+    text_cfg = text_fields_of(model_cfg)
     if model_cfg.get("init_logit_bias") is not None:
         return True
-    if text_cfg.get("hf_model_name"):
+    if text_cfg.get("hf_model_name") or text_cfg.get("text_arch") == "modern":
         return False  # these hide padding
     sees_padding = text_cfg.get("no_causal_mask", False) and not text_cfg.get("use_pad_mask", False)
     return (
@@ -282,6 +345,8 @@ def tokenizer_cfg_of(tokenizer: OpenClipTokenizer, hf_tokenizer_name: str) -> di
     Raises:
         ConversionError: tokens were added to CLIP's vocabulary, which open_clip has no file for.
     """
+    if tokenizer.tiktoken_name is not None:
+        return _tiktoken_cfg_of(tokenizer)
     if not is_clip_bpe(tokenizer.backend_tokenizer):
         kwargs = {"clean": tokenizer.clean, "strip_sep_token": tokenizer.strip_sep_token}
         defaults = {"clean": "whitespace", "strip_sep_token": False}
@@ -298,6 +363,38 @@ def tokenizer_cfg_of(tokenizer: OpenClipTokenizer, hf_tokenizer_name: str) -> di
             "tokenizer in code."
         )
     return {} if tokenizer.clean == "lower" else {"tokenizer_kwargs": {"clean": tokenizer.clean}}
+
+
+def _tiktoken_cfg_of(tokenizer: OpenClipTokenizer) -> dict[str, Any]:
+    name = tokenizer.tiktoken_name
+    more = len(tokenizer) - ENCODINGS[name].size - len(CONTROL_TOKENS)
+    if more:
+        raise ConversionError(
+            f"The tokenizer is tiktoken's {name} with {more} more tokens, which no file of open_clip can hold: "
+            f"convert with {argument('with_processor', False)}."
+        )
+    ids = tokenizer("").input_ids
+    kwargs = {
+        "clean": None if tokenizer.clean == "none" else tokenizer.clean,
+        "add_bos": tokenizer.bos_token_id in ids,
+        "add_eos": tokenizer.eos_token_id in ids,
+    }
+    defaults = {"clean": None, "add_bos": True, "add_eos": True}
+    cfg = {
+        "tokenizer_type": "tiktoken",
+        "tiktoken_name": name,
+        "tokenizer_kwargs": {key: value for key, value in kwargs.items() if value != defaults[key]},
+    }
+    return {key: value for key, value in cfg.items() if value}
+
+
+def save_open_clip_tokenizer(tokenizer: OpenClipTokenizer, folder: Path):
+    """Write the files that open_clip's tokenizer, or a conversion, needs beside the weights; none for CLIP's."""
+    if tokenizer.tiktoken_name is not None:
+        path = folder / f"{tokenizer.tiktoken_name}.tiktoken"
+        write_ranks(path, tokenizer.backend_tokenizer, tokenizer.tiktoken_name)
+    elif not is_clip_bpe(tokenizer.backend_tokenizer):
+        save_plain_tokenizer(tokenizer, folder)
 
 
 def save_plain_tokenizer(tokenizer: OpenClipTokenizer, folder: Path, backend: Tokenizer | None = None, **settings):

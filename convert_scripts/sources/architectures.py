@@ -1,8 +1,8 @@
 """open_clip's built-in architectures and pretrained tags by name, without open_clip or torch (its
-`model_configs/*.json` and `pretrained.py`, release 3.3.0)."""
+`model_configs/*.json` and `pretrained.py`, release 3.3.0, and what open_clip 4 and LAION's MaMMUT added)."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,16 +12,34 @@ from typing import Any
 from ..common import ConversionError, argument, data_table, listing
 
 
+# Of open_clip 3.3.0; those of open_clip 4 that can be converted are in tables of their own.
 ARCHITECTURES = "open_clip_architectures"
 PRETRAINED = "open_clip_pretrained"
 TOWERS = "open_clip_towers"
+ARCHITECTURES_4 = "open_clip_4_architectures"
+TOWERS_4 = "open_clip_4_towers"
+# Names of open_clip 4 that cannot be converted -> what they are; the first that fits.
+UNSUPPORTED = {
+    "CLAP-*": "a model of audio and text, and models of images and texts alone are supported",
+    "naflexclap_*": "a model of audio and text, and models of images and texts alone are supported",
+    "naflexgenlip_*": "a GenLIP, one generative transformer over images and texts, which has no towers to convert",
+    "naflexgenlap_*": "a GenLAP, one generative transformer over audio and texts, which has no towers to convert",
+    "*naflex*": "a NaFlex model, whose images are patches in any number, which is not supported yet",
+    "mammut2-moderntext*": "a MaMMUT with the layers of modern text towers, which is not supported yet",
+    "coca2-moderntext*": "a CoCa whose decoder has the layers of modern text towers, which is not supported yet",
+}
 QUICK_GELU_SUFFIX = "-quickgelu"
 TIMM_TOWER = "open_clip_timm_vision"
 
 
-def list_architectures() -> list[str]:
-    """Names of the built-in architectures."""
-    return sorted(data_table(ARCHITECTURES))
+@cache
+def _architectures(newer: bool = True) -> dict[str, dict[str, Any]]:
+    return {**data_table(ARCHITECTURES), **(data_table(ARCHITECTURES_4) if newer else {})}
+
+
+def list_architectures(newer: bool = True) -> list[str]:
+    """Names of the built-in architectures; `newer=False` leaves out those that came after open_clip 3.3.0."""
+    return sorted(_architectures(newer))
 
 
 def get_architecture(name: str) -> dict[str, Any]:
@@ -39,18 +57,26 @@ def get_architecture(name: str) -> dict[str, Any]:
             f"{name!r} is a file and not the name of an architecture: give it with {argument('config', name)}."
         )
     name = name.replace("/", "-")
-    architectures = data_table(ARCHITECTURES)
+    architectures = _architectures()
     if name in architectures:
         return deepcopy(architectures[name])
     base = name.removesuffix(QUICK_GELU_SUFFIX)
     if base in architectures:
         return {**deepcopy(architectures[base]), "quick_gelu": True}
-    close = difflib.get_close_matches(name, architectures, n=5, cutoff=0.5)
+    for pattern, what in UNSUPPORTED.items():
+        if fnmatchcase(base, pattern):
+            raise ConversionError(f"{name} is {what}.")
+    close = _close(name, architectures, cutoff=0.5)
     hint = f"Did you mean {', '.join(close)}?" if close else f"Known names: {', '.join(list_architectures())}."
     raise ConversionError(
-        f"{name!r} is not among the {len(architectures)} architectures of open_clip 3.3.0. "
+        f"{name!r} is not among the {len(architectures)} architectures that are known. "
         f"{hint} For another architecture give its configuration with {argument('config', 'FILE')}."
     )
+
+
+def is_architecture(name: str) -> bool:
+    """Whether `get_architecture` takes `name`."""
+    return name.replace("/", "-").removesuffix(QUICK_GELU_SUFFIX) in data_table(ARCHITECTURES)
 
 
 @dataclass(frozen=True)
@@ -109,7 +135,7 @@ def get_pretrained(model: str, tag: str) -> PretrainedTag:
     if cleaned in tags:
         return tags[cleaned]
     if not tags:
-        raise ConversionError(f"{model} has no pretrained tags in open_clip 3.3.0, so {tag!r} is not one of them.")
+        raise ConversionError(f"{model} has no pretrained tags in open_clip, so {tag!r} is not one of them.")
     close = difflib.get_close_matches(cleaned, tags, n=3, cutoff=0.6)
     others = [name for name, other in _pretrained().items() if cleaned in other]
     raise ConversionError(
@@ -123,10 +149,10 @@ def get_pretrained(model: str, tag: str) -> PretrainedTag:
 def find_published(model_name: str | None, model_cfg: Mapping[str, Any]) -> list[PretrainedTag]:
     """The tags of an architecture: of that name, or, without one, of the built-in ones described alike."""
     if model_name is None:
-        names = [name for name, cfg in data_table(ARCHITECTURES).items() if cfg == model_cfg]
+        names = [name for name, cfg in _architectures().items() if cfg == model_cfg]
     else:
         name = model_name.replace("/", "-")
-        names = [name if name in data_table(ARCHITECTURES) else name.removesuffix(QUICK_GELU_SUFFIX)]
+        names = [name if name in _architectures() else name.removesuffix(QUICK_GELU_SUFFIX)]
     return [tag for name in names for tag in list_pretrained(name)]
 
 
@@ -145,7 +171,8 @@ class ListedModel:
         image_size: pixels, (height, width) where they differ.
         context_length: tokens of a text.
         timm_model: timm's name of the vision tower where timm is needed for it.
-        tokenizer: Hub id of the tokenizer whose files are needed; `None` for CLIP's, which is built in.
+        tokenizer: Hub id of the tokenizer whose files are needed, or tiktoken's name of it; `None` for CLIP's, which
+            is built in.
     """
 
     model: str
@@ -181,9 +208,14 @@ def list_models(pattern: str | None = None, tags: bool = True) -> Iterator[Liste
 
 def close_names(pattern: str) -> list[str]:
     """Names of architectures and tags that are like `pattern`."""
-    names = {name.casefold(): name for tag in list_pretrained() for name in (tag.tag, tag.model)}
-    names |= {name.casefold(): name for name in list_architectures()}
-    return [names[name] for name in difflib.get_close_matches(pattern.casefold(), names, n=5, cutoff=0.6)]
+    names = (name for tag in list_pretrained() for name in (tag.tag, tag.model))
+    return _close(pattern, [*names, *list_architectures()], cutoff=0.6)
+
+
+def _close(name: str, names: Iterable[str], cutoff: float) -> list[str]:
+    """The five of `names` that are most like `name`, whatever the case of letters."""
+    written = {each.casefold(): each for each in names}
+    return [written[each] for each in difflib.get_close_matches(name.casefold(), written, n=5, cutoff=cutoff)]
 
 
 def _matches(pattern: str | None, name: str) -> bool:
@@ -194,8 +226,9 @@ def _matches(pattern: str | None, name: str) -> bool:
 
 
 def _listed(model: str, pretrained: PretrainedTag | None) -> ListedModel:
-    model_cfg, towers = get_architecture(model), data_table(TOWERS)[model]
-    vision_cfg, text_cfg = model_cfg["vision_cfg"], model_cfg["text_cfg"]
+    model_cfg, towers = get_architecture(model), {**data_table(TOWERS), **data_table(TOWERS_4)}[model]
+    # open_clip 4 has the text tower of a MaMMUT in the other part.
+    vision_cfg, text_cfg = model_cfg["vision_cfg"], model_cfg.get("text_cfg") or model_cfg["multimodal_cfg"]
     return ListedModel(
         model=model,
         pretrained=pretrained,
@@ -203,5 +236,9 @@ def _listed(model: str, pretrained: PretrainedTag | None) -> ListedModel:
         image_size=vision_cfg.get("image_size", 224),
         context_length=text_cfg.get("context_length", 77),
         timm_model=vision_cfg["timm_model_name"] if towers["vision_tower"] == TIMM_TOWER else None,
-        tokenizer=text_cfg.get("hf_tokenizer_name"),
+        tokenizer=text_cfg.get("hf_tokenizer_name") or _tiktoken_name(text_cfg),
     )
+
+
+def _tiktoken_name(text_cfg: Mapping[str, Any]) -> str | None:
+    return text_cfg["tiktoken_name"] if text_cfg.get("tokenizer_type") == "tiktoken" else None

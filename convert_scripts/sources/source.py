@@ -11,10 +11,11 @@ from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
 
-from ..common import ConversionError, argument, read_json, user_path
+from ..common import ConversionError, argument, hub_id_of_address, read_json, user_path
+from ..mapping.config_table import text_fields_of
 from ..mapping.hints import explain_keys
 from ..towers.base import VISION_DEFAULTS
-from .architectures import QUICK_GELU_SUFFIX, get_architecture, get_pretrained, list_pretrained
+from .architectures import QUICK_GELU_SUFFIX, get_architecture, get_pretrained, is_architecture, list_pretrained
 from .hub import download_pretrained, download_repository
 from .openai import OPENAI_KEYS, infer_openai_architecture, is_openai
 from .weights import CONFIG_FILE, WEIGHTS_SUFFIXES, Weights, find_weights, read_weights
@@ -199,6 +200,8 @@ def _find(name: str, revision: str | None, needs_config: bool) -> tuple[str, Pat
 
 def _not_found(name: str) -> str:
     message = f"{name}: there is no such file or folder, and it is not a Hub id (org/name)."
+    if (hub_id := hub_id_of_address(name)) is not None:
+        return f"{message} Give {hub_id} instead of its address."
     try:
         get_architecture(name)
     except ConversionError:
@@ -219,7 +222,7 @@ def _given_config(model_name: str | None, config) -> dict[str, Any] | None:
     model_cfg = get_architecture(model_name)
     if config is None:
         return {"model_cfg": model_cfg, "preprocess_cfg": {}}
-    config = config if isinstance(config, Mapping) else read_json(user_path(config))
+    config = _content(config)
     rest = {key: value for key, value in config.items() if key not in ("preprocess_cfg", "version")}
     changes = rest.pop("model_cfg") if "model_cfg" in rest else {**rest}
     if not isinstance(changes, Mapping) or ("model_cfg" in config and rest):
@@ -227,7 +230,7 @@ def _given_config(model_name: str | None, config) -> dict[str, Any] | None:
             f"Beside a name, {argument('config')} holds what differs from the architecture, at top level or under "
             f"model_cfg, and a preprocess_cfg; got {', '.join(map(str, config))}."
         )
-    if changes.keys() >= _ARCHITECTURE:
+    if _describes_model(changes):
         raise ConversionError(
             f"The architecture is given twice, by {argument('model_name', model_name)} and by {argument('config')}: "
             "leave one out, or give no more in the configuration than what differs, and a preprocess_cfg."
@@ -273,12 +276,13 @@ def _config_folder(config) -> Path | None:
 
 def _with_local_folders(model_cfg: Mapping[str, Any], base: Path | None) -> Mapping[str, Any]:
     """`model_cfg` whose text tower names local folders by their whole paths; they may be relative to `base`."""
-    text_cfg = model_cfg["text_cfg"]
+    part = "text_cfg" if model_cfg.get("text_cfg") is not None else "multimodal_cfg"
+    text_cfg = model_cfg.get(part)
     if not isinstance(text_cfg, Mapping):
         return model_cfg
     folders = {key: _local_folder(text_cfg.get(key), base) for key in ("hf_tokenizer_name", "hf_model_name")}
     folders = {key: folder for key, folder in folders.items() if folder}
-    return {**model_cfg, "text_cfg": {**text_cfg, **folders}} if folders else model_cfg
+    return {**model_cfg, part: {**text_cfg, **folders}} if folders else model_cfg
 
 
 def _local_folder(name: Any, base: Path | None) -> str | None:
@@ -291,7 +295,7 @@ def _local_folder(name: Any, base: Path | None) -> str | None:
 
 def _named_tokenizer_folder(model_cfg: Mapping[str, Any]) -> Path | None:
     """The local folder that `hf_tokenizer_name` stands for; `None` where it is a Hub id, or there is none."""
-    text_cfg = model_cfg.get("text_cfg")
+    text_cfg = text_fields_of(model_cfg)
     name = text_cfg.get("hf_tokenizer_name") if isinstance(text_cfg, Mapping) else None
     return Path(name) if isinstance(name, str) and Path(name).is_absolute() else None
 
@@ -308,21 +312,38 @@ def _inferred_config(name: str, weights: Path) -> dict[str, Any]:
     return {"model_cfg": infer_openai_architecture(tensors), "preprocess_cfg": {}}
 
 
+def _describes_model(model_cfg: Mapping[str, Any]) -> bool:
+    """Whether all parts are there; open_clip 4 has a MaMMUT's text tower in `multimodal_cfg`."""
+    return model_cfg.keys() >= _ARCHITECTURE or model_cfg.keys() >= _ARCHITECTURE - {"text_cfg"} | {"multimodal_cfg"}
+
+
 def read_config(config: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any]:
     """Read `model_cfg` and `preprocess_cfg` of a file like open_clip_config.json or like those in `model_configs/`.
 
     Raises:
         ConversionError: it cannot be read, or describes no model.
     """
-    content = config if isinstance(config, Mapping) else read_json(user_path(config))
+    content = _content(config)
     model_cfg = content.get("model_cfg", content)
-    if not isinstance(model_cfg, Mapping) or not model_cfg.keys() >= _ARCHITECTURE:
+    if not isinstance(model_cfg, Mapping) or not _describes_model(model_cfg):
         name = "config" if isinstance(config, Mapping) else config
         raise ConversionError(
             f"{name} is not an open_clip configuration: expected embed_dim, vision_cfg and text_cfg, at top level or "
             f"under model_cfg; found {', '.join(map(str, content)) or 'nothing'}."
         )
     return {"model_cfg": model_cfg, "preprocess_cfg": _preprocess_cfg(content)}
+
+
+def _content(config: str | os.PathLike | Mapping[str, Any]) -> Mapping[str, Any]:
+    if isinstance(config, Mapping):
+        return config
+    path = user_path(config)
+    if not os.path.lexists(path) and is_architecture(os.fspath(config)):
+        raise ConversionError(
+            f"{config} is no file, but the name of an architecture: give it with "
+            f"{argument('model_name', os.fspath(config))} instead of {argument('config')}."
+        )
+    return read_json(path)
 
 
 def _preprocess_cfg(content: Mapping[str, Any]) -> Mapping[str, Any]:

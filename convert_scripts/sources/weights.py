@@ -3,6 +3,7 @@
 
 import hashlib
 import math
+import pickle
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -320,6 +321,9 @@ def _reason(error: Exception) -> str:
             f"it holds a Python object ({refused[1]}), and loading it would run code. If you trust the file, save its "
             "state dict alone with `torch.save(state_dict, ...)` and convert that."
         )
+    if isinstance(error, pickle.UnpicklingError):  # torch's advice is to load without weights_only
+        detail = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
+        return f"it is damaged, or no file of weights that torch wrote ({detail[1] if detail else 'UnpicklingError'})."
     return f"{type(error).__name__}: {error}"
 
 

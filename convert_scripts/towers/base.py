@@ -44,6 +44,37 @@ HF_DEFAULTS: Cfg = {
 }
 TOKENIZER_DEFAULTS: Cfg = {"hf_tokenizer_name": None, "tokenizer_mode": None, "tokenizer_kwargs": None}
 
+# Fields that open_clip 4 added.
+VISION_DEFAULTS_4: Cfg = {"timm_model_kwargs": None, "image_seq_len": None}
+# Those of a text tower with `text_arch: "modern"`, which no other tower reads.
+MODERN_DEFAULTS: Cfg = {
+    "attention_mode": "causal",
+    "pos_embed": "rope",
+    "rope_temperature": 10000.0,
+    "mlp_type": "swiglu",
+    "norm_type": None,
+    "norm_eps": 1e-6,
+    "attn_gated": False,
+    "pre_norm": False,
+    "norm_placement": "pre",
+    "zero_init_residual": False,
+    "reg_tokens": 0,
+    "value_residual": False,
+    "attention_bias": None,
+    "mlp_bias": None,
+    "gate_bias": None,
+    "freeze_pad_embed": None,
+}
+TIKTOKEN_DEFAULTS: Cfg = {"tokenizer_type": "", "tiktoken_name": "cl100k_base"}
+TEXT_DEFAULTS_4: Cfg = {
+    "text_arch": "clip",
+    "variable_text": False,
+    "bos_id": None,
+    "hf_model_config": None,
+    **TIKTOKEN_DEFAULTS,
+    **MODERN_DEFAULTS,
+}
+
 VISION_DEFAULTS: Cfg = {
     **_STACK_DEFAULTS,
     "width": 768,
@@ -60,6 +91,7 @@ VISION_DEFAULTS: Cfg = {
     "pool_type": "tok",
     "output_tokens": False,
     **TIMM_DEFAULTS,
+    **VISION_DEFAULTS_4,
 }
 TEXT_DEFAULTS: Cfg = {
     **_STACK_DEFAULTS,
@@ -80,6 +112,7 @@ TEXT_DEFAULTS: Cfg = {
     "output_tokens": False,
     **TOKENIZER_DEFAULTS,
     **HF_DEFAULTS,
+    **TEXT_DEFAULTS_4,
 }
 MULTIMODAL_DEFAULTS: Cfg = {
     **TEXT_DEFAULTS,
@@ -90,8 +123,16 @@ MULTIMODAL_DEFAULTS: Cfg = {
 }
 
 TOKENS_RETURNED = {"output_tokens": "our towers return their tokens beside the pooled output"}
-TOKENIZER_FIELDS = dict.fromkeys(TOKENIZER_DEFAULTS, "chooses the tokenizer, not the model")
-EOS_ID = {"eos_id": "read by `build_config`, which knows the tokenizer"}
+TOKENIZER_FIELDS = {
+    **dict.fromkeys({**TOKENIZER_DEFAULTS, **TIKTOKEN_DEFAULTS}, "chooses the tokenizer, not the model"),
+    "variable_text": "how texts are batched in training; features are the same",
+}
+SPECIAL_IDS = dict.fromkeys(("bos_id", "eos_id"), "read by `build_config`, which knows the tokenizer")
+MODERN_FIELDS = dict.fromkeys(MODERN_DEFAULTS, "read for modern text towers only")
+IMAGE_SEQ_LEN = {"image_seq_len": "read for NaFlex towers only"}
+TIMM_MODEL_KWARGS = {
+    "timm_model_kwargs": "arguments of timm's model make other layers of it, and this form has none for them"
+}
 
 Tensors = dict[str, torch.Tensor]
 # Key of a tensor -> how it was changed.
@@ -187,7 +228,7 @@ STACK_FIELDS: Mapping[str, str | Callable[[Cfg], Any]] = {
 }
 
 
-def _mlp_ratio(config: PreTrainedConfig) -> float:
+def mlp_ratio(config: PreTrainedConfig) -> float:
     """The shortest decimal fraction that gives `intermediate_size`, rounded up: open_clip cuts the product off."""
     exact = config.intermediate_size / config.hidden_size
     rounded = (math.ceil(exact * 10**digits) / 10**digits for digits in range(1, 15))
@@ -198,7 +239,7 @@ def _mlp_ratio(config: PreTrainedConfig) -> float:
 
 
 STACK_INVERSE: Mapping[str, Callable[[PreTrainedConfig], Any]] = {
-    "mlp_ratio": _mlp_ratio,
+    "mlp_ratio": mlp_ratio,
     "act_kwargs": lambda config: {"approximate": "tanh"} if config.hidden_act == "gelu_pytorch_tanh" else None,
     "norm_kwargs": lambda config: None if config.layer_norm_eps == 1e-5 else {"eps": config.layer_norm_eps},
     **{name: (lambda config, name=name: getattr(config, name)) for name in BLOCK_OPTIONS},

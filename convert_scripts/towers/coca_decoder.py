@@ -21,10 +21,11 @@ DECODER = ConfigTable(
         "max_position_embeddings": "context_length",
     },
     without_effect=dict.fromkeys(
-        TEXT_DEFAULTS.keys() - {"width", "layers", "heads", "ls_init_value", "context_length"}
+        TEXT_DEFAULTS.keys() - {"width", "layers", "heads", "ls_init_value", "context_length", "text_arch"}
         | {"mlp_ratio", "dim_head", "n_queries", "attn_pooler_heads"},
         "open_clip does not hand it to its decoder",
     ),
+    refused={"text_arch": "decoders with the layers of modern text towers are not supported yet"},
 )
 
 # `ResidualAttentionBlock(is_cross_attention=True)`

@@ -8,20 +8,26 @@ from dataclasses import fields
 from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.models.auto import AutoConfig
 
-from ...configuration.configuration_hf_text import ENCODER_MODEL_TYPES, POOL_TYPES, HfTextConfig, encoder_config
-from ..common import ConversionError, data_table, read_json, user_path
+from ...configuration.configuration_hf_text import (
+    ENCODER_MODEL_TYPES,
+    POOL_TYPES,
+    HfTextConfig,
+    encoder_config,
+    encoder_fields,
+)
+from ..common import ConversionError, data_table, failing_as, read_json, user_path
 from ..mapping.config_table import Cfg, ConfigTable
 from ..mapping.state_dict import Rename, Table
 from ..sources.hub import download_file
-from .base import EOS_ID, TEXT_DEFAULTS, TOKENIZER_FIELDS, TOKENS_RETURNED, Intermediate, TowerConversion
+from .base import SPECIAL_IDS, TEXT_DEFAULTS, TOKENIZER_FIELDS, TOKENS_RETURNED, Intermediate, TowerConversion
 
 
 CONFIG_FILE = "config.json"
 # open_clip's `arch_dict` in `hf_configs.py`. It decides whether BERT has its pooling layer before it looks here, and
 # leaves it out: its `cls_pooler` then is ours of another name.
 _DEFAULT_POOLERS = {"bert": "cls_last_hidden_state_pooler", "m2m_100": "cls_pooler"}
+_OF_OPEN_CLIP_4 = ("modernbert",)
 _PROJ_TYPES = {"linear": "linear", "mlp": "mlp", None: "none"}
 
 
@@ -56,15 +62,37 @@ def find_encoder_config(name: str) -> PreTrainedConfig:
             f"text_cfg: hf_model_name {name!r} is a {model_type!r}; open_clip has text towers of "
             f"{', '.join(ENCODER_MODEL_TYPES)}."
         )
-    return encoder_config({"model_type": model_type, **_known_fields(model_type, given)})
+    described = {name: value for name, value in given.items() if name in _fields_of_model(model_type)}
+    return encoder_config({"model_type": model_type, **described})
 
 
-def _known_fields(model_type: str, given: dict[str, Any]) -> dict[str, Any]:
+def _fields_of_model(model_type: str) -> set[str]:
     """Fields of a configuration that describe the model, without those about files, code and tasks."""
-    config_class = type(AutoConfig.for_model(model_type))
     upstream = {field.name for field in fields(PreTrainedConfig)}
-    names = {field.name for field in fields(config_class)} - upstream | config_class.attribute_map.keys()
-    return {key: value for key, value in given.items() if key in names}
+    return encoder_fields(model_type) - upstream
+
+
+def _hf_config(cfg: Cfg) -> PreTrainedConfig:
+    """The encoder's configuration with the changes of `hf_model_config`, made one by one as open_clip does."""
+    config, changes = find_encoder_config(cfg["hf_model_name"]), cfg["hf_model_config"] or {}
+    unknown = sorted(map(str, changes.keys() - _fields_of_model(config.model_type)))
+    if unknown:
+        raise ConversionError(
+            f"text_cfg: hf_model_config may hold fields of a {config.model_type} encoder, got {', '.join(unknown)}."
+        )
+    with failing_as(f"text_cfg: hf_model_config does not describe a {config.model_type} encoder"):
+        for name, value in changes.items():
+            setattr(config, name, value)
+    return config
+
+
+def _hf_model_config(config: PreTrainedConfig) -> dict[str, Any] | None:
+    """What differs from the configuration that open_clip finds at `hf_model_name`; open_clip 3 has no field for it."""
+    if config.hf_config.model_type not in _OF_OPEN_CLIP_4:
+        return None
+    ours, named = config.hf_config.to_dict(), find_encoder_config(_hf_model_name(config)).to_dict()
+    names = _fields_of_model(config.hf_config.model_type)
+    return {name: ours[name] for name in sorted(names & ours.keys()) if ours[name] != named.get(name)} or None
 
 
 def _pool_type(cfg: Cfg) -> str:
@@ -91,7 +119,8 @@ def _hf_model_name(config: PreTrainedConfig) -> str:
     return config.hf_model_name
 
 
-_READ = {"context_length", "hf_model_name", "hf_proj_type", "hf_pooler_type"}
+_READ = {"context_length", "hf_model_name", "hf_model_config", "hf_proj_type", "hf_pooler_type"}
+_REFUSED = {"text_arch": "with an hf_model_name, the text tower is an encoder of transformers"}
 
 _CONFIG = ConfigTable(
     name="text_cfg",
@@ -99,7 +128,7 @@ _CONFIG = ConfigTable(
     selects=lambda cfg: bool(cfg.get("hf_model_name")),
     defaults=TEXT_DEFAULTS,
     fields={
-        "hf_config": lambda cfg: find_encoder_config(cfg["hf_model_name"]),
+        "hf_config": _hf_config,
         "hf_model_name": "hf_model_name",
         "max_position_embeddings": "context_length",
         "projection_dim": "embed_dim",
@@ -107,16 +136,20 @@ _CONFIG = ConfigTable(
         "pool_type": _pool_type,
     },
     without_effect={
-        **dict.fromkeys(TEXT_DEFAULTS.keys() - _READ, "read for open_clip's own text transformer only"),
+        **dict.fromkeys(
+            TEXT_DEFAULTS.keys() - _READ - _REFUSED.keys(), "read for open_clip's own text transformer only"
+        ),
         **TOKENS_RETURNED,
         **TOKENIZER_FIELDS,
-        **EOS_ID,
+        **SPECIAL_IDS,
         "hf_model_pretrained": "all weights come from the checkpoint",
         "pad_id": "the encoder's is used",
         "vocab_size": "the encoder's is used; read by `build_config` for CoCa's decoder",
     },
+    refused=_REFUSED,
     inverse={
         "hf_model_name": _hf_model_name,
+        "hf_model_config": _hf_model_config,
         "hf_proj_type": lambda config: next(k for k, v in _PROJ_TYPES.items() if v == config.proj_type),
         "hf_pooler_type": lambda config: config.pool_type,
     },

@@ -6,7 +6,16 @@ from ...configuration.configuration_modified_resnet import ModifiedResNetConfig
 from ..common import ConversionError
 from ..mapping.config_table import Cfg, ConfigTable
 from ..mapping.state_dict import Rename, Table, under
-from .base import TIMM_DEFAULTS, TOKENS_RETURNED, VISION_DEFAULTS, Changes, Intermediate, Tensors, TowerConversion
+from .base import (
+    IMAGE_SEQ_LEN,
+    TIMM_DEFAULTS,
+    TOKENS_RETURNED,
+    VISION_DEFAULTS,
+    Changes,
+    Intermediate,
+    Tensors,
+    TowerConversion,
+)
 
 
 def _image_size(cfg: Cfg) -> int:
@@ -34,7 +43,8 @@ _CONFIG = ConfigTable(
     without_effect={
         **dict.fromkeys(_OF_TRANSFORMERS, "read for vision transformers only: this tower is built of ReLUs"),
         **TOKENS_RETURNED,
-        **dict.fromkeys(TIMM_DEFAULTS, "read for timm towers only"),
+        **IMAGE_SEQ_LEN,
+        **dict.fromkeys((*TIMM_DEFAULTS, "timm_model_kwargs"), "read for timm towers only"),
     },
     inverse={
         "image_size": lambda config: config.image_size,

@@ -13,7 +13,17 @@ from ...modeling.modeling_siglip_vit import resize_position_embedding
 from ..common import ConversionError
 from ..mapping.config_table import Cfg, ConfigTable
 from ..mapping.state_dict import Rename, SplitKV, SplitQKV, Table, under
-from .base import TIMM_DEFAULTS, TOKENS_RETURNED, VISION_DEFAULTS, Changes, Intermediate, Tensors, TowerConversion
+from .base import (
+    IMAGE_SEQ_LEN,
+    TIMM_DEFAULTS,
+    TIMM_MODEL_KWARGS,
+    TOKENS_RETURNED,
+    VISION_DEFAULTS,
+    Changes,
+    Intermediate,
+    Tensors,
+    TowerConversion,
+)
 
 
 _SIZES = {
@@ -106,12 +116,14 @@ _CONFIG = ConfigTable(
     },
     without_effect={
         **dict.fromkeys(
-            VISION_DEFAULTS.keys() - TIMM_DEFAULTS.keys() - {"image_size", "patch_dropout"},
+            VISION_DEFAULTS.keys() - TIMM_DEFAULTS.keys() - {"image_size", "patch_dropout", "timm_model_kwargs"},
             "open_clip does not hand it to timm's model",
         ),
         **TOKENS_RETURNED,
+        **IMAGE_SEQ_LEN,
         "timm_model_pretrained": "all weights come from the checkpoint",
     },
+    refused=TIMM_MODEL_KWARGS,
     inverse={
         "timm_model_name": lambda config: _timm_name(config),
         "timm_pool": lambda config: next((p for p, name in _POOLS.items() if name == config.pool_type), None),

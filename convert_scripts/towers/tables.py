@@ -4,6 +4,8 @@ Of each table, an open_clip configuration describes the first tower whose `selec
 """
 
 from .hf_text import HF_TEXT
+from .mammut_text import MAMMUT_TEXT
+from .modern_text import MODERN_TEXT
 from .modified_resnet import MODIFIED_RESNET
 from .siglip_vit import SIGLIP_VIT
 from .text import TEXT
@@ -12,7 +14,7 @@ from .vit import VIT
 
 
 VISION_TOWERS = (MODIFIED_RESNET, SIGLIP_VIT, TIMM_VISION, VIT)
-TEXT_TOWERS = (HF_TEXT, TEXT)
+TEXT_TOWERS = (HF_TEXT, MODERN_TEXT, MAMMUT_TEXT, TEXT)
 
 VISION_CONVERSIONS = {tower.model_type: tower for tower in VISION_TOWERS}
 TEXT_CONVERSIONS = {tower.model_type: tower for tower in TEXT_TOWERS}

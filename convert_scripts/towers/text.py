@@ -9,8 +9,9 @@ from ..mapping.state_dict import Rename, Table, Transpose, under
 from .base import (
     ENCODER_INTERMEDIATES,
     ENCODER_LAYER,
-    EOS_ID,
     HF_DEFAULTS,
+    MODERN_FIELDS,
+    SPECIAL_IDS,
     STACK_FIELDS,
     STACK_INVERSE,
     TEXT_DEFAULTS,
@@ -46,10 +47,12 @@ _CONFIG = ConfigTable(
     without_effect={
         **TOKENS_RETURNED,
         **TOKENIZER_FIELDS,
-        **EOS_ID,
+        **SPECIAL_IDS,
+        **MODERN_FIELDS,
         "final_ln_after_pool": "open_clip does not hand it to its text tower",
-        **dict.fromkeys(HF_DEFAULTS, "read for Hugging Face towers only"),
+        **dict.fromkeys((*HF_DEFAULTS, "hf_model_config"), "read for Hugging Face towers only"),
     },
+    refused={"text_arch": 'text towers are "clip" or "modern"'},
     inverse={
         **STACK_INVERSE,
         "proj_type": lambda config: config.proj_type,
@@ -74,7 +77,8 @@ def _table(config: PreTrainedConfig) -> Table:
     return _TEXT + (_PROJECTION_WITH_BIAS if config.proj_bias else _PROJECTION)
 
 
-def _fit(tensors: Tensors, changes: Changes, prefix: str, config: PreTrainedConfig):
+def fit_positions(tensors: Tensors, changes: Changes, prefix: str, config: PreTrainedConfig):
+    """Resize the table of positions, as open_clip does when it loads it."""
     key, positions = f"{prefix}positional_embedding", config.max_position_embeddings + config.embed_cls
     table = tensors.get(key)
     if table is not None and table.ndim == 2 and len(table) != positions:
@@ -89,4 +93,4 @@ _INTERMEDIATES = (
     Intermediate("final norm", "final_layer_norm", "ln_final"),
 )
 
-TEXT = TowerConversion(_CONFIG, _table, _fit, _INTERMEDIATES)
+TEXT = TowerConversion(_CONFIG, _table, fit_positions, _INTERMEDIATES)

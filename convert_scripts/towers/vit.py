@@ -1,6 +1,7 @@
 """The vision transformer: fields, tensor names, resizing (open_clip: `CLIPVisionCfg`, `VisionTransformer`)."""
 
 import math
+from collections.abc import Collection
 
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -12,6 +13,7 @@ from ..mapping.state_dict import Rename, SplitQKV, Table, Transpose, under
 from .base import (
     ENCODER_INTERMEDIATES,
     ENCODER_LAYER,
+    IMAGE_SEQ_LEN,
     STACK_FIELDS,
     STACK_INVERSE,
     TIMM_DEFAULTS,
@@ -23,6 +25,8 @@ from .base import (
     TowerConversion,
 )
 
+
+TWO_POOLERS = ("parallel", "cascade")
 
 _CONFIG = ConfigTable(
     name="vision_cfg",
@@ -40,10 +44,16 @@ _CONFIG = ConfigTable(
         "pool_type": "pool_type",
         "final_ln_after_pool": "final_ln_after_pool",
         "attentional_pool": lambda cfg: cfg["attentional_pool"] or False,
+        # What no file says, but weights do (`_adapt`): open_clip 3 cannot run two poolers on other widths.
+        "use_projection": lambda cfg: cfg["attentional_pool"] not in TWO_POOLERS or cfg["width"] == cfg["embed_dim"],
         "attn_pooler_queries": "attn_pooler_queries",
         "attn_pooler_heads": "attn_pooler_heads",
     },
-    without_effect={**TOKENS_RETURNED, **dict.fromkeys(TIMM_DEFAULTS, "read for timm towers only")},
+    without_effect={
+        **TOKENS_RETURNED,
+        **IMAGE_SEQ_LEN,
+        **dict.fromkeys((*TIMM_DEFAULTS, "timm_model_kwargs"), "read for timm towers only"),
+    },
     inverse={
         **STACK_INVERSE,
         "head_width": lambda config: config.hidden_size // config.num_attention_heads,
@@ -60,8 +70,8 @@ _POOLER: Table = (
     SplitQKV("attn.in_proj_bias", "attention.{qkv}_proj.bias"),
     Rename("attn.out_proj.{p}", "attention.out_proj.{p}"),
 )
-_POOLER_PACKED: Table = (SplitQKV("attn.in_proj_weight", "attention.{qkv}_proj.weight"),)
-_POOLER_UNPACKED: Table = tuple(Rename(f"attn.{x}_proj_weight", f"attention.{x}_proj.weight") for x in "qkv")
+_PACKED: Table = (SplitQKV("attn.in_proj_weight", "attention.{qkv}_proj.weight"),)
+_UNPACKED: Table = tuple(Rename(f"attn.{x}_proj_weight", f"attention.{x}_proj.weight") for x in "qkv")
 
 _VIT: Table = (
     Rename("class_embedding", "embeddings.class_embedding"),
@@ -76,10 +86,18 @@ _VIT: Table = (
 
 def _table(config: PreTrainedConfig) -> Table:
     """Table of open_clip's `VisionTransformer`."""
-    packed = config.hidden_size == config.projection_dim
-    pooler = _POOLER + (_POOLER_PACKED if packed else _POOLER_UNPACKED)
-    poolers = [under(f"{name}.", f"{name}.", pooler) for name in ("attn_pool", "attn_pool_contrastive")]
+    behind = config.projection_dim if config.attentional_pool == "cascade" else config.hidden_size
+    token_dims = {"attn_pool": config.hidden_size, "attn_pool_contrastive": behind}
+    poolers = [
+        under(f"{name}.", f"{name}.", _POOLER + (_PACKED if width == config.projection_dim else _UNPACKED))
+        for name, width in token_dims.items()
+    ]
     return sum(poolers, _VIT)
+
+
+def _adapt(config: PreTrainedConfig, keys: Collection[str]):
+    if config.has_two_poolers:
+        config.use_projection = "visual.proj" in keys
 
 
 def _fit(tensors: Tensors, changes: Changes, prefix: str, config: PreTrainedConfig):
@@ -107,4 +125,4 @@ _INTERMEDIATES = (
     Intermediate("post-norm", "post_layernorm", "ln_post"),
 )
 
-VIT = TowerConversion(_CONFIG, _table, _fit, _INTERMEDIATES)
+VIT = TowerConversion(_CONFIG, _table, _fit, _INTERMEDIATES, _adapt)

@@ -17,7 +17,7 @@ from ..common import ConversionError, argument, listing
 from ..mapping.plan import ConversionPlan, DerivedPlan
 from ..write.safetensors import all_finite, one_thread, same_bytes
 from .compare import BOUND, check_finite, output_checks
-from .reference import load_open_clip_model
+from .reference import MissingModelError, load_open_clip_model
 from .values import Outputs, native_outputs, open_clip_outputs, our_outputs, verification_inputs
 
 
@@ -139,6 +139,8 @@ def reference_outputs(
     except Exception as error:  # whatever keeps open_clip from running this model
         installed = find_spec("open_clip") is not None
         reason = f"open_clip cannot run this model ({error})" if installed else "open_clip is not installed"
+        if isinstance(error, MissingModelError):
+            reason = f"no outputs were compared, as {error}"
         if required:
             raise ConversionError(
                 f"Not verified, because {reason}: {argument('verify', 'structure')} checks the tensors alone."

@@ -36,7 +36,7 @@ from .compare import (
 )
 from .conversion import load_converted
 from .processors import pixel_checks, token_checks
-from .reference import load_open_clip_model, require_open_clip, text_prefix
+from .reference import MissingModelError, is_mammut, load_open_clip_model, require_open_clip, text_prefix
 from .report import GROUPS, Check, VerificationReport
 from .values import CaptionIds, intermediates_table, open_clip_captions, our_captions, verification_inputs
 
@@ -183,11 +183,23 @@ class FolderComparison:
             yield from pixel_checks(self.converted.path, self.source, self.config)
         if "tokens" in self.groups:
             yield from token_checks(self.converted.path, self.source)
-        exact, captions = self._reference()
+        try:
+            exact, captions = self._reference()
+        except MissingModelError as error:
+            yield from self._without_reference(str(error), dtypes)
+            return
         for dtype in dtypes:
             is_fp32 = dtype == torch.float32
             yield from self._fp32_checks(exact, captions) if is_fp32 else self._half_precision_checks(exact, dtype)
             yield from self._left_out(exact, dtype)
+
+    def _without_reference(self, reason: str, dtypes: list[torch.dtype]) -> Iterator[Check]:
+        """Say of everything that open_clip would have to compute that it was not compared."""
+        for dtype in dtypes:
+            for group in ("intermediates", "features", "logits", "captions", "losses", "gradients"):
+                is_wanted = group in self.wanted or group not in SKIPPABLE
+                if is_wanted and (group != "captions" or dtype == torch.float32):
+                    yield Check(group, group, dtype=dtype_name(dtype), detail=reason)
 
     def _left_out(self, exact: Values, dtype: torch.dtype) -> Iterator[Check]:
         for group in ("losses", "gradients"):
@@ -219,7 +231,12 @@ class FolderComparison:
         return partial(run_model, OURS, model, self.inputs, intermediates_table(self.config, ""), self.groups)
 
     def _reference(self) -> tuple[Values, torch.Tensor | None]:
-        """Compute open_clip's values in fp32, and CoCa's captions."""
+        """Compute open_clip's values in fp32, and a captioner's captions.
+
+        Raises:
+            MissingModelError: the installed open_clip has no such model.
+            ConversionError: it cannot run the model, or the checkpoint is damaged.
+        """
         exact: Values = {}
 
         def keep(key: Key, value: torch.Tensor):
@@ -229,8 +246,10 @@ class FolderComparison:
         try:
             model = self._open_clip(torch.float32)
             self._run_open_clip(model)(keep)
-            if "captions" in self.groups and hasattr(model, "text_decoder"):
+            if "captions" in self.groups and (hasattr(model, "text_decoder") or is_mammut(model)):
                 captions = open_clip_captions(model, self.inputs[0], CaptionIds.of(self.config, self.converted.config))
+        except MissingModelError:
+            raise
         except Exception as error:  # whatever keeps open_clip from running this model
             raise ConversionError(
                 f"There is nothing to compare with: open_clip cannot run this model ({error})"

@@ -14,6 +14,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from ...configuration.configuration_common import height_and_width
 from ..common import ConversionError
+from ..mapping.config_table import text_fields_of
 from ..processors.image import IMAGE_PROCESSOR_FILES
 from ..processors.tokenizers import load_tokenizer, tokenizer_folder
 from ..sources.source import Source
@@ -86,7 +87,7 @@ def open_clip_tokenizer(source: Source) -> Callable[[list[str]], torch.Tensor]:
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
     load_tokenizer(source)  # checks the settings, which open_clip hands on whatever they are
-    text_cfg = source.model_cfg["text_cfg"]
+    text_cfg = text_fields_of(source.model_cfg)
     kwargs = {"context_length": text_cfg.get("context_length", 77), **(text_cfg.get("tokenizer_kwargs") or {})}
     if not text_cfg.get("hf_tokenizer_name"):
         return SimpleTokenizer(**kwargs)

@@ -3,6 +3,7 @@
 open_clip is imported here only, and only when a function is called.
 """
 
+import inspect
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from transformers.initialization import no_init_weights
 from ...configuration.configuration_common import height_and_width
 from ...modeling.modeling_timm_factory import reparameterize
 from ..common import ConversionError
+from ..mapping.config_table import text_fields_of
 from ..mapping.plan import ConversionPlan
 from ..towers.timm_vision import is_fused
 
@@ -48,16 +50,13 @@ def build_open_clip_model(model_cfg: Mapping[str, Any], config: PreTrainedConfig
     Raises:
         Exception: open_clip is not installed, or cannot build the model.
     """
-    from open_clip.coca_model import CoCa
-    from open_clip.model import CLIP, CustomTextCLIP
-
     kwargs = {key: value for key, value in deepcopy(dict(model_cfg)).items() if value is not None}
-    vision_cfg, text_cfg = kwargs["vision_cfg"], kwargs["text_cfg"]
+    vision_cfg, text_cfg = kwargs["vision_cfg"], text_fields_of(kwargs)
     is_hf_text = bool(text_cfg.get("hf_model_name"))
-    custom_text = kwargs.pop("custom_text", False) or is_hf_text
+    custom_text = kwargs.pop("custom_text", False) or is_hf_text or text_cfg.get("text_arch") == "modern"
     if vision_cfg.get("timm_model_name"):
         vision_cfg["timm_model_pretrained"] = False
-    model_class = CoCa if "multimodal_cfg" in kwargs else CustomTextCLIP if custom_text else CLIP
+    model_class = _model_class(kwargs, custom_text)
     # Random values would cost time, and change the caller's random state.
     with torch.random.fork_rng(devices=[]), no_init_weights():
         if not is_hf_text:
@@ -66,6 +65,49 @@ def build_open_clip_model(model_cfg: Mapping[str, Any], config: PreTrainedConfig
         with _hf_config_folder(config) as folder:
             text_cfg["hf_model_name"] = folder or text_cfg["hf_model_name"]
             return model_class(**kwargs).eval()
+
+
+def _model_class(model_cfg: Mapping[str, Any], custom_text: bool) -> type[torch.nn.Module]:
+    from open_clip.coca_model import CoCa
+    from open_clip.model import CLIP, CustomTextCLIP
+
+    text_cfg = model_cfg.get("text_cfg")
+    if text_cfg is None or text_cfg.get("does_full_decoding"):
+        return _mammut_class("multimodal_cfg" if text_cfg is None else "text_cfg")
+    return CoCa if "multimodal_cfg" in model_cfg else CustomTextCLIP if custom_text else CLIP
+
+
+class MissingModelError(ConversionError):
+    """The installed open_clip has no model of this kind."""
+
+
+def _mammut_class(part: str) -> type[torch.nn.Module]:
+    """open_clip's MaMMUT, if the installed open_clip has one that is described by `part` of a `model_cfg`."""
+    try:
+        from open_clip.mammut_model import MaMMUT
+    except ImportError as error:
+        raise MissingModelError(
+            f"{require_open_clip()} has no MaMMUT; that of LAION, open_clip_mammut, has"
+        ) from error
+    if part not in inspect.signature(MaMMUT).parameters:
+        raise MissingModelError(f"the MaMMUT of {require_open_clip()} takes no {part}")
+    return MaMMUT
+
+
+def is_mammut(model: torch.nn.Module) -> bool:
+    """Whether a model of open_clip is a MaMMUT."""
+    return hasattr(model, "map_viz2txt_kv")
+
+
+def mammut_caption_logits(model: torch.nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+    """Predict the token behind each of texts, (images, length, vocab_size), by open_clip's MaMMUT.
+
+    Args:
+        model: that of LAION, whose forward in training leaves out the last token, or that of open_clip 4.
+        inputs: images, texts, and perhaps the image features and tokens.
+    """
+    whole = {"is_training": False} if "is_training" in inspect.signature(model.forward).parameters else {}
+    return model(*inputs, **whole)["logits"]
 
 
 def text_prefix(model: torch.nn.Module) -> str:

@@ -21,8 +21,9 @@ from ..mapping.plan import rename_table
 from ..mapping.state_dict import compile_pattern, fill_pattern, resolve
 from ..towers.base import Intermediate
 from ..towers.coca_decoder import DECODER_INTERMEDIATES
+from ..towers.mammut_text import MAMMUT_DECODER_INTERMEDIATES
 from ..towers.tables import TEXT_CONVERSIONS, VISION_CONVERSIONS
-from .reference import text_prefix
+from .reference import is_mammut, mammut_caption_logits, text_prefix
 
 
 Outputs = dict[str, torch.Tensor]
@@ -80,6 +81,12 @@ def open_clip_outputs(model: torch.nn.Module, inputs: Inputs) -> Outputs:
             "image features": image_features,
             "text features": text_features,
             "caption logits": model.text_decoder(image_tokens, text_tokens),
+        }
+    elif is_mammut(model):
+        outputs = {
+            "image features": model.encode_image(pixel_values, normalize=False),
+            "text features": model.encode_text(input_ids, normalize=False),
+            "caption logits": mammut_caption_logits(model, pixel_values, input_ids),
         }
     else:
         outputs = {"image features": model.encode_image(pixel_values), "text features": model.encode_text(input_ids)}
@@ -141,26 +148,29 @@ def open_clip_losses(model: torch.nn.Module, inputs: Inputs, config: PreTrainedC
     Args:
         model: open_clip's model.
         inputs: images and their texts.
-        config: our configuration of the model, which knows CoCa's weights of the losses and its padding.
+        config: our configuration of the model, which knows a captioner's weights of the losses and its padding.
     """
     from open_clip.loss import ClipLoss, CoCaLoss, SigLipLoss
 
     pixel_values, input_ids = inputs
     pixel_values = pixel_values.to(model.logit_scale.dtype)
-    is_coca = hasattr(model, "text_decoder")
+    is_coca, captions = hasattr(model, "text_decoder"), None
     if is_coca:
         outputs = model(pixel_values, input_ids)
         image, text = outputs["image_features"], outputs["text_features"]
+        captions = outputs["logits"], outputs["labels"]
     else:
         image, text = model.encode_image(pixel_values, normalize=True), model.encode_text(input_ids, normalize=True)
+        if is_mammut(model):
+            captions = mammut_caption_logits(model, pixel_values, input_ids)[:, :-1], input_ids[:, 1:]
     if getattr(model.visual, "attn_pool_contrastive", None) is not None:
         image = image.squeeze(1)  # open_clip keeps the axis of the one contrastive query
-    contrastive_loss = ClipLoss() if is_coca or model.logit_bias is None else SigLipLoss()
+    contrastive_loss = ClipLoss() if captions is not None or model.logit_bias is None else SigLipLoss()
     losses = {"contrastive loss": contrastive_loss(image, text, model.logit_scale.exp(), model.logit_bias)}
-    if is_coca:
+    if captions is not None:
         # Its contrastive part, switched off here, takes no bias.
         caption_loss = CoCaLoss(caption_loss_weight=1.0, clip_loss_weight=0.0, pad_id=config.pad_token_id)
-        losses["caption loss"] = caption_loss(image, text, outputs["logits"], outputs["labels"], None)[1]
+        losses["caption loss"] = caption_loss(image, text, *captions, None)[1]
         weights = (config.contrastive_loss_weight, config.caption_loss_weight)
         losses["loss"] = sum(weight * loss for weight, loss in zip(weights, losses.values()))
     return losses
@@ -198,11 +208,18 @@ def our_gradients(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, weight.grad
 
 
+# `model_type` of a captioner -> the values inside its decoder, and the path of that in open_clip.
+_DECODERS = {
+    "open_clip_coca": (DECODER_INTERMEDIATES, "text_decoder."),
+    "open_clip_mammut": (MAMMUT_DECODER_INTERMEDIATES, "text."),
+}
+
+
 def intermediates_table(config: PreTrainedConfig, text_prefix: str) -> tuple[Intermediate, ...]:
     """List the values inside a whole model that both libraries compute.
 
     Args:
-        config: configuration of a dual model or of CoCa.
+        config: configuration of a dual model or of a captioner.
         text_prefix: where open_clip's model keeps its text tower, as for `rename_table`.
     """
     vision, text = config.vision_config, config.text_config
@@ -210,8 +227,9 @@ def intermediates_table(config: PreTrainedConfig, text_prefix: str) -> tuple[Int
         ("vision", VISION_CONVERSIONS[vision.model_type].intermediates, "vision_model.", "visual."),
         ("text", TEXT_CONVERSIONS[text.model_type].intermediates, "text_model.", text_prefix),
     ]
-    if "multimodal_config" in config.sub_configs:
-        parts.append(("decoder", DECODER_INTERMEDIATES, "multimodal_decoder.", "text_decoder."))
+    if config.model_type in _DECODERS:
+        table, theirs = _DECODERS[config.model_type]
+        parts.append(("decoder", table, "multimodal_decoder.", theirs))
     return tuple(row.under(part, ours, theirs) for part, table, ours, theirs in parts for row in table)
 
 
@@ -300,10 +318,14 @@ def open_clip_captions(model: torch.nn.Module, pixel_values: torch.Tensor, ids: 
     Its own `generate` needs transformers older than 5. The loop here takes the most probable word of its forward pass
     until the text ends: greedy decoding.
     """
-    image_latent, image_tokens = model._encode_image(pixel_values)
+    image_latent, image_tokens, *_ = model._encode_image(pixel_values)
     input_ids = ids.first(len(pixel_values))
     while input_ids.shape[1] < ids.max_length and not ids.is_end(input_ids).any(dim=1).all():
-        logits = model(pixel_values, input_ids, image_latent, image_tokens, output_labels=False)["logits"]
+        if is_mammut(model):
+            # Texts begin at the same argument in both forms, image features do not.
+            logits = mammut_caption_logits(model, pixel_values, input_ids)
+        else:
+            logits = model(pixel_values, input_ids, image_latent, image_tokens, output_labels=False)["logits"]
         input_ids = torch.cat([input_ids, logits[:, -1:].argmax(dim=-1)], dim=1)
     return ids.finished(input_ids)
 

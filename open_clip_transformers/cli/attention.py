@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..convert_scripts.common import failing_as
 from ..convert_scripts.outputs import written_whole
 from ..datasets.images import read_image
 from .caption import fit_length
@@ -70,7 +71,8 @@ def attention(
         pixel_values = inputs.pixel_values.to(model.device, model.dtype)
         with torch.inference_mode():
             if text:
-                title, maps = image, _text_maps(model, processor, pixel_values, text)
+                with failing_as(f"{name} shows no places of a --text", UsageError):
+                    title, maps = image, _text_maps(model, processor, pixel_values, text)
                 for label, heat in maps:
                     print_columns(image, label, f"{heat.max():.4g}")
             else:

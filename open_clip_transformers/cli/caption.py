@@ -55,7 +55,7 @@ def caption(
     prompt: Annotated[str | None, typer.Option(help="How every caption starts.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
 ):
-    """Caption images with a CoCa.
+    """Caption images with a CoCa or a MaMMUT.
 
     Prints a line `image<TAB>caption` for each image, or with --json {"image": ..., "caption": ...}, in the order of
     the images. Takes the most probable words unless told to search or to sample. Images that cannot be read are
@@ -220,7 +220,7 @@ def load_captioner(
     dtype: str,
     device: str,
 ) -> Captioner:
-    """Load a CoCa that captions with `settings` of `generate`, which are `None` where not given."""
+    """Load a model that captions with `settings` of `generate`, which are `None` where not given."""
     from transformers import AutoModelForImageTextToText
 
     from .load import load_model, try_settings

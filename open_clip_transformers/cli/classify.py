@@ -15,7 +15,7 @@ from .data import (
     work_on_shards,
 )
 from .images import num_images, read_batches
-from .messages import Failures, UsageError, errors_as_messages
+from .messages import Failures, UsageError, errors_as_messages, warn
 from .options import (
     Images,
     Model,
@@ -127,7 +127,7 @@ class Classifier:
         """Return the most probable labels of each image, with their probabilities."""
         import torch
 
-        from .embeddings import embed_images
+        from ..training.embeddings import embed_images
 
         with torch.inference_mode():
             logits = self.model.compute_logits(embed_images(self.model, pixel_values), self.label_embeds)
@@ -160,12 +160,12 @@ def load_classifier(
     from torch.nn import functional as F
     from transformers import AutoModelForZeroShotImageClassification
 
-    from .embeddings import embed_texts
+    from ..training.embeddings import embed_texts
     from .load import load_model
 
     model, processor = load_model(AutoModelForZeroShotImageClassification, name, revision, device, dtype)
     texts = [text.replace("{}", label) for text in templates for label in labels]
-    embeds = embed_texts(model, processor, texts, batch_size).view(len(templates), len(labels), -1)
+    embeds = embed_texts(model, processor.tokenizer, texts, batch_size, warn).view(len(templates), len(labels), -1)
     label_embeds = F.normalize(embeds.mean(0), dim=-1).to(model.device)
     return Classifier(model, processor, labels, label_embeds, top)
 

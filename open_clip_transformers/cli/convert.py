@@ -46,7 +46,7 @@ Bundle = Annotated[
 
 # What to do with a model of each kind -> arguments behind its folder.
 NEXT = {
-    "open_clip_coca": ("caption", "IMAGE"),
+    **dict.fromkeys(("open_clip_coca", "open_clip_mammut"), ("caption", "IMAGE")),
     "open_clip": ("classify", "IMAGE --labels 'a cat, a dog'"),
     "open_clip_siglip": ("classify", "IMAGE --labels 'a cat, a dog'"),
 }

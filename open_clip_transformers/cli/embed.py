@@ -18,7 +18,7 @@ from .data import (
     work_on_shards,
 )
 from .images import num_images, read_batches
-from .messages import Failures, UsageError, errors_as_messages
+from .messages import Failures, UsageError, errors_as_messages, warn
 from .options import (
     IMAGES_HELP,
     Model,
@@ -102,7 +102,7 @@ def embed(
         from transformers import AutoModelForZeroShotImageClassification
 
         from ..acceleration import optimize_for_inference
-        from .embeddings import embed_images, embed_texts
+        from ..training.embeddings import embed_images, embed_texts
         from .load import load_model
 
         model, processor = load_model(
@@ -121,7 +121,7 @@ def embed(
             embeddings["image_embeds"] = torch.cat([embeds for _, embeds in batches])
             rows["images"] = [sample.key for batch, _ in batches for sample in batch]
         if texts:
-            embeddings["text_embeds"] = embed_texts(model, processor, texts, data.batch_size)
+            embeddings["text_embeds"] = embed_texts(model, processor.tokenizer, texts, data.batch_size, warn)
             rows["texts"] = texts
         _save_embeddings(file, embeddings, rows)
         raise typer.Exit(failures.exit_code())
@@ -157,12 +157,14 @@ class Embedder:
     def __call__(
         self, pixel_values: "torch.Tensor", samples: "list[Sample]", shard: "Shard"
     ) -> "dict[str, torch.Tensor | list]":
-        from .embeddings import embed_cut_texts, embed_images
+        from ..training.embeddings import embed_images, embed_texts
 
         columns = {"embedding": embed_images(self.model, pixel_values)}
         if self.settings.text_column:
             texts = [sample.text for sample in samples]
-            columns["text_embedding"] = embed_cut_texts(self.model, self.processor, texts, self.settings.batch_size)
+            columns["text_embedding"] = embed_texts(
+                self.model, self.processor.tokenizer, texts, self.settings.batch_size
+            )
             columns["caption"] = texts
         return columns
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..convert_scripts.common import failing_as
 from .messages import UsageError, errors_as_messages
 from .options import BatchSize, Device, Dtype, Model, ModelDtype, Revision, Traceback, read_lines
 from .output import print_columns
@@ -80,7 +81,8 @@ def evaluate(
         from ..training import evaluation
         from .load import load_model
 
-        dataset = evaluation.load_dataset(data, split)
+        with failing_as(f"{data} cannot be loaded as a data set", UsageError):
+            dataset = evaluation.load_dataset(data, split)
         dataset = dataset.select(range(min(limit, len(dataset)))) if limit else dataset
         captions = task is Task.caption
         auto_class = AutoModelForImageTextToText if captions else AutoModelForZeroShotImageClassification

@@ -8,27 +8,30 @@ from shlex import quote
 import torch
 from safetensors import safe_open
 from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from ..configuration.configuration_coca import CoCaConfig
 from ..configuration.configuration_common import Range, height_and_width
+from ..configuration.configuration_mammut import MaMMUTConfig
 from ..configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
 from ..configuration.configuration_vit import OpenClipVitConfig
 from ..configuration.errors import UserError
-from ..convert_scripts.common import check_no_pointer, failing_as, read_json, user_path
-from ..modeling.generation_coca import check_numbers
+from ..convert_scripts.common import check_no_pointer, failing_as, hub_id_of_address, read_json, user_path
+from ..modeling.generation_captioning import check_numbers
 from ..processing.processing_coca import CoCaProcessor
 from ..processing.processing_open_clip import OpenClipProcessor
 from .messages import UsageError, hide_progress_bars_in_logs
 
 
-COCA = CoCaConfig.model_type
+# Models that caption -> their names.
+CAPTIONERS = {CoCaConfig.model_type: "CoCa", MaMMUTConfig.model_type: "MaMMUT"}
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # What generation_config.json holds of a converted model.
 PLAIN_SETTINGS = {*TOKEN_IDS, "max_length", "transformers_version", "_from_model_config"}
 # Towers that take images of one size alone, unless they are told to interpolate.
 FIXED_SIZE = {OpenClipVitConfig.model_type}
-KINDS = {OpenClipConfig.model_type: "CLIP", OpenClipSiglipConfig.model_type: "SigLIP", COCA: "CoCa"}
+_HUB_ID = r"[\w.-]+/[\w.-]+"
+KINDS = {OpenClipConfig.model_type: "CLIP", OpenClipSiglipConfig.model_type: "SigLIP", **CAPTIONERS}
 
 
 def load_model(
@@ -83,6 +86,9 @@ def _check_files(folder: Path):
         if path.suffix == ".safetensors":
             with failing_as(f"{path} cannot be read", UserError), safe_open(path, framework="pt"):
                 pass
+        # transformers takes its own settings in silence where it cannot read these.
+        if path.name == GENERATION_CONFIG_NAME:
+            read_json(path)
 
 
 def _check_processor(name: str, model: PreTrainedModel, processor: ProcessorMixin):
@@ -104,7 +110,7 @@ def _check_processor(name: str, model: PreTrainedModel, processor: ProcessorMixi
 
 def _check_generation(name: str, model: PreTrainedModel):
     """Raise `UsageError` where generation_config.json has settings that no caption can be made with."""
-    file, settings = "generation_config.json", model.generation_config
+    file, settings = GENERATION_CONFIG_NAME, model.generation_config
     ids = Range(0, model.config.vocab_size - 1)
     with failing_as(f"{name} cannot caption", UsageError):
         check_numbers(file, vars(settings))
@@ -142,8 +148,11 @@ def find_model(name: str, revision: str | None, captions: bool) -> str:
     convert = f"`open-clip-transformers convert {quote(name)} FOLDER` makes a folder of an open_clip checkpoint"
     if path.is_file():
         raise UsageError(f"{name} is a file, expected a folder or a Hub id; {convert}.")
-    if not path.is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise UsageError(f"{name}: there is no such folder, and it is not a Hub id (org/name).")
+    if not path.is_dir() and not re.fullmatch(_HUB_ID, name):
+        repo_id, _, at = (hub_id_of_address(name) or name).partition("@")
+        is_id = re.fullmatch(_HUB_ID, repo_id) and repo_id != name
+        hint = f" Give {repo_id}{f' and --revision {quote(at)}' if at else ''}." if is_id else ""
+        raise UsageError(f"{name}: there is no such folder, and it is not a Hub id (org/name).{hint}")
     if path.is_dir() and revision is not None:
         raise UsageError(f"{name} is on this machine and has no revisions: leave out --revision {revision}.")
     folder = str(path) if path.is_dir() else name
@@ -158,9 +167,10 @@ def find_model(name: str, revision: str | None, captions: bool) -> str:
             f"{name} is a {model_type!r} model, expected one that was converted from open_clip "
             f"({', '.join(KINDS)}); {convert}."
         )
-    if captions and model_type != COCA:
+    if captions and model_type not in CAPTIONERS:
+        captioners = " or a ".join(f"{name} ({kind})" for kind, name in CAPTIONERS.items())
         raise UsageError(
             f"{name} is a {KINDS[model_type]} ({model_type}), which has no decoder to write captions with: `caption` "
-            f"needs a CoCa ({COCA}). `classify` and `embed` work with this model."
+            f"needs a {captioners}. `classify` and `embed` work with this model."
         )
     return folder

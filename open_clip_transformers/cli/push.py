@@ -41,10 +41,11 @@ def push(
         if create_pr and revision != "main":
             raise UsageError("A pull request is for the branch main: leave out --revision or --create-pr.")
 
-        from ..convert_scripts.hub.push import check_repo_id, plan_push, push_folder
+        from ..convert_scripts.hub.push import check_branch, check_repo_id, plan_push, push_folder
 
         try:
             check_repo_id(repo_id)
+            check_branch(revision)
         except ValueError as error:
             raise UsageError(str(error)) from error
         hide_progress_bars_in_logs()

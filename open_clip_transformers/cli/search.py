@@ -72,7 +72,7 @@ def _embed(data: EmbeddedData, model: str | None, text: str | None, image: str |
     from transformers import AutoModelForZeroShotImageClassification
 
     from ..datasets.images import read_image
-    from .embeddings import embed_images, embed_texts
+    from ..training.embeddings import embed_images, embed_texts
     from .load import load_model
 
     settings, notes = data.manifest["settings"], data.manifest["notes"]
@@ -81,7 +81,7 @@ def _embed(data: EmbeddedData, model: str | None, text: str | None, image: str |
         raise UsageError(f"{name} is not the model that embedded these images: name that one with --model.")
     loaded, processor = load_model(AutoModelForZeroShotImageClassification, name, revision, device, settings["dtype"])
     if image is None:
-        return embed_texts(loaded, processor, [text], 1)[0].numpy()
+        return embed_texts(loaded, processor.tokenizer, [text], 1, warn)[0].numpy()
     pixel_values = processor.image_processor(read_image(image), return_tensors="pt").pixel_values
     return embed_images(loaded, pixel_values)[0].cpu().numpy()
 

@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from ..configuration.errors import MissingPackageError
 
@@ -19,3 +20,20 @@ def import_extra(module: str, extra: str) -> ModuleType:
         raise MissingPackageError(
             f"{package} is needed: pip install 'open-clip-transformers[{extra}]'. {error}"
         ) from error
+
+
+def file_system_of(address: str) -> tuple[Any, str]:
+    """fsspec's file system of an address such as `s3://bucket/key`, and the path in it.
+
+    Raises:
+        MissingPackageError: fsspec, or what it needs for such addresses, is not installed.
+        OSError: there are no such addresses.
+    """
+    try:
+        return import_extra("fsspec", "data").url_to_fs(address)
+    except MissingPackageError:
+        raise
+    except ImportError as error:
+        raise MissingPackageError(f"{address} needs a package that is not installed. {error}.") from error
+    except ValueError as error:
+        raise OSError(f"{address} is no address of a file: {error}.") from error

@@ -11,7 +11,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, cast
 
 from ..configuration.errors import UserError
-from .extras import import_extra
+from .extras import file_system_of, import_extra
 from .images import Unreadable
 from .shards import MANIFEST, Sample, Shard
 
@@ -57,7 +57,7 @@ class Output:
     def __init__(self, address: str, columns: Sequence[str]):
         self.address = address
         self.columns = tuple(columns)
-        self.file_system, self.root = import_extra("fsspec", "data").url_to_fs(os.path.expanduser(address))
+        self.file_system, self.root = file_system_of(os.path.expanduser(address))
         self.is_local = "file" in self.file_system.protocol
         import_extra("pyarrow.parquet", "data")  # takes a second, and what is missing is better missed now
 

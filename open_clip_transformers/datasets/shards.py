@@ -18,7 +18,7 @@ from itertools import count, groupby, islice
 from typing import IO, TYPE_CHECKING, ClassVar
 
 from ..configuration.errors import UserError
-from .extras import import_extra
+from .extras import file_system_of, import_extra
 from .images import Unreadable, is_remote, is_url
 
 
@@ -497,7 +497,7 @@ def _find_remote(address: str) -> list[str]:
     if is_url(address):
         return [address]
     is_pattern = glob.has_magic(address)
-    file_system, path = import_extra("fsspec", "data").url_to_fs(address)
+    file_system, path = file_system_of(address)
     if is_pattern:
         files = sorted(file_system.glob(path))
     elif file_system.isdir(path):

@@ -228,6 +228,7 @@ def test_convert_speaks_of_options(run, source, tmp_path):
         (weights, "--model", "ViT-B-32", "--config", tmp_path / "my config.json"): "given twice, by --model ViT-B-32",
         (source, "--revision", "v1", "--model", "RN50"): "leave out --revision v1.",
         (weights, "--model", "RN50", "--ema"): "Leave out --ema.",
+        (weights, "--config", "RN50"): "no file, but the name of an architecture: give it with --model RN50 instead",
     }
     for arguments, message in cases.items():
         result = run("convert", arguments[0], tmp_path / "out", *arguments[1:], exit_code=1)

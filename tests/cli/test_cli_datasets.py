@@ -1,5 +1,6 @@
 """`embed`, `caption` and `classify` over whole data sets, against the same commands over files, and other readers."""
 
+import importlib.util
 import io
 import json
 import os
@@ -492,3 +493,14 @@ def test_missing_library_is_named_with_its_extra(run, clip, tars, tmp_path, monk
     monkeypatch.setitem(__import__("sys").modules, "webdataset.tariterators", None)
     result = run("embed", clip, tars / "a.tar", "-o", tmp_path / "out/", exit_code=1)
     assert "pip install 'open-clip-transformers[data]'" in result.stderr
+
+
+@pytest.mark.parametrize("place", ["input", "output"])
+def test_addresses_that_cannot_be_used_say_why(run, clip, images, tmp_path, place):
+    def embedding(address):
+        places = (address, "-o", f"{tmp_path}/out/") if place == "input" else (images[0], "-o", address)
+        return run("embed", clip, *places, exit_code=None).stderr
+
+    assert "nowhere://a/b/ is no address of a file: Protocol not known: nowhere" in embedding("nowhere://a/b/")
+    if importlib.util.find_spec("s3fs") is None:
+        assert "Error: s3://a/b/ needs a package that is not installed. Install s3fs" in embedding("s3://a/b/")

@@ -78,3 +78,9 @@ def test_retrieval_and_captions(run, coca, captioned):
 def test_wrong_requests_say_why(run, clip, class_folders, arguments, message):
     result = run("evaluate", clip, class_folders, *arguments, exit_code=2 if "none of the" not in message else 1)
     assert message in result.stderr
+
+
+def test_folder_without_data_says_so(run, clip, tmp_path):
+    (tmp_path / "data").mkdir()
+    result = run("evaluate", clip, tmp_path / "data", "--task", "zero-shot", exit_code=2)
+    assert f"Error: {tmp_path / 'data'} cannot be loaded as a data set: " in result.stderr

@@ -14,6 +14,33 @@ def test_model_that_is_not_there(run, images, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("org/name@v1", "Give org/name and --revision v1."),
+        ("https://huggingface.co/org/name", "Give org/name."),
+        ("https://huggingface.co/org/name/tree/v1", "Give org/name and --revision v1."),
+        ("hf.co/org/name/blob/main/config.json", "Give org/name."),
+    ],
+)
+def test_names_that_mean_a_hub_id(run, images, tmp_path, name, advice):
+    assert run("classify", name, images[0], "--labels", "a", exit_code=2).stderr.endswith(f"(org/name). {advice}\n")
+    hub_id = advice.removesuffix(".").replace("Give ", "").replace(" and --revision ", "@")
+    if "@" not in name:
+        result = run("convert", name, tmp_path / "out", exit_code=1)
+        assert f"Give {hub_id} instead of its address." in result.stderr
+
+
+@pytest.mark.parametrize("name", ["empty", "half", "binary", "folder"])
+def test_settings_of_generation_that_cannot_be_read(run, coca, images, tmp_path, name):
+    shutil.copytree(coca, tmp_path / "model")
+    path = tmp_path / "model" / "generation_config.json"
+    content = {"empty": b"", "half": path.read_bytes()[:40], "binary": bytes(range(256))}
+    path.unlink()
+    path.mkdir() if name == "folder" else path.write_bytes(content[name])
+    assert f"{path} cannot be read as JSON" in run("caption", tmp_path / "model", images[0], exit_code=1).stderr
+
+
 def test_hub_id_that_cannot_be_had(run, images):
     result = run("classify", "nobody/nothing", images[0], "--labels", "a", exit_code=2)
     assert result.stderr.startswith("Error: nobody/nothing: there is no configuration that can be read.")

@@ -9,6 +9,10 @@ import pytest
 
 
 ROOT = Path(__file__).parents[2]
+OF_OPEN_CLIP_4 = {
+    *("coca2_ViT-B-32", "gte-modernbert-base-ViT-B-32-256", "mammut2_ViT-B-32", "moderntext-ViT-B-32-256"),
+    *(f"mammut_ViT-{size}-{patch}" for size in "SMBLH" for patch in (14, 16, 32)),
+}
 
 
 def table(text):
@@ -23,7 +27,7 @@ def test_models_lists_every_architecture_and_tag(run):
 
     rows = table(run("models").stdout)
     assert {(row["MODEL"], row["TAG"]) for row in rows if row["TAG"] != "-"} == set(open_clip.list_pretrained())
-    assert {row["MODEL"] for row in rows} == set(open_clip.list_models())
+    assert {row["MODEL"] for row in rows} == set(open_clip.list_models()) | OF_OPEN_CLIP_4
     without = {row["MODEL"] for row in rows if row["TAG"] == "-"}
     assert len(rows) == 196 + len(without)
 
@@ -43,6 +47,8 @@ def test_models_says_what_each_is_made_of_and_needs(run):
     assert rows["ViT-B-32-256"]["IMAGE"] == "256"
     assert rows["ViT-B-32-256"]["NEEDS"] == "-"
     assert rows["coca_ViT-B-32"]["CONTEXT"] == "76"
+    assert rows["moderntext-ViT-B-32-256"]["NEEDS"] == "tokenizer r50k_base"
+    assert rows["gte-modernbert-base-ViT-B-32-256"]["NEEDS"] == "tokenizer Alibaba-NLP/gte-modernbert-base"
     assert table(run("models", "MobileCLIP-S1").stdout)[0]["NEEDS"] == "timm"
 
 
@@ -67,9 +73,10 @@ def test_models_aligns_its_columns(run):
         ),
         ("mscoco*", [(f"coca_ViT-{size}", "mscoco_finetuned_laion2b_s13b_b90k") for size in ("B-32", "L-14")]),
         ("RN50x?", [("RN50x4", "openai")]),
-        ("ViT-S-16", [("ViT-S-16", "-"), ("ViT-S-16-alt", "-")]),
+        ("ViT-S-16*", [("ViT-S-16", "-"), ("ViT-S-16-alt", "-")]),
+        ("mammut*S-1?", [("mammut_ViT-S-14", "-"), ("mammut_ViT-S-16", "-")]),
     ],
-    ids=["tag", "part-of-a-model", "pattern-of-tags", "pattern-of-models", "model-without-tags"],
+    ids=["tag", "part-of-a-model", "pattern-of-tags", "pattern-of-models", "models-without-tags", "laions-mammut"],
 )
 def test_models_takes_patterns(run, pattern, expected):
     assert [(row["MODEL"], row["TAG"]) for row in table(run("models", pattern).stdout)] == expected
@@ -77,7 +84,7 @@ def test_models_takes_patterns(run, pattern, expected):
 
 def test_models_lists_architectures_once_without_tags(run):
     rows = table(run("models", "--no-tags").stdout)
-    assert len(rows) == len({row["MODEL"] for row in rows}) == 144
+    assert len(rows) == len({row["MODEL"] for row in rows}) == 144 + len(OF_OPEN_CLIP_4)
     assert "TAG" not in rows[0]
     assert [row["MODEL"] for row in table(run("models", "--no-tags", "dfn2b_s39b").stdout)] == ["ViT-L-14"]
 

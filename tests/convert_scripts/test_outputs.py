@@ -173,3 +173,22 @@ def test_file_is_there_as_a_whole_or_as_it_was(tmp_path):
         time.sleep(10)
     assert path.read_text() == "before"
     assert names(tmp_path) == ["e.npy"]
+
+
+def test_what_is_left_of_a_file_is_swept_by_its_next_writer(tmp_path):
+    path = tmp_path / "e.npy"
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from open_clip_transformers.convert_scripts.outputs import written_whole\n"
+        "with written_whole(Path(sys.argv[1])) as temporary:\n"
+        "    temporary.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, path], cwd=ROOT).returncode == -signal.SIGKILL
+    assert not path.exists() and len(names(tmp_path)) == 1
+    with written_whole(path) as temporary:
+        temporary.write_text("whole")
+        with pytest.raises(ConversionError, match=r"e\.npy is being written by another process"), written_whole(path):
+            pass
+    assert names(tmp_path) == ["e.npy"] and path.read_text() == "whole"
+    with pytest.raises(FileNotFoundError), written_whole(tmp_path / "missing" / "e.npy"):
+        pass

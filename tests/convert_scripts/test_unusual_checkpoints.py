@@ -92,6 +92,11 @@ UNKNOWN = {
         r"begin with 'teacher\.' are another model's beside this",
     ),
     "lora_of_others": (lambda t: {**t, "visual.conv1.lora_down.weight": torch.ones(1)}, "keys are LoRA's"),
+    "ia3": (lambda t: {"base_model.model.visual.proj.ia3_l": torch.ones(1)}, r"keys are adapters' \(ia3_\): merge"),
+    "oft": (
+        lambda t: {**t, "visual.conv1.oft_R.d.weight": torch.ones(1)},
+        r"keys are adapters' \(oft_\): merge",
+    ),
     "two": (
         lambda t: prefixed("teacher.", t) | prefixed("student.", t),
         r"'teacher\.' and 'student\.' are a model each",

@@ -37,10 +37,12 @@ class Case:
     Attributes:
         suites: names of functions of `suites.py`.
         ignore: reasons by `"test name"` for the first of `suites`, or `"suite:test name"`; that test has to fail.
+        ignore_on_older: likewise, for all releases before the newest.
     """
 
     suites: tuple[str, ...] = ()
     ignore: dict[str, str] = {}
+    ignore_on_older: dict[str, str] = {}
 
 
 class ModelCase(Case):

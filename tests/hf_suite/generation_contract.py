@@ -420,7 +420,7 @@ class GenerationContract:
             output_attentions=True, output_hidden_states=True,
         )  # fmt: skip
         text = model.config.get_text_config(decoder=True)
-        batch, layers, heads = ids.shape[0], model.config.multimodal_config.num_hidden_layers, text.num_attention_heads
+        batch, layers, heads = ids.shape[0], model.config.get_text_config().num_hidden_layers, text.num_attention_heads
         self.assertEqual(out.sequences.shape, (batch, ids.shape[1] + STEPS))
         for name in ("scores", "logits"):
             shapes = [tuple(t.shape) for t in getattr(out, name)]

@@ -12,7 +12,14 @@ from hf_suite.cases import (
     pixels,
     texts,
 )
-from tiny_configs import tiny_clip_cfg, tiny_coca_cfg, tiny_hf_coca_cfg, tiny_hf_text_cfg
+from tiny_configs import (
+    tiny_clip_cfg,
+    tiny_coca_cfg,
+    tiny_hf_coca_cfg,
+    tiny_hf_text_cfg,
+    tiny_mammut_cfg,
+    tiny_modern_text_cfg,
+)
 from tiny_models import (
     BOS,
     CLIP,
@@ -36,6 +43,14 @@ from open_clip_transformers.modeling.modeling_coca import (
     CoCaModel,
 )
 from open_clip_transformers.modeling.modeling_hf_text import HfTextModel
+from open_clip_transformers.modeling.modeling_mammut import (
+    MaMMUTForConditionalGeneration,
+    MaMMUTForImageClassification,
+    MaMMUTForZeroShotImageClassification,
+    MaMMUTModel,
+)
+from open_clip_transformers.modeling.modeling_mammut_text import MaMMUTTextModel
+from open_clip_transformers.modeling.modeling_modern_text import ModernTextModel
 from open_clip_transformers.modeling.modeling_modified_resnet import ModifiedResNetBackbone, ModifiedResNetModel
 from open_clip_transformers.modeling.modeling_open_clip import (
     OpenClipForImageClassification,
@@ -61,6 +76,8 @@ PLAIN = tiny_clip_cfg(vision_cfg={"layers": 2})
 PLAIN_COCA = tiny_coca_cfg(
     vision_cfg={"layers": 2}, text_cfg={"context_length": 24}, multimodal_cfg={"context_length": 24}
 )
+
+PLAIN_MAMMUT = tiny_mammut_cfg(vision_cfg={"layers": 2}, text_cfg={"context_length": 24, "layers": 2})
 
 
 def word_tokenizer(length=10, **settings):
@@ -154,7 +171,6 @@ class ResNet(_Vision):
     size = 96
     common_properties = ["depths", "projection_dim", "image_size"]
     tester = {"num_hidden_layers": 1}  # attentions: those of the pooling alone
-    ignore = {"test_num_layers_is_small": "a ResNet has four stages"}
 
     def config(self):
         return tiny_config(RESNET).vision_config
@@ -202,6 +218,8 @@ class Timm(_Vision):
         "test_retain_grad_hidden_states_attentions": "timm gives copies beside the path to the output",
         "test_gradient_checkpointing_enable_disable": "timm has no GradientCheckpointingLayer, but its own, see below",
     }
+
+    ignore_on_older = {"cpu:test_disk_offload": "transformers 5.5 dispatches no model that is on the disk alone"}
 
     def test_timm_gradient_checkpointing_enable_disable(self):
         model = TimmVisionModel(self.model_tester.get_config())
@@ -282,6 +300,45 @@ class TextBidirectional(_OpenClipText):
         return tiny_config(SIGLIP).text_config
 
 
+class MaMMUTText(_OpenClipText):
+    """MaMMUT's text tower: bidirectional, some layers without an MLP."""
+
+    model_classes = base_classes = (MaMMUTTextModel,)
+    auto_classes = {"AutoModel": MaMMUTTextModel}
+    pipeline_model_mapping = {"feature-extraction": MaMMUTTextModel}
+    config_changes = {}
+
+    def config(self):
+        return tiny_config(PLAIN_MAMMUT).text_config
+
+
+class ModernTextOptions(_Text):
+    """Bidirectional, pooled by attention, with registers and value residuals."""
+
+    model_classes = base_classes = (ModernTextModel,)
+    auto_classes = {"AutoModel": ModernTextModel}
+
+    def config(self):
+        return tiny_config(tiny_modern_text_cfg()).text_config
+
+    def tester_values(self, config):
+        return {"seq_length": 10 + config.num_register_tokens}
+
+
+class ModernText(ModernTextOptions):
+    """As moderntext-ViT-B-32-256: causal, pooled at the end."""
+
+    pipeline_model_mapping = {"feature-extraction": ModernTextModel}
+    ignore = Text.ignore
+
+    def config(self):
+        plain = {
+            **{"pool_type": "eos", "eos_id": EOS, "attention_mode": "causal", "qk_norm": False, "reg_tokens": 0},
+            **{"norm_placement": "pre", "value_residual": False, "ls_init_value": None, "freeze_pad_embed": None},
+        }
+        return tiny_config(tiny_modern_text_cfg(text_cfg=plain)).text_config
+
+
 class HfBert(_Text):
     config_changes = {}
     model_classes = base_classes = (HfTextModel,)
@@ -309,6 +366,12 @@ class HfMt5(HfBert):
 
 class HfM2m100(HfBert):
     encoder = "m2m_100"
+    ignore_on_older = {"cpu:test_compile_training": "its encoder branches on a random number in training"}
+    pipeline_model_mapping = {}
+
+
+class HfModernBert(HfBert):
+    encoder = "modernbert"
     pipeline_model_mapping = {}
 
 
@@ -388,6 +451,13 @@ class ClipHfText(Clip):
         return tiny_config(tiny_hf_text_cfg("roberta", vision_cfg={"layers": 2}))
 
 
+class ClipModernText(Clip):
+    pipeline_model_mapping = {}
+
+    def config(self):
+        return tiny_config(tiny_modern_text_cfg(vision_cfg={"layers": 2}))
+
+
 class Siglip(_Dual):
     model_classes = (OpenClipSiglipModel,)
     auto_classes = {"AutoModel": OpenClipSiglipModel, "AutoModelForZeroShotImageClassification": OpenClipSiglipModel}
@@ -418,7 +488,24 @@ class CoCaZeroShot(_Dual):
         return {"tokenizer": word_tokenizer(24), "image_processor": image_processor(self.size)}
 
 
+class MaMMUTZeroShot(CoCaZeroShot):
+    model_classes = (MaMMUTForZeroShotImageClassification,)
+    auto_classes = {"AutoModelForZeroShotImageClassification": MaMMUTForZeroShotImageClassification}
+    pipeline_model_mapping = {"zero-shot-image-classification": MaMMUTForZeroShotImageClassification}
+    skip_test_image_features_output_shape = False
+
+    def config(self):
+        return tiny_config(PLAIN_MAMMUT)
+
+
+_VISION_ALONE = "with a configuration of two towers, transformers 5.5 switches attentions on for the text tower alone"
+
+
 class VisionWithProjection(_Vision):
+    ignore_on_older = {
+        "test_attention_outputs": _VISION_ALONE,
+        "test_retain_grad_hidden_states_attentions": _VISION_ALONE,
+    }
     model_classes = base_classes = (OpenClipVisionModelWithProjection,)
     prefix_tokens = 1
     config_changes = {}
@@ -436,6 +523,7 @@ class TextWithProjection(_Text):
 
 
 class ImageClassification(_Vision):
+    ignore_on_older = VisionWithProjection.ignore_on_older
     model_classes = (OpenClipForImageClassification,)
     heads = {"image-classification": (OpenClipForImageClassification,)}
     auto_classes = {"AutoModelForImageClassification": OpenClipForImageClassification}
@@ -463,6 +551,14 @@ class CoCaImageClassification(ImageClassification):
     config = CoCaZeroShot.config
 
 
+class MaMMUTImageClassification(ImageClassification):
+    model_classes = (MaMMUTForImageClassification,)
+    heads = {"image-classification": (MaMMUTForImageClassification,)}
+    auto_classes = {"AutoModelForImageClassification": MaMMUTForImageClassification}
+    pipeline_model_mapping = {"image-classification": MaMMUTForImageClassification}
+    config = MaMMUTZeroShot.config
+
+
 class CoCa(ModelCase):
     kind = "captioner"
     model_classes = (CoCaModel, CoCaForConditionalGeneration)
@@ -475,6 +571,9 @@ class CoCa(ModelCase):
     ignore = {
         "test_model_base_model_prefix": "for heads on a base model, which CoCaModel is not: it writes captions itself",
         "test_get_image_features_pooler_output": "for models that put image features among those of texts",
+    }
+    ignore_on_older = {
+        "generation:test_prompt_lookup_equals_greedy": "transformers 5.5 needs an end token for it",
     }
 
     def config(self):
@@ -495,6 +594,20 @@ class CoCa(ModelCase):
         return {"processor": CoCaProcessor(image_processor(self.size), word_tokenizer(24))}
 
 
+class MaMMUT(CoCa):
+    model_classes = (MaMMUTModel, MaMMUTForConditionalGeneration)
+    heads = {"image-text-to-text": (MaMMUTModel, MaMMUTForConditionalGeneration)}
+    auto_classes = {"AutoModel": MaMMUTModel, "AutoModelForImageTextToText": MaMMUTForConditionalGeneration}
+    pipeline_model_mapping = {"image-text-to-text": MaMMUTForConditionalGeneration}
+    skip_test_image_features_output_shape = False
+
+    def config(self):
+        return tiny_config(PLAIN_MAMMUT)
+
+    def tester_values(self, config):
+        return {"num_hidden_layers": config.text_config.num_hidden_layers, "seq_length": 7}
+
+
 _NO_CACHE = "with a bidirectional text tower nothing can be cached"
 _LATER_TOKENS = "with a bidirectional text tower logits depend on the tokens behind them"
 
@@ -511,6 +624,7 @@ class CoCaHfText(CoCa):
         "generation:test_return_dict_outputs": _NO_CACHE,
         "generation:test_sampled_rows_score_under_their_own_image": _LATER_TOKENS,
         "generation:test_static_cache": _NO_CACHE,
+        "generation:test_static_cache_in_one_graph": _NO_CACHE,
         "generation:test_user_cache_is_filled": _NO_CACHE,
     }
 

@@ -44,7 +44,8 @@ def make_suite(name: str, case_class: type[Case]) -> Iterator[tuple[str, type[un
 def _ignored(suite: str, case_class: type[Case]) -> dict[str, str]:
     rules = dict(KIND_IGNORE.get(case_class.kind, {})) if suite == "common" else {}
     for base in reversed(case_class.__mro__):
-        for key, reason in vars(base).get("ignore", {}).items():
+        ignore = vars(base).get("ignore", {}) | ({} if IS_NEWEST else vars(base).get("ignore_on_older", {}))
+        for key, reason in ignore.items():
             where, _, test = key.rpartition(":")
             if (where or case_class.suites[0]) == suite:
                 rules[test] = reason

@@ -1,4 +1,4 @@
-"""The suites that take little time, over every case, and transformers' tests of models over two models."""
+"""The suites that take little time, over every case, and transformers' tests of models over three models."""
 
 import unittest
 from unittest import mock
@@ -14,8 +14,8 @@ from open_clip_transformers.modeling.modeling_layers import ResidualAttentionBlo
 from open_clip_transformers.modeling.modeling_open_clip import OpenClipModel
 
 
-FAST = {"auto", "backbone", "config", "image_processor", "pipeline"}
-WITH_COMMON = {Clip, Text}
+FAST = {"auto", "backbone", "config", "image_processor", "pipeline", "processor", "tokenizer"}
+WITH_COMMON = {Clip, CoCa, Text}
 
 globals().update(
     named

@@ -26,7 +26,7 @@ from open_clip_transformers.convert_scripts.hub.bundle import bundle_folder
 
 pytestmark = pytest.mark.floor
 SCRIPT = Path(__file__).with_name("use_without_package.py")
-TOWERS = ("vit", "text", "modified_resnet", "siglip_vit", "timm_vision", "hf_text")
+TOWERS = ("vit", "text", "modified_resnet", "siglip_vit", "timm_vision", "hf_text", "modern_text", "mammut_text")
 # What a bundled file may import; each is there wherever transformers works on images, or behind a check.
 PACKAGES = {"PIL", "ftfy", "huggingface_hub", "numpy", "packaging", "tokenizers", "torch", "transformers"}
 INSTALLED_VERSION = "importlib.metadata"
@@ -162,10 +162,12 @@ def test_bundle_has_the_files_of_the_model_alone(bundled):
     towers = {f"modeling_{tower}.py" for tower in TOWERS}
     own = {model.config.vision_config.model_type, model.config.text_config.model_type}
     own_files = {f"modeling_{model_type.removeprefix('open_clip_')}.py" for model_type in own}
-    # The plain tower's file has what the ResNet needs, too.
-    assert own_files <= names & towers <= own_files | {"modeling_vit.py"}
-    for name in ("pipeline_image_to_text.py", "pipeline_image_feature_extraction.py", "modeling_coca.py"):
+    # The plain towers' files have what the ResNet and MaMMUT need, too.
+    assert own_files <= names & towers <= own_files | {"modeling_vit.py", "modeling_text.py"}
+    for name in ("pipeline_image_to_text.py", "pipeline_image_feature_extraction.py", "modeling_captioning.py"):
         assert (name in names) == model.can_generate()
+    for captioner in ("coca", "mammut"):
+        assert (f"modeling_{captioner}.py" in names) == (model.config.model_type == f"open_clip_{captioner}")
 
 
 def test_bundled_files_say_where_they_come_from(bundled):

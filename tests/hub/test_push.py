@@ -321,6 +321,13 @@ def test_push_refuses_what_is_no_repository_id(hub, folder, run, repo_id):
     assert not hub.requests
 
 
+@pytest.mark.parametrize("branch", ["a b", "-b", "a..b", "v1/", "a~1", ""])
+def test_push_refuses_what_is_no_branch(hub, folder, run, branch):
+    arguments = ("push", folder, REPO, "--dry-run", f"--revision={branch}")
+    assert "cannot be the name of a branch: expected one such as main" in run(*arguments, exit_code=2).stderr
+    assert not hub.requests
+
+
 def test_push_refuses_options_that_contradict_each_other(hub, folder, run):
     stderr = run("push", folder, REPO, "--create-pr", "--revision", "dev", exit_code=2).stderr
     assert "leave out --revision or --create-pr" in stderr

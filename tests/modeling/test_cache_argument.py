@@ -8,7 +8,7 @@ from tiny_models import tiny_inputs, tiny_model
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, StaticCache
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
-from open_clip_transformers.modeling.modeling_coca import CoCaOutput
+from open_clip_transformers.modeling.modeling_captioning import CaptioningOutput
 from open_clip_transformers.modeling.transformers_compat import CACHE_NAME
 
 
@@ -38,7 +38,18 @@ def test_forward_fills_a_cache_given_by_either_name(name, coca, inputs):
     cache = DynamicCache()
     outputs = coca(**inputs, **{name: cache})
     assert cache.get_seq_length() == inputs["input_ids"].shape[1]
-    assert outputs[CACHE_NAME].self_attention_cache is cache
+    assert outputs[CACHE_NAME] is cache
+
+
+@torch.no_grad()
+def test_forward_continues_a_plain_cache_with_the_images_given_again(coca, inputs):
+    ids, cache = torch.randint(10, 90, (3, 7)), DynamicCache()
+    first = coca(ids[:, :4], inputs["pixel_values"], cache=cache)
+    rest = coca(ids[:, 4:], image_hidden_states=first.image_hidden_states, cache=first[CACHE_NAME])
+    expected = coca(ids, inputs["pixel_values"]).logits[:, 4:]
+    torch.testing.assert_close(rest.logits, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="only an EncoderDecoderCache"):
+        coca(ids[:, :1], cache=cache)
 
 
 @torch.no_grad()
@@ -52,10 +63,15 @@ def test_forward_uses_both_parts_of_a_pair_of_caches(coca, inputs):
     torch.testing.assert_close(rest, coca(ids, pixel_values).logits[:, 4:], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "make_cache",
+    [DynamicCache, lambda: EncoderDecoderCache(DynamicCache(), DynamicCache())],
+    ids=["plain", "pair"],
+)
 @pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
-def test_generate_uses_a_pair_of_caches_and_hands_it_back(strategy, coca, inputs):
+def test_generate_uses_a_cache_and_hands_it_back(strategy, make_cache, coca, inputs):
     arguments = {"pixel_values": inputs["pixel_values"], "max_new_tokens": 4, "eos_token_id": None, **strategy}
-    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    cache = make_cache()
     torch.manual_seed(0)
     outputs = coca.generate(**arguments, cache=cache, return_dict_in_generate=True)
     torch.manual_seed(0)
@@ -160,13 +176,13 @@ def test_generate_in_training_mode_with_checkpointing_keeps_its_cache(coca, inpu
 
 
 def test_output_has_the_cache_where_transformers_own_has_it():
-    assert issubclass(CoCaOutput, CausalLMOutputWithCrossAttentions)
+    assert issubclass(CaptioningOutput, CausalLMOutputWithCrossAttentions)
     own = {field.name for field in fields(CausalLMOutputWithCrossAttentions)}
-    assert own <= {field.name for field in fields(CoCaOutput)}
+    assert own <= {field.name for field in fields(CaptioningOutput)}
     assert CACHE_NAME in own
-    assert not own & CoCaOutput.__annotations__.keys()
+    assert not own & CaptioningOutput.__annotations__.keys()
     cache = DynamicCache()
-    assert CoCaOutput(**{CACHE_NAME: cache})["past_key_values"] is cache
+    assert CaptioningOutput(**{CACHE_NAME: cache})["past_key_values"] is cache
 
 
 @pytest.mark.parametrize("make_cache", [DynamicCache, lambda: EncoderDecoderCache(DynamicCache(), DynamicCache())])
@@ -208,8 +224,21 @@ def test_a_static_cache_for_images_has_their_length(coca, inputs):
 def test_a_bidirectional_text_tower_refuses_a_cache(arguments):
     model = tiny_model("coca_hf_text")
     inputs = tiny_inputs(model)
-    with pytest.raises(ValueError, match="text tower of this CoCa is bidirectional"):
+    with pytest.raises(ValueError, match="text tower of this model is bidirectional"):
         model.generate(pixel_values=inputs["pixel_values"], **arguments)
     if "cache" in arguments:
-        with pytest.raises(ValueError, match="text tower of this CoCa is bidirectional"):
+        with pytest.raises(ValueError, match="text tower of this model is bidirectional"):
             model(**inputs, **arguments)
+
+
+def test_what_does_not_fit_the_cache_is_refused(coca, inputs):
+    inputs["input_ids"] = inputs["input_ids"][:, :4]
+    cache = coca(**inputs, use_cache=True)[CACHE_NAME]
+    past, limit = cache.get_seq_length(), coca.config.max_position_embeddings
+    token, everything = inputs["input_ids"][:, :1], torch.ones(3, past + 1)
+    assert coca(token, cache=cache, attention_mask=everything).logits.shape[1] == 1
+    with pytest.raises(ValueError, match=f"is of {past + 1} tokens, expected one of {past + 2}"):
+        coca(token, cache=cache, attention_mask=everything)
+    too_many = token.expand(-1, limit - past)
+    with pytest.raises(ValueError, match=f"behind {past + 1} in the cache, and the model takes at most {limit}"):
+        coca(too_many, cache=cache)

@@ -42,7 +42,7 @@ def test_random_parameters_follow_the_seed(name):
     constant = {key for key, weight in first.state_dict().items() if torch.equal(weight, other.state_dict()[key])}
     for key, weight in first.state_dict().items():
         assert torch.equal(weight, again.state_dict()[key]), key
-    is_constant = ("bias", "norm", "layer_scale", "logit_scale", "logit_bias", "head_scale")
+    is_constant = ("bias", "norm", "layer_scale", "logit_scale", "logit_bias", "head_scale", "value_mix")
     sin_cos = "sin_cos" in getattr(getattr(first.config, "vision_config", first.config), "position_embedding_type", "")
     for key in first.state_dict():
         if "timm_model." in key:  # initialised by timm, which has its own choice of constants

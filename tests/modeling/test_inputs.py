@@ -1,5 +1,7 @@
 """Inputs that models take, and their messages about those that they do not."""
 
+import inspect
+
 import pytest
 import torch
 from tiny_models import BOS, CLIP, EOS, MODELS, PAD, main_outputs, randomized, tiny_config, tiny_inputs, tiny_model
@@ -13,7 +15,7 @@ from open_clip_transformers.modeling.transformers_compat import CACHE_NAME
 
 
 @pytest.mark.floor
-@pytest.mark.parametrize("name", ["text", "hf_text", "clip", "clip_hf_text", "coca"])
+@pytest.mark.parametrize("name", ["text", "hf_text", "modern_text", "clip", "clip_hf_text", "coca"])
 def test_int32_ids_are_taken(name):
     model = tiny_model(name)
     inputs = tiny_inputs(model)
@@ -43,7 +45,7 @@ def test_images_of_another_shape_are_refused(name, shape, message):
 
 
 @pytest.mark.floor
-@pytest.mark.parametrize("name", ["text", "text_with_class_token", "hf_text", "clip", "coca"])
+@pytest.mark.parametrize("name", ["text", "text_with_class_token", "hf_text", "modern_text", "clip", "coca"])
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
@@ -73,7 +75,8 @@ def test_images_of_another_size_are_taken_with_interpolation(name):
 
 @pytest.mark.floor
 @pytest.mark.parametrize(
-    ("name", "limit"), [("text", 11), ("text_with_class_token", 10), ("hf_text", 11), ("clip", 11), ("coca", 10)]
+    ("name", "limit"),
+    [("text", 11), ("text_with_class_token", 10), ("hf_text", 11), ("modern_text", 11), ("clip", 11), ("coca", 10)],
 )
 def test_texts_beyond_the_last_position_are_refused(name, limit):
     model = tiny_model(name)
@@ -270,11 +273,23 @@ def test_arguments_that_nothing_reads_are_refused(name):
         model(**inputs, normalize=True)
     with pytest.raises(ValueError, match="Got attention_masks, crop, names that are not read here"):
         model(**inputs, attention_masks=inputs, crop=0)
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        with pytest.raises(ValueError, match="Got position_ids"):
+            model(**inputs, position_ids=torch.zeros(3, 10, dtype=torch.int64))
     with torch.no_grad():
         expected = main_outputs(model(**inputs))
         passed = {"num_items_in_batch": 3, "max_length_q": 5, "output_attentions": False, "decoder_input_ids": None}
         outputs = main_outputs(model(**inputs, **passed))
     assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
+
+
+def test_arguments_that_need_others_are_refused_alone():
+    model = tiny_model("coca")
+    inputs = tiny_inputs(model)
+    with pytest.raises(ValueError, match="text_attention_mask is only read with a cache"):
+        model(**inputs, text_attention_mask=torch.ones(3, 10))
+    with pytest.raises(ValueError, match="diversity_penalty tells groups of beams apart: pass num_beam_groups"):
+        model.generate(pixel_values=inputs["pixel_values"], num_beams=2, diversity_penalty=0.5, max_new_tokens=2)
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip_with_siglip_vit", "clip_resnet", "clip_timm_vision", "clip_hf_text"])

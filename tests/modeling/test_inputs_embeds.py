@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from tiny_configs import tiny_hf_text_cfg
-from tiny_models import tiny_config, tiny_inputs, tiny_model
+from tiny_configs import tiny_coca_cfg, tiny_hf_text_cfg
+from tiny_models import randomized, tiny_config, tiny_inputs, tiny_model
 
+from open_clip_transformers.modeling.modeling_coca import CoCaModel
 from open_clip_transformers.modeling.modeling_hf_text import HfTextModel
 
 
@@ -28,7 +29,7 @@ def embedded(model, inputs: dict) -> dict[str, torch.Tensor]:
     return {**others, "inputs_embeds": model.get_input_embeddings()(inputs["input_ids"])}
 
 
-@pytest.mark.parametrize("name", ["text_with_class_token", "hf_text", "coca", "coca_hf_text"])
+@pytest.mark.parametrize("name", ["text_with_class_token", "hf_text", "modern_text", "coca", "coca_hf_text"])
 def test_embeddings_give_what_their_ids_give(name):
     model = tiny_model(name)
     inputs = inputs_without_padding(model)
@@ -115,13 +116,42 @@ def test_wrappers_of_peft_change_nothing_before_training(name, task):
         assert wrapped.generate(pixel_values=inputs["pixel_values"], max_new_tokens=3).shape[0] == 3
 
 
-def test_prompt_tuning_of_peft_trains_a_soft_prompt():
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [("PromptTuning", {}), ("PromptEncoder", {"encoder_hidden_size": 8}), ("PrefixTuning", {})],
+    ids=["prompt", "p_tuning", "prefix"],
+)
+def test_soft_prompts_of_peft_learn_and_caption(method, settings):
     peft = pytest.importorskip("peft")
-    model = tiny_model("coca")
+    # A prefix is a cache of heads that are alike in all layers.
+    heads = {"heads": 4, "width": 36}
+    model = randomized(CoCaModel(tiny_config(tiny_coca_cfg(text_cfg=heads, multimodal_cfg=heads))).eval())
+    model.generation_config.eos_token_id = None
     inputs = inputs_without_padding(model)
-    tuned = peft.get_peft_model(model, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
-    tuned.word_embeddings = model.get_input_embeddings()  # PEFT looks for them in the first tower alone
+    config = getattr(peft, f"{method}Config")(task_type="CAUSAL_LM", num_virtual_tokens=2, **settings)
+    tuned = peft.get_peft_model(model, config).eval()
     outputs = tuned(**inputs, labels=inputs["input_ids"], attention_mask=torch.ones_like(inputs["input_ids"]))
     outputs.loss.backward()
-    assert outputs.logits.shape[1] == 2 + 5
     assert all(weight.grad.any() for weight in tuned.prompt_encoder.parameters())
+    with torch.no_grad():
+        for weight in tuned.prompt_encoder.parameters():
+            weight.normal_(std=2)
+        texts = inputs["input_ids"][:, :3]
+        expected, images = texts, {"pixel_values": inputs["pixel_values"]}
+        for _ in range(4):
+            expected = torch.cat([expected, tuned(input_ids=expected, **images).logits[:, -1:].argmax(dim=-1)], dim=1)
+        assert torch.equal(tuned.generate(input_ids=texts, max_new_tokens=4, **images), expected)
+        beams = tuned.generate(
+            input_ids=texts, max_new_tokens=4, num_beams=3, return_dict_in_generate=True, output_scores=True, **images
+        )
+        logits = tuned(input_ids=beams.sequences[:, :-1], **images).logits[:, -4:]
+        chosen = logits.log_softmax(dim=-1).gather(2, beams.sequences[:, -4:, None])
+        assert torch.allclose(beams.sequences_scores, chosen.sum(dim=(1, 2)) / 4, atol=1e-4)
+
+
+def test_prefix_of_other_heads_than_the_models_is_refused():
+    peft = pytest.importorskip("peft")
+    model = tiny_model("coca")
+    tuned = peft.get_peft_model(model, peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)).eval()
+    with pytest.raises(ValueError, match="has 3 heads of width 12, and this model 4 of width 9"):
+        tuned(**inputs_without_padding(model))

@@ -128,7 +128,7 @@ def test_cross_attention_asks_one_row_of_every_image():
 def test_attentional_pooler_gives_one_token_a_query():
     config = tiny_config(COCA).vision_config
     config._attn_implementation = "sdpa"
-    pooler = filled(AttentionalPooler(config, num_queries=5))
+    pooler = filled(AttentionalPooler(config, num_queries=5, token_dim=config.hidden_size))
     assert pooler(torch.randn(2, 9, 36)).shape == (2, 5, 36)
 
 

@@ -176,6 +176,21 @@ def test_tokens_are_timms_features_in_rows(family):
         assert maps.shape[3] == model.config.token_dim
 
 
+@every_family
+def test_gradients_reach_hidden_states_and_change_no_value(family):
+    model = family_model(family)
+    expected = model(random_images(model), output_hidden_states=False).pooler_output
+    with torch.no_grad():
+        of_timm = model(random_images(model), output_hidden_states=True).hidden_states
+    outputs = model(random_images(model), output_hidden_states=True)
+    assert torch.equal(outputs.pooler_output, expected)
+    # Through each, and not beside it, what the later ones are made of goes on; the last only counts if it is pooled.
+    for states, later in zip(outputs.hidden_states, [*outputs.hidden_states[1:], outputs.last_hidden_state]):
+        assert torch.autograd.grad(later.square().sum(), states, retain_graph=True)[0].any()
+    for states, same in zip(outputs.hidden_states, of_timm, strict=True):
+        assert torch.allclose(states, same, rtol=1e-4, atol=1e-5)
+
+
 def test_models_with_several_feature_maps_give_their_embedding_alone():
     config = TimmVisionConfig(architecture="coat_tiny", hidden_size=216, proj_type="linear")
     outputs = TimmVisionModel(config)(torch.zeros(1, 3, 224, 224))

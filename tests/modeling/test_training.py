@@ -89,6 +89,22 @@ def test_coca_learns_the_same_with_a_cache(checkpointing):
         assert torch.allclose(gradient, expected[name], rtol=1e-3, atol=1e-6), name
 
 
+@pytest.mark.floor
+@torch.no_grad()
+def test_coca_takes_labels_that_were_shifted_outside():
+    model = tiny_model("coca")
+    inputs = {**tiny_inputs(model), "return_loss": True}
+    labels = inputs["input_ids"]
+    shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    assert torch.equal(model(**inputs, labels=labels).loss, model(**inputs, shift_labels=shifted).loss)
+    # A part of a text, which its last token continues: as a device has it that holds a part of each text.
+    first = {**inputs, "input_ids": labels[:, :4]}
+    losses = [model(**first, labels=given, shift_labels=labels[:, 1:5]).loss for given in (None, labels[:, :4])]
+    assert torch.equal(*losses) and not torch.equal(losses[0], model(**first, labels=labels[:, :4]).loss)
+    with pytest.raises(ValueError, match="labels have shape"):
+        model(**inputs, shift_labels=labels[:, 1:])
+
+
 @pytest.mark.parametrize("name", ["clip", "coca"])
 def test_a_training_step_lowers_the_loss(name):
     model = tiny_model(name).train()

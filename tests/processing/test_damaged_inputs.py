@@ -1,11 +1,14 @@
 """Damaged files of images and tokenizers, and settings that make no pixels: the errors that docstrings promise."""
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from open_clip_transformers.processing import image_settings_open_clip
 from open_clip_transformers.processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
 from open_clip_transformers.processing.image_settings_open_clip import open_image
+from open_clip_transformers.processing.processing_coca import CoCaProcessor
+from open_clip_transformers.processing.processing_open_clip import OpenClipProcessor
 from open_clip_transformers.processing.tokenization_open_clip import OpenClipTokenizer
 
 
@@ -54,7 +57,7 @@ def test_image_without_pixels_is_a_value_error(size):
 SETTINGS = {
     "image_std": [0, [1, 1, 0], [1, 1, -1], [1, 1, float("nan")], [1, 1, float("inf")], [1, 1], "111", {"a": 1}],
     "image_mean": [[0, 0], [0, 0, float("nan")], ["0"] * 3],
-    "rescale_factor": [0, -1, float("nan"), float("inf"), "1"],
+    "rescale_factor": [0, float("nan"), float("inf"), "1"],
     "fill_color": [-1, 256, "black", [1, 2]],
     "size": [{"height": 0, "width": 7}, {"height": 10**9, "width": 7}, {"height": "7", "width": 7}],
     "resample": [{}, "bicubic", Image.Resampling.BOX],
@@ -73,3 +76,37 @@ def test_settings_that_make_no_pixels_are_refused(name):
 def test_tokenizer_with_no_length_is_refused(length):
     with pytest.raises(ValueError, match="model_max_length must be"):
         OpenClipTokenizer(model_max_length=length)
+
+
+ARGUMENTS = {
+    "size": ("x", ValueError),
+    "do_resize": ("yes", ValueError),
+    "image_std": ([1, 2], ValueError),
+    "input_data_format": ("zz", ValueError),
+    "max_length": (0, ValueError),
+    "pad_to_multiple_of": (-1, ValueError),
+    "padding": ("all", ValueError),
+    "padding_side": ("middle", ValueError),
+    "text_kwargs": (3, TypeError),
+    "images_kwargs": ([], TypeError),
+    "videos": ([1], ValueError),
+    "audio": ([1], ValueError),
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_arguments_of_a_wrong_kind_are_refused(name):
+    value, kind = ARGUMENTS[name]
+    processor = OpenClipProcessor(OpenClipImageProcessorPil(size=9), OpenClipTokenizer(model_max_length=7))
+    with pytest.raises(kind, match=f"{name}|all is not a valid PaddingStrategy"):
+        processor(images=np.zeros((9, 12, 3), np.uint8), text="a cat", **{name: value})
+
+
+@pytest.mark.parametrize("name", ["return_length", "return_offsets_mapping", "text_pair", "stride"])
+def test_arguments_that_prompts_cannot_use_are_refused(name):
+    processor = CoCaProcessor(OpenClipImageProcessorPil(size=9), OpenClipTokenizer(model_max_length=7))
+    image = Image.new("RGB", (9, 9))
+    with pytest.raises(ValueError, match=f"got {name} for prompts"):
+        processor(images=image, text="a cat", **{name: True})
+    with pytest.raises(ValueError, match="max_length must be a whole number"):
+        processor(images=image, text="a cat", max_length="7")

@@ -100,6 +100,8 @@ def test_call_pads_to_a_multiple_that_the_model_takes(tokenizer, padding):
         assert torch.equal(ids, open_clip.tokenize(texts)[:, :length]) and ids.shape[1] == length
     features = {"input_ids": [[BOS] * 74, [BOS]]}
     assert len(tokenizer.pad(features, padding=padding, pad_to_multiple_of=8).input_ids[1]) == 77
+    with pytest.raises(ValueError, match="multiple of pad_to_multiple_of"):
+        tokenizer("a", padding=padding, truncation=True, max_length=12, pad_to_multiple_of=8)
 
 
 def test_call_left_padding(tokenizer):

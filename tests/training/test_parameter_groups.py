@@ -38,7 +38,9 @@ def test_weight_decay_is_that_of_open_clip(name):
     }
 
 
-@pytest.mark.parametrize("name", ["clip", "siglip_with_siglip_vit", "clip_hf_text", "clip_resnet", "coca"])
+@pytest.mark.parametrize(
+    "name", ["clip", "siglip_with_siglip_vit", "clip_hf_text", "clip_modern_text", "clip_resnet", "coca"]
+)
 def test_nothing_of_one_dimension_decays_and_no_temperature(name):
     model = tiny_model(name)
     decayed = decayed_parameter_names(model)

@@ -184,7 +184,15 @@ def test_keep_running_statistics_leaves_them_alone():
 
 
 def test_groups_by_depth_hold_each_parameter_once():
-    for name in ("clip", "siglip_with_siglip_vit", "clip_resnet", "clip_timm_vision", "clip_hf_text", "coca"):
+    for name in (
+        "clip",
+        "siglip_with_siglip_vit",
+        "clip_resnet",
+        "clip_timm_vision",
+        "clip_hf_text",
+        "clip_modern_text",
+        "coca",
+    ):
         model = tiny_model(name)
         for tower in (model.vision_model, model.text_model):
             names = [name for group in depth_groups(tower) for name in group]

@@ -1,5 +1,10 @@
 """Whole trainings on several ranks: DDP and FSDP2, checkpoints, uneven data."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import training_on_ranks as workers
@@ -19,17 +24,31 @@ def weights(folder: str) -> dict[str, torch.Tensor]:
     return load_file(f"{folder}/model.safetensors")
 
 
+def launch_with_fsdp2(folder: str, size: int, arguments: dict, options: list[str]):
+    """Train under `accelerate launch`, as a user would."""
+    command = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--use_fsdp", "--fsdp_version", "2"]
+    command += ["--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP", "--fsdp_state_dict_type", "FULL_STATE_DICT"]
+    path = os.pathsep.join(filter(None, sys.path))
+    job = json.dumps({"folder": folder, "size": size, "arguments": arguments})
+    command = [sys.executable, *command, *options, workers.__file__, job]
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert run.returncode == 0, run.stderr
+    return [json.loads(line.partition("RESULT ")[2]) for line in run.stdout.splitlines() if "RESULT" in line]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["siglip", "coca"])
-def test_fsdp2_trains_as_ddp_and_its_model_reloads(name, tmp_path):
+@pytest.mark.parametrize("name", ["clip", "siglip", "coca"])
+def test_fsdp2_by_accelerate_launch_trains_as_ddp_and_its_model_reloads(name, tmp_path):
     folder = saved(name, tmp_path / "model")
     arguments = {"max_steps": 3, "per_device_train_batch_size": 4, "mini_batch_size": 3, "weight_decay": 0.1}
-    for way in ({}, workers.FSDP2):
-        runs = on_ranks(workers.trained, 2, tmp_path, folder, 24, {**arguments, **way})
-        assert [run["steps"] for run in runs] == [3, 3]
+    # This one's table of positions is a buffer.
+    options = ["--fsdp_cpu_ram_efficient_loading", "false" if name == "clip" else "true"]
+    runs = on_ranks(workers.trained, 2, tmp_path, folder, 24, arguments)
+    runs += launch_with_fsdp2(folder, 24, arguments, options)
+    assert [run["steps"] for run in runs] == [3] * 4
     ddp, fsdp = (weights(f"{folder}_{way}_trained") for way in ("ddp", "fsdp"))
-    assert ddp["logit_scale"].shape == () and fsdp["logit_scale"].shape == (1,)
     before = weights(folder)
+    assert ddp["logit_scale"].shape == before["logit_scale"].shape and fsdp["logit_scale"].shape == (1,)
     assert any(not torch.equal(ddp[key], before[key]) for key in before)
     for key, value in ddp.items():
         assert torch.allclose(fsdp[key].reshape(value.shape), value, rtol=1e-4, atol=1e-6), key
@@ -56,10 +75,13 @@ def test_training_goes_on_with_another_number_of_ranks_and_an_uneven_last_batch(
 
 
 @pytest.mark.slow
-def test_fsdp2_says_what_to_do_about_a_scalar(tmp_path):
-    folder = saved("siglip", tmp_path / "model")
-    for failure, _ in answers_on_ranks(workers.trained_scalar_under_fsdp2, 2, tmp_path, folder):
+def test_fsdp2_says_what_to_do_about_scalars_and_buffers(tmp_path):
+    folders = [saved(name, tmp_path / name) for name in ("siglip", "clip")]
+    for failure, _ in answers_on_ranks(workers.trained_scalar_under_fsdp2, 2, tmp_path, folders[0]):
         assert failure.startswith("ValueError") and "nonscalar_logit_scale=True" in failure
+    arguments = {"fsdp": True, "fsdp_config": {"version": 2, "cpu_ram_efficient_loading": True}}
+    for failure, _ in answers_on_ranks(workers.trained, 2, tmp_path, folders[1], 8, arguments):
+        assert failure.startswith("ValueError") and "--fsdp_cpu_ram_efficient_loading false" in failure
 
 
 def test_one_pair_a_rank_is_refused_without_gathering_alone(tmp_path):

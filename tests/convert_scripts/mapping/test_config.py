@@ -5,9 +5,17 @@ from dataclasses import MISSING, asdict, fields
 import pytest
 from tiny_configs import tiny_clip_cfg, tiny_coca_cfg, tiny_siglip_cfg
 
+from open_clip_transformers.configuration.configuration_modern_text import ModernTextConfig
 from open_clip_transformers.convert_scripts.common import ConversionError
-from open_clip_transformers.convert_scripts.mapping.config import MODEL, TokenIds, build_config
+from open_clip_transformers.convert_scripts.mapping.config import (
+    MODEL,
+    OTHER_MODELS,
+    TokenIds,
+    build_config,
+    check_model_cfg,
+)
 from open_clip_transformers.convert_scripts.mapping.config_table import REQUIRED
+from open_clip_transformers.convert_scripts.towers.base import TEXT_DEFAULTS_4, VISION_DEFAULTS_4
 from open_clip_transformers.convert_scripts.towers.coca_decoder import DECODER
 from open_clip_transformers.convert_scripts.towers.tables import TEXT_TOWERS, VISION_TOWERS
 
@@ -18,6 +26,9 @@ TABLES = {
     "model": MODEL,
 }
 VIT, TEXT = VISION_TOWERS[-1].config_table, TEXT_TOWERS[-1].config_table
+
+
+MODERN = {"text_arch": "modern", "pool_type": "mean"}
 
 
 class ReadFields(dict):
@@ -35,13 +46,17 @@ class ReadFields(dict):
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES.keys())
 def test_every_open_clip_field_is_translated_or_said_to_be_without_effect(table):
     towers = {"hf_model_name": "roberta-base", "timm_model_name": "vit_base_patch16_siglip_224"}
-    given = {"quick_gelu": False, "embed_dim": 3, **towers}
+    given = {"quick_gelu": False, "embed_dim": 3, "eos_id": 3, **towers}
     cfg = ReadFields(table.defaults | given)
     for ours in table.fields.values():
         cfg[ours] if isinstance(ours, str) else ours(cfg)
     handed_down = {"quick_gelu", "embed_dim"} - table.defaults.keys()
-    assert cfg.read - handed_down | table.without_effect.keys() == table.defaults.keys()
-    assert not cfg.read & table.without_effect.keys()
+    translated = cfg.read - handed_down
+    if table.config_class is ModernTextConfig:
+        translated -= {"eos_id"}  # looked at to refuse a pooling
+    assert translated | table.without_effect.keys() | table.refused.keys() == table.defaults.keys()
+    assert not translated & (table.without_effect.keys() | table.refused.keys())
+    assert not table.without_effect.keys() & table.refused.keys()
 
 
 @pytest.mark.parametrize("part", ["vision", "text", "decoder"])
@@ -54,6 +69,8 @@ def test_defaults_are_those_of_open_clip(part):
     # Arguments of open_clip's `TextTransformer` that its configuration cannot set in 3.3.0.
     for field in ("use_pad_mask", "correct_cls_mask"):
         assert ours.pop(field, False) is False
+    for field, default in (VISION_DEFAULTS_4 if part == "vision" else TEXT_DEFAULTS_4).items():
+        assert ours.pop(field) == default
     assert ours == reference
 
 
@@ -64,15 +81,17 @@ def test_model_defaults_are_those_of_open_clip():
     from open_clip.model import CustomTextCLIP
 
     known = inspect.signature(CustomTextCLIP).parameters | inspect.signature(CoCa).parameters
-    assert known.keys() | {"custom_text"} == MODEL.defaults.keys()
+    assert known.keys() | {"custom_text"} == MODEL.defaults.keys() - OTHER_MODELS.keys()
     for name, parameter in known.items():
         if parameter.default is not inspect.Parameter.empty:
             assert MODEL.defaults[name] == pytest.approx(parameter.default), name
     assert [name for name, default in MODEL.defaults.items() if default is REQUIRED] == [
         "embed_dim",
         "vision_cfg",
-        "text_cfg",
     ]
+    # open_clip 4 has MaMMUT, whose text tower may be described elsewhere.
+    with pytest.raises(ConversionError, match="model_cfg lacks text_cfg"):
+        check_model_cfg({"embed_dim": 28, "vision_cfg": {}})
 
 
 @pytest.mark.parametrize("table", [VIT, TEXT, DECODER], ids=["vision", "text", "decoder"])
@@ -199,7 +218,52 @@ def test_pad_id_of_the_model_wins_over_the_tokenizer():
 
 
 REFUSALS = {
-    "unknown-model-field": ({"foo": 1}, r"model_cfg has fields that are not known:\n  foo"),
+    "kwargs-of-timm": (
+        {"vision_cfg": {"timm_model_name": "convnext_base", "timm_model_kwargs": {"depths": [1, 1, 1, 1]}}},
+        r"vision_cfg: timm_model_kwargs = \{'depths'.*cannot be honoured: arguments of timm's model make other layers",
+    ),
+    "kwargs-of-timm-in-siglip": (
+        {"vision_cfg": {"timm_model_name": "vit_base_patch16_siglip_224", "timm_model_kwargs": {"depth": 2}}},
+        "timm_model_kwargs.*cannot be honoured",
+    ),
+    "naflex": (
+        {"vision_cfg": {"timm_model_name": "naflexvit_base_patch16_siglip", "image_seq_len": 256}},
+        "naflexvit_base_patch16_siglip is a NaFlex tower.*one of a fixed size would be another model",
+    ),
+    "audio": (
+        {"audio_cfg": {"model_type": "HTSAT"}},
+        "audio_cfg.*the model is a CLAP, which compares audio",
+    ),
+    "genlip": ({"genlip_cfg": {"width": 64}}, "genlip_cfg.*the model is a GenLIP"),
+    "genlap": ({"genlap_cfg": {"width": 64}}, "genlap_cfg.*the model is a GenLAP"),
+    "text-arch": ({"text_cfg": {"text_arch": "modernist"}}, 'text_arch = .modernist. cannot be honoured: .*"modern"'),
+    "modern-encoder": (
+        {"text_cfg": {"text_arch": "modern", "hf_model_name": "roberta-base"}},
+        "text_arch = 'modern' cannot be honoured: with an hf_model_name",
+    ),
+    "modern-mlp": (
+        {"text_cfg": {**MODERN, "mlp_type": "geglu"}},
+        "mlp_type of a modern.*'swiglu', 'mlp', 'relu2'",
+    ),
+    "modern-norm": (
+        {"text_cfg": {**MODERN, "norm_type": "batch"}},
+        "norm_type of a modern.*'rmsnorm', 'layernorm'",
+    ),
+    "modern-pool": ({"text_cfg": {**MODERN, "pool_type": "last"}}, "pool_type of a modern.*'argmax', 'eos', 'mean'"),
+    "modern-end": ({"text_cfg": {"text_arch": "modern"}}, '"eos" of a modern text tower needs an eos_id'),
+    "modern-switch": ({"text_cfg": {**MODERN, "mlp_bias": "no"}}, "mlp_bias must be true or false"),
+    "encoder-fields": (
+        {"text_cfg": {"hf_model_name": "roberta-base", "hf_model_config": {"auto_map": {}}}},
+        "hf_model_config may hold fields of a roberta encoder, got auto_map",
+    ),
+    "encoder-values": (
+        {"text_cfg": {"hf_model_name": "roberta-base", "hf_model_config": {"hidden_size": "wide"}}},
+        "hf_model_config does not describe a roberta encoder",
+    ),
+    "unknown-model-field": (
+        {"foo": 1},
+        r"model_cfg has fields that are not known:\n  foo\nCorrect those that are misspelt.*another one",
+    ),
     "unknown-vision-field": ({"vision_cfg": {"foo": 1, "bar": 2}}, r"vision_cfg.*not known:\n  bar\n  foo"),
     "unknown-text-field": ({"text_cfg": {"foo": 1}}, r"text_cfg.*not known:\n  foo"),
     "norm-kwargs": ({"text_cfg": {"norm_kwargs": {"bias": False}}}, 'norm_kwargs must hold "eps" alone'),

@@ -12,6 +12,7 @@ from open_clip_transformers.convert_scripts.sources.architectures import (
     ARCHITECTURES,
     TIMM_TOWER,
     get_architecture,
+    get_pretrained,
     list_architectures,
     list_models,
 )
@@ -40,24 +41,57 @@ def test_get_architecture_returns_a_copy():
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("ViT-B-23", "Did you mean .*ViT-B-32"), ("Inception", "Known names: "), ("", "Known names")],
-    ids=["misspelt", "unlike-any", "empty"],
+    [
+        ("ViT-B-23", "Did you mean .*ViT-B-32"),
+        ("vit-b-32", "Did you mean ViT-B-32, "),
+        ("Inception", "Known names: "),
+        ("", "Known names"),
+    ],
+    ids=["misspelt", "lower-case", "unlike-any", "empty"],
 )
 def test_get_architecture_helps_with_unknown_names(name, message):
     with pytest.raises(ConversionError, match=message):
         get_architecture(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("CLAP-HTSAT-tiny", "a model of audio and text"),
+        ("naflexclap_base_pf8_pt16_moderntext", "a model of audio and text"),
+        ("naflexgenlip_b16", "a GenLIP, one generative transformer"),
+        ("naflexgenlap_betwixt", "a GenLAP, one generative transformer"),
+        ("ViT-B-16-SigLIP2-naflex", "a NaFlex model.*not supported yet"),
+        ("naflex_ViT-B-16", "a NaFlex model"),
+        ("moderntext-naflex_ViT-B-32", "a NaFlex model"),
+        ("coca2-moderntext_ViT-B-32", "a CoCa whose decoder.*not supported yet"),
+    ],
+)
+def test_get_architecture_says_what_names_of_open_clip_4_are_that_it_cannot_give(name, message):
+    with pytest.raises(ConversionError, match=rf"^{name} is {message}.*\.$") as error:
+        get_architecture(name)
+    assert str(error.value).count(". ") == 0
+
+
+def test_get_pretrained_says_what_models_of_open_clip_4_are_that_it_cannot_give():
+    with pytest.raises(ConversionError, match=r"^ViT-SO400M-16-SigLIP2-naflex is a NaFlex model"):
+        get_pretrained("ViT-SO400M-16-SigLIP2-naflex", "webli")
+
+
 TOWERS = data_table("open_clip_towers")
+TOWERS_4 = data_table("open_clip_4_towers")
 # One of each kind of tower, none of them large.
 SAMPLE = ["RN50", "ViT-S-32", "ViT-B-16-SigLIP", "MobileCLIP2-S0", "roberta-ViT-B-32", "coca_base"]
 
 
 def test_towers_are_listed_for_every_architecture():
-    assert list(TOWERS) == list_architectures()
+    assert list(TOWERS) == list_architectures(newer=False)
+    assert sorted({**TOWERS, **TOWERS_4}) == list_architectures()
+    assert not TOWERS.keys() & TOWERS_4.keys()
     assert (DATA_FOLDER / "open_clip_towers.json").read_text() == format_table(TOWERS) + "\n"
-    assert {towers["vision_tower"] for towers in TOWERS.values()} == VISION_CONFIGS.keys()
-    assert {towers["text_tower"] for towers in TOWERS.values()} == TEXT_CONFIGS.keys()
+    every = [*TOWERS.values(), *TOWERS_4.values()]
+    assert {towers["vision_tower"] for towers in every} == VISION_CONFIGS.keys()
+    assert {towers["text_tower"] for towers in every} == TEXT_CONFIGS.keys()
     assert TIMM_TOWER in VISION_CONFIGS
 
 
@@ -66,10 +100,13 @@ def chosen(towers, cfg: dict) -> str:
 
 
 def test_towers_are_those_that_conversions_choose():
-    for name, towers in TOWERS.items():
+    for name, towers in {**TOWERS, **TOWERS_4}.items():
         model_cfg = get_architecture(name)
         assert towers["vision_tower"] == chosen(VISION_TOWERS, model_cfg["vision_cfg"]), name
-        assert towers["text_tower"] == chosen(TEXT_TOWERS, model_cfg["text_cfg"]), name
+        if "text_cfg" in model_cfg:
+            assert towers["text_tower"] == chosen(TEXT_TOWERS, model_cfg["text_cfg"]), name
+        else:
+            assert towers["text_tower"] == "open_clip_mammut_text", name
 
 
 @pytest.mark.parametrize("name", SAMPLE)
@@ -83,15 +120,15 @@ def test_towers_of_every_architecture_equal_open_clips(name):
     assert TOWERS[name] == collect_towers(get_architecture(name))
 
 
-@pytest.mark.parametrize("name", SAMPLE)
+@pytest.mark.parametrize("name", [*SAMPLE, *TOWERS_4])
 def test_our_models_have_the_parameters_listed(name):
-    config = build_config(get_architecture(name))
+    config, towers = build_config(get_architecture(name)), {**TOWERS, **TOWERS_4}[name]
     with torch.device("meta"):
         model = MODEL_CLASSES[config.model_type](config)
-    assert config.vision_config.model_type == TOWERS[name]["vision_tower"]
-    assert model.num_parameters() == TOWERS[name]["parameters"]
-    assert model.vision_model.num_parameters() == TOWERS[name]["vision_parameters"]
-    assert model.text_model.num_parameters() == TOWERS[name]["text_parameters"]
+    assert config.vision_config.model_type == towers["vision_tower"]
+    assert model.num_parameters() == towers["parameters"]
+    assert model.vision_model.num_parameters() == towers["vision_parameters"]
+    assert model.text_model.num_parameters() == towers["text_parameters"]
 
 
 def test_list_models_says_what_a_model_takes_and_needs():

@@ -247,3 +247,10 @@ def test_read_checkpoint_refuses_damaged_files(tmp_path, name, content):
 def test_read_checkpoint_passes_on_a_missing_file(tmp_path):
     with pytest.raises(OSError):
         read_weights(tmp_path / "missing.pt")
+
+
+def test_what_torch_did_not_write_is_refused_without_its_advice(tmp_path):
+    (tmp_path / "w.pt").write_bytes(b"garbage")
+    with pytest.raises(ConversionError, match=r"w\.pt cannot be read: it is damaged, or no file of weights") as caught:
+        read_weights(tmp_path / "w.pt")
+    assert "weights_only" not in str(caught.value)

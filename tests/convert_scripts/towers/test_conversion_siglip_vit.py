@@ -28,7 +28,7 @@ from open_clip_transformers.modeling.modeling_siglip_vit import SiglipVitModel
 
 ARCHITECTURES = {
     name: get_architecture(name)
-    for name in list_architectures()
+    for name in list_architectures(newer=False)
     if "_siglip_" in (get_architecture(name)["vision_cfg"].get("timm_model_name") or "")
 }
 NAME = "vit_base_patch16_siglip_224"

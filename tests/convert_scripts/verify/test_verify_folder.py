@@ -109,7 +109,7 @@ def test_verify_folder_passes_every_kind_of_model(tmp_path, model_cfg):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list_architectures())
+@pytest.mark.parametrize("name", list_architectures(newer=False))
 def test_verify_folder_passes_every_architecture_at_reduced_size(tmp_path, name):
     with reduced_timm():
         save_open_clip_folder(tmp_path / "source", reduced_cfg(get_architecture(name)))

@@ -16,7 +16,8 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from open_clip_transformers.convert_scripts.mapping.config import TokenIds, build_config
-from open_clip_transformers.modeling.modeling_coca import CoCaCache, CoCaForConditionalGeneration, CoCaModel
+from open_clip_transformers.modeling.modeling_captioning import CaptioningCache
+from open_clip_transformers.modeling.modeling_coca import CoCaForConditionalGeneration, CoCaModel
 from open_clip_transformers.modeling.transformers_compat import CACHE_NAME
 
 
@@ -114,7 +115,7 @@ def test_generate_keeps_one_row_of_image_keys_per_image(model, pixel_values):
         pixel_values=pixel_values, num_beams=4, max_new_tokens=3, eos_token_id=None, return_dict_in_generate=True
     )
     cache = outputs[CACHE_NAME]
-    assert isinstance(cache, CoCaCache)
+    assert isinstance(cache, CaptioningCache)
     assert [len(layer.keys) for layer in cache.self_attention_cache.layers] == [12] * 4
     assert [len(layer.keys) for layer in cache.cross_attention_cache.layers] == [3] * 2
 

@@ -1,4 +1,4 @@
-"""Captioning with `generate`: what CoCa adds to transformers' `GenerationMixin`."""
+"""Captioning with `generate`: what our captioners add to transformers' `GenerationMixin`."""
 
 import inspect
 from collections.abc import Mapping
@@ -38,8 +38,8 @@ NUMBERS = {
 }
 
 
-class CoCaGenerationMixin(GenerationMixin):
-    """`generate` of [`CoCaModel`]: encodes each image once, whatever the number of beams, and checks lengths.
+class CaptioningGenerationMixin(GenerationMixin):
+    """`generate` of the captioners: encodes each image once, whatever the number of beams, and checks lengths.
 
     Of the model it calls `get_image_features`, `cache_argument`, `wrap_cache` and `text_attention_mask`.
     """
@@ -139,7 +139,7 @@ class CoCaGenerationMixin(GenerationMixin):
             return outputs
         if image_embeds is not None:
             outputs["image_embeds"] = image_embeds
-        if isinstance(cache, EncoderDecoderCache):
+        if cache is not None:
             outputs[CACHE_NAME] = cache
         return outputs
 
@@ -178,20 +178,36 @@ class CoCaGenerationMixin(GenerationMixin):
                     pad_token_id = self._setting("pad_token_id", generation_config, kwargs, self.config.pad_token_id)
                     prompts, attention_mask = _without_end(prompts, attention_mask, eos_token_id, pad_token_id)
             kwargs["attention_mask"] = attention_mask
-        if not self.config.text_config.is_causal:
-            if inputs_embeds is not None:
-                raise ValueError(
-                    "The text tower of this CoCa is bidirectional, and cannot have a cache, from which alone "
-                    "transformers continues embeddings: pass input_ids."
-                )
-            # Each token changes all states of a bidirectional text tower: there is nothing to cache.
-            if (implementation := self._setting("cache_implementation", generation_config, kwargs, None)) is not None:
-                raise ValueError(
-                    f"Got cache_implementation={implementation!r}, but the text tower of this CoCa is bidirectional, "
-                    "and cannot have a cache: leave it out."
-                )
+        implementation = self._setting("cache_implementation", generation_config, kwargs, None)
+        if self._keeps_nothing(inputs_embeds, implementation):
             kwargs["use_cache"] = False
         return {name: prompts, **kwargs}
+
+    def _keeps_nothing(self, inputs_embeds: torch.Tensor | None, cache_implementation: str | None) -> bool:
+        """Whether each step computes all tokens anew; `ValueError` where what was asked for needs a cache."""
+        if self.config.can_cache:
+            return self._has_soft_prompts()
+        # Each token changes all states of a bidirectional text tower: there is nothing to cache.
+        if inputs_embeds is not None:
+            raise ValueError(
+                "The text tower of this model is bidirectional, and cannot have a cache, from which alone "
+                "transformers continues embeddings: pass input_ids."
+            )
+        if cache_implementation is not None:
+            raise ValueError(
+                f"Got cache_implementation={cache_implementation!r}, but the text tower of this model is "
+                "bidirectional, and cannot have a cache: leave it out."
+            )
+        return True
+
+    def _has_soft_prompts(self) -> bool:
+        """Whether PEFT sets a prompt or a prefix that it learnt before the tokens of a step.
+
+        It does so before those of every step where the cache is not called `past_key_values`, from transformers 5.24
+        on, and does not know the masks of our captioners: right is what each step computes anew.
+        """
+        wrapper = getattr(vars(self).get("prepare_inputs_for_generation"), "__self__", None)
+        return getattr(getattr(wrapper, "active_peft_config", None), "is_prompt_learning", False)
 
     def _setting(self, name: str, generation_config: GenerationConfig | None, kwargs: dict, default):
         """Read a setting of `generate`: from the call, its configuration or the model's own, or `default`."""
@@ -218,11 +234,13 @@ class CoCaGenerationMixin(GenerationMixin):
             return self._setting(name, generation_config, kwargs, default)
 
         beams, groups = setting("num_beams", 1), setting("num_beam_groups", 1)
-        vocab_size = self.config.multimodal_config.vocab_size
+        vocab_size = self.config.vocab_size
         if beams > vocab_size:
             raise ValueError(
                 f"num_beams is {beams:,}, more than the {vocab_size:,} tokens that beams can begin with: pass fewer."
             )
+        if groups == 1 and kwargs.get("diversity_penalty"):
+            raise ValueError("diversity_penalty tells groups of beams apart: pass num_beam_groups, or leave it out.")
         equal_groups = groups > 1 and not setting("diversity_penalty", 0)
         if open_clip_scores is None:
             open_clip_scores = setting("open_clip_scores", equal_groups)
@@ -244,7 +262,7 @@ class CoCaGenerationMixin(GenerationMixin):
         if self._compiled_call_impl is None:
             return super()._prefill(*args, **kwargs)
         model = copy(self)  # a copy is not compiled
-        outputs = super(CoCaGenerationMixin, model)._prefill(*args, **kwargs)
+        outputs = super(CaptioningGenerationMixin, model)._prefill(*args, **kwargs)
         if self.device.type == "cpu" and outputs.get(CACHE_NAME) is not None:
             _release_static_addresses(outputs[CACHE_NAME])
         return outputs
@@ -257,6 +275,12 @@ class CoCaGenerationMixin(GenerationMixin):
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
         )
         return input_ids, {"image_hidden_states": image_hidden_states, **kwargs}
+
+    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, **kwargs):
+        model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
+        if self._has_soft_prompts():  # a learnt prefix is a cache, which the next step gets anew
+            model_kwargs.pop(CACHE_NAME, None)
+        return model_kwargs
 
     def _prepare_generated_length(self, generation_config, model_input_name, inputs_tensor, **kwargs):
         # `max_new_tokens` in a call replaces the model's own `max_length`; only two lengths in a call are worth the

@@ -1,0 +1,60 @@
+"""Embeddings of images and of texts alone, for whatever compares them."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..configuration.errors import UserError
+
+
+@torch.inference_mode()
+def embed_images(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Embed pixels (images, channels, height, width) as float32 (images, projection_dim), of length 1.
+
+    Raises:
+        ValueError: the model does not pool.
+    """
+    features = model.get_image_features(pixel_values.to(model.device, model.dtype)).pooler_output
+    return F.normalize(_pooled(features).float(), dim=-1)
+
+
+@torch.inference_mode()
+def embed_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    batch_size: int,
+    warn: Callable[[str], object] | None = None,
+) -> torch.Tensor:
+    """Embed texts as float32 (texts, projection_dim), of length 1, on the CPU, each as far as the context length.
+
+    Args:
+        batch_size: texts that the model works on at once.
+        warn: is told how many texts were cut, if any.
+
+    Raises:
+        ValueError: the model does not pool.
+    """
+    limit = tokenizer.model_max_length
+    lengths = [len(ids) for ids in tokenizer(list(texts), truncation=False, padding=False, verbose=False).input_ids]
+    if warn is not None and (too_long := sum(length > limit for length in lengths)):
+        warn(f"{too_long} of {len(texts)} texts were cut to the model's {limit} tokens.")
+    # Texts of like length side by side need little padding, where the model does not need it.
+    padding = "longest" if model.text_model.ignores_padding else "max_length"
+    order = sorted(range(len(texts)), key=lengths.__getitem__)
+    embeds = []
+    for start in range(0, len(texts), batch_size):
+        batch = [texts[index] for index in order[start : start + batch_size]]
+        inputs = tokenizer(batch, padding=padding, return_tensors="pt").to(model.device)
+        features = model.get_text_features(**inputs).pooler_output
+        embeds.append(F.normalize(_pooled(features).float(), dim=-1).cpu())
+    return torch.cat(embeds)[torch.tensor(order).argsort()]
+
+
+def _pooled(features: torch.Tensor) -> torch.Tensor:
+    """Return the features, once it is clear that there is one vector for each input."""
+    if features.ndim != 2:
+        raise UserError(f"This model does not pool: its embeddings have the shape {tuple(features.shape)}.")
+    return features
