@@ -102,6 +102,7 @@ def run(
             if isinstance(sample, Sample):
                 work.add(sample, pixels)
                 progress.image()
+                finished.write(SHARDS_AHEAD)
                 continue
             if sample is None:
                 finished.add(index, work)
