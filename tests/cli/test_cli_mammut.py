@@ -31,7 +31,7 @@ def test_classify_and_embed(run, mammut, images):
     row = json.loads(run("classify", mammut, images[0], "--labels", "a cat, a dog", "--json").stdout)
     assert {label["label"] for label in row["labels"]} <= {"a cat", "a dog"}
     assert len(run("classify", mammut, *images, "--labels", "a cat, a dog").stdout.splitlines()) == len(images)
-    output = images[0].parent / "embeddings.npz"
+    output = images[0].parent / "embeddings.safetensors"
     run("embed", mammut, *images, "--output", output)
     assert output.is_file()
 
