@@ -1,5 +1,7 @@
 """Configuration of MaMMUT's text tower (open_clip: `MultimodalTransformer` of LAION's `open_clip_mammut`)."""
 
+from typing import ClassVar
+
 from .configuration_common import strict
 from .configuration_text import OpenClipTextConfig
 
@@ -19,7 +21,7 @@ class MaMMUTTextConfig(OpenClipTextConfig):
     """
 
     model_type = "open_clip_mammut_text"
-    pool_types = ("avg", "avg_all")
+    pool_types: ClassVar[tuple[str, ...]] = ("avg", "avg_all")
 
     is_causal: bool = False
     proj_type: str = "none"
