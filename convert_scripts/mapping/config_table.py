@@ -97,7 +97,7 @@ FIELD_KINDS = {
 }
 
 
-def text_fields_of(model_cfg: Cfg) -> Cfg:
+def text_fields_of(model_cfg: Cfg) -> dict[str, Any]:
     """The part of a `model_cfg` that describes its texts: `text_cfg`, or where there is none `multimodal_cfg`, in
     which open_clip 4 has both of a MaMMUT."""
     text_cfg = model_cfg.get("text_cfg")
