@@ -1,5 +1,7 @@
 """Configurations of MaMMUT and of its decoder (open_clip: `mammut_model.py` of LAION's `open_clip_mammut`)."""
 
+from typing import cast
+
 from transformers.models.auto import AutoConfig
 
 from .configuration_captioning import CaptioningConfig
@@ -67,7 +69,7 @@ class MaMMUTConfig(CaptioningConfig):
 
         With `decoder=True` this configuration itself, for which `generate` sizes its cache.
         """
-        return self if decoder else self.text_config
+        return self if decoder else cast(MaMMUTTextConfig, self.text_config)
 
     @property
     def num_hidden_layers(self) -> int:

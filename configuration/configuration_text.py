@@ -1,5 +1,7 @@
 """Configuration of the text transformer tower (open_clip: `TextTransformer` in `transformer.py`)."""
 
+from typing import ClassVar
+
 from .configuration_common import OpenClipTowerConfig, check_choice, strict
 
 
@@ -31,7 +33,7 @@ class OpenClipTextConfig(OpenClipTowerConfig):
 
     model_type = "open_clip_text"
     base_config_key = "text_config"
-    pool_types = ("argmax", "eos", "first", "last", "none")
+    pool_types: ClassVar[tuple[str, ...]] = ("argmax", "eos", "first", "last", "none")
 
     vocab_size: int = 49408
     max_position_embeddings: int = 77
