@@ -41,6 +41,8 @@ DROPPED = {
     f"{tower}_model.embeddings.position_ids": "buffer of old transformers releases, made in forward"
     for tower in ("vision", "text")
 }
+# Settings of transformers' image processors that files need not state, where they are not CLIP's.
+_UNSTATED = {SIGLIP.name: {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}}
 # transformers' tokenizers clean texts themselves; SigLIP's does so in Python.
 _CLEAN = {SIGLIP.name: "canonicalize"}
 
@@ -116,7 +118,7 @@ def load_native_checkpoint(folder: Path, target: NativeTarget, processor_parts: 
     image_processor = None
     if "image_processor" in processor_parts:
         with failing_as(f"The image settings in {folder} cannot be used"):
-            image_processor = OpenClipImageProcessorPil(**_image_settings(folder, config))
+            image_processor = OpenClipImageProcessorPil(**_image_settings(folder, target, config))
     return LoadedCheckpoint(
         source=source,
         plan=_plan(target, config, weights.tensors),
@@ -217,12 +219,12 @@ def _plain_tokenizer(folder: Path, plain: Path) -> Path:
     return plain
 
 
-def _image_settings(folder: Path, config: PreTrainedConfig) -> dict[str, Any]:
+def _image_settings(folder: Path, target: NativeTarget, config: PreTrainedConfig) -> dict[str, Any]:
     """Build the arguments of our image processor for the settings of transformers' in `folder`."""
     if (folder / IMAGE_PROCESSOR_NAME).is_file():
         cfg = read_json(folder / IMAGE_PROCESSOR_NAME)
     elif (folder / PROCESSOR_NAME).is_file():
-        cfg = read_json(folder / PROCESSOR_NAME).get("image_processor", {})
+        cfg = read_json(folder / PROCESSOR_NAME).get("image_processor") or {}
     elif (folder / CONFIG_FILE).is_file() and (preprocess_cfg := read_config(folder / CONFIG_FILE)["preprocess_cfg"]):
         return image_processor_settings(preprocess_cfg, config)
     else:
@@ -245,7 +247,7 @@ def _image_settings(folder: Path, config: PreTrainedConfig) -> dict[str, Any]:
         )
     names = ("resample", "image_mean", "image_std", "rescale_factor", "do_resize", "do_rescale", "do_normalize")
     given = {name: cfg[name] for name in names if cfg.get(name) is not None}
-    return {"size": expected, "resize_mode": resize_mode, **given}
+    return {"size": expected, "resize_mode": resize_mode, **_UNSTATED.get(target.name, {}), **given}
 
 
 def _size(size: int | Mapping[str, int]) -> int | dict[str, int]:

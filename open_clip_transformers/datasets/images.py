@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy
     import torch
 
-    from ..processing.image_settings_open_clip import OpenClipImageSettings
+    from ..processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
 
 URL_TIMEOUT = 30  # seconds without an answer
 URL_SAFE = "!#$%&'()*+,/:;=?@[]~"
@@ -111,10 +111,10 @@ class PixelReader:
     pixels are bytes, which travel in a quarter of the time.
 
     Args:
-        image_processor: makes pixels of an image.
+        image_processor: makes pixels of an image, on either back end.
     """
 
-    def __init__(self, image_processor: "OpenClipImageSettings"):
+    def __init__(self, image_processor: "OpenClipImageProcessorPil"):
         self.image_processor = image_processor
 
     def __getitem__(self, source: str | bytes | None) -> "numpy.ndarray | Unreadable | None":

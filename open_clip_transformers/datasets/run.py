@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy
     import torch
 
-    from ..processing.image_settings_open_clip import OpenClipImageSettings
+    from ..processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
 
 BATCHES_AHEAD = 2
 SHARDS_AHEAD = 2  # that are read before the results of an earlier one are written
@@ -40,7 +40,7 @@ class Task(Protocol):
         concurrent: whether it is fastest on several batches at once, each in a thread of its own.
     """
 
-    image_processor: "OpenClipImageSettings"
+    image_processor: "OpenClipImageProcessorPil"
     concurrent: bool
 
     @property
@@ -102,6 +102,7 @@ def run(
             if isinstance(sample, Sample):
                 work.add(sample, pixels)
                 progress.image()
+                finished.write(SHARDS_AHEAD)
                 continue
             if sample is None:
                 finished.add(index, work)
@@ -154,7 +155,7 @@ class _Model:
         import torch
 
         self.task, self.reader, self.report = task, reader, report
-        self.pool = ThreadPoolExecutor(report.lanes, "model", torch.set_num_threads, [threads])
+        self.pool = ThreadPoolExecutor(report.lanes, "model", torch.set_num_threads, (threads,))
         self.waiting: deque[Future] = deque()
 
     def __call__(self, pixels: "list[numpy.ndarray]", samples: list[Sample], shard: Shard) -> Future:
