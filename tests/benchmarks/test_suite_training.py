@@ -20,5 +20,6 @@ def test_losses_are_those_of_open_clip(tmp_path):
         contestant.run()
         contestant.result = contestant.run()  # steps leave the weights as they are
         outputs[name] = contestant.outputs()
+        assert float(contestant.figures()["memory of a step"].removesuffix(" MB")) > 0
     assert outputs == {name: pytest.approx(outputs["open_clip"], rel=1e-5) for name in outputs}
     assert outputs["ours"][0] > 0.01
