@@ -3,7 +3,9 @@
 open_clip is imported here only, and only when a function is called.
 """
 
+import hashlib
 import inspect
+import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -56,6 +58,10 @@ def build_open_clip_model(model_cfg: Mapping[str, Any], config: PreTrainedConfig
     custom_text = kwargs.pop("custom_text", False) or is_hf_text or text_cfg.get("text_arch") == "modern"
     if vision_cfg.get("timm_model_name"):
         vision_cfg["timm_model_pretrained"] = False
+    # open_clip 3 has no such fields: the first changes no value, and the second can be said in another way.
+    vision_cfg.pop("image_seq_len", None)
+    if timm_model_kwargs := vision_cfg.pop("timm_model_kwargs", None):
+        vision_cfg["timm_model_name"] = _timm_model_with(timm_model_kwargs, vision_cfg["timm_model_name"])
     model_class = _model_class(kwargs, custom_text)
     # Random values would cost time, and change the caller's random state.
     with torch.random.fork_rng(devices=[]), no_init_weights():
@@ -65,6 +71,23 @@ def build_open_clip_model(model_cfg: Mapping[str, Any], config: PreTrainedConfig
         with _hf_config_folder(config) as folder:
             text_cfg["hf_model_name"] = folder or text_cfg["hf_model_name"]
             return model_class(**kwargs).eval()
+
+
+def _timm_model_with(arguments: Mapping[str, Any], name: str) -> str:
+    """A name that timm knows, from here on, for its model `name` with other defaults of its arguments."""
+    import timm
+
+    digest = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()
+    own_name = f"{name.split('.')[0]}_{digest[:16]}"
+    if not timm.is_model(own_name):
+
+        def create(pretrained: bool = False, **kwargs) -> torch.nn.Module:
+            kwargs = {key: value for key, value in kwargs.items() if not key.startswith("pretrained_")}
+            return timm.create_model(name, pretrained=pretrained, **{**arguments, **kwargs})
+
+        create.__name__ = own_name
+        timm.models.register_model(create)
+    return own_name
 
 
 def _model_class(model_cfg: Mapping[str, Any], custom_text: bool) -> type[torch.nn.Module]:
