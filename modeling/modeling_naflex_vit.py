@@ -2,6 +2,7 @@
 `timm_model.py` wraps)."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import nn
@@ -228,7 +229,7 @@ class NaFlexVitModel(OpenClipVisionTower):
         self.post_layernorm = nn.Identity() if config.use_fc_norm else norm_layer(config, config.hidden_size)
         self.pooler = None
         if config.pool_type == "map":
-            self.pooler = LatentPooler(config, config.pooler_intermediate_size, config.hidden_act)
+            self.pooler = LatentPooler(config, cast(int, config.pooler_intermediate_size), config.hidden_act)
         self.fc_norm = norm_layer(config, config.hidden_size) if config.use_fc_norm else nn.Identity()
         self.dropout = nn.Dropout(config.projection_dropout)
         self.projection = nn.Identity()

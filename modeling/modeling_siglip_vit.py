@@ -290,7 +290,7 @@ class SiglipVitModel(PatchTowerMixin, OpenClipVisionTower):
         self.post_layernorm = nn.Identity() if config.use_fc_norm else norm_layer(config, config.hidden_size)
         self.pooler = None
         if config.pool_type == "map":
-            self.pooler = LatentPooler(config, config.intermediate_size, config.pooler_hidden_act)
+            self.pooler = LatentPooler(config, config.intermediate_size, cast(str, config.pooler_hidden_act))
         self.fc_norm = norm_layer(config, config.hidden_size) if config.use_fc_norm else nn.Identity()
         self.dropout = nn.Dropout(config.projection_dropout)
         self.projection = nn.Identity()

@@ -56,14 +56,12 @@ class NaFlexImageSettings(ImageSettings):
     model_input_names = ["pixel_values", "pixel_attention_mask", "spatial_shapes"]
 
     valid_kwargs = NaFlexImageProcessorKwargs
-    patch_size: int | list[int] | tuple[int, ...] = 16
+    patch_size: int | list[int] | tuple[int, int] = 16
     max_num_patches = 1024
-    do_resize = True
 
-    def _validate_preprocess_kwargs(self, **kwargs):
-        self._check_settings(kwargs)
-        # The base class would ask for a size to resize to.
-        super()._validate_preprocess_kwargs(**{**kwargs, "do_resize": None})
+    def _for_base_class(self, settings: dict[str, Any]) -> dict[str, Any]:
+        # It would ask for a size to resize to.
+        return {**settings, "do_resize": None}
 
     def _check_settings(self, settings: dict[str, Any]):
         patch_size, count = settings["patch_size"], settings["max_num_patches"]
@@ -95,7 +93,8 @@ class NaFlexImageSettings(ImageSettings):
 
     def finish(self, images: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         patches, mask = images["pixel_values"], images["pixel_attention_mask"]
-        channels = patches.shape[-1] // math.prod(height_and_width(self.patch_size))
+        rows, columns = height_and_width(self.patch_size)
+        channels = patches.shape[-1] // (rows * columns)
         return {**images, "pixel_values": normalized_patches(patches, mask, channels, *self._finishing)}
 
     def _preprocess(
@@ -157,7 +156,8 @@ def size_of_patches(height: int, width: int, patch_size: tuple[int, int], max_nu
         raise ValueError(f"An image of {width} x {height} pixels has none to resize.")
 
     def scaled(scale: float) -> tuple[int, int]:
-        return tuple(side * max(1, math.ceil(size * scale / side)) for size, side in zip((height, width), patch_size))
+        rows, columns = (max(1, math.ceil(size * scale / side)) for size, side in zip((height, width), patch_size))
+        return rows * patch_size[0], columns * patch_size[1]
 
     precision = 1e-5
     low, high = precision / 10, 100.0

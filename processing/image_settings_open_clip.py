@@ -83,12 +83,14 @@ class ImageSettings(AutoClassMixin):
     without_effect: WithoutEffect
 
     # Of the image processor that the mixin stands before.
+    __call__: Callable
     backend: str
     process_image: Callable
     _valid_kwargs_names: list[str]
     _standardize_kwargs: Callable
     _preprocess_image_like_inputs: Callable
 
+    do_resize = True
     resample = PILImageResampling.BICUBIC
     image_mean = OPENAI_CLIP_MEAN
     image_std = OPENAI_CLIP_STD
@@ -107,6 +109,14 @@ class ImageSettings(AutoClassMixin):
         unknown = kwargs.keys() - set(self._valid_kwargs_names) - _FILE_FIELDS
         if unknown:
             logger.warning(f"{type(self).__name__} has no settings {sorted(unknown)}: they do nothing.")
+
+    def _for_base_class(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """The settings as the base class is to check them."""
+        raise NotImplementedError
+
+    def _validate_preprocess_kwargs(self, **kwargs):
+        self._check_settings(kwargs)
+        super()._validate_preprocess_kwargs(**self._for_base_class(kwargs))
 
     @with_value_errors
     def preprocess(self, images, *args, **kwargs):
@@ -217,16 +227,14 @@ class OpenClipImageSettings(ImageSettings):
     size = {"height": 224, "width": 224}
     resize_mode = "shortest"
     fill_color = 0
-    do_resize = True
     do_center_crop = True
 
     def finish(self, images: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"pixel_values": to_pixel_values(images["pixel_values"].unbind(), *self._finishing)}
 
-    def _validate_preprocess_kwargs(self, **kwargs):
-        self._check_settings(kwargs)
+    def _for_base_class(self, settings: dict[str, Any]) -> dict[str, Any]:
         # The crop is to `size`, which the base class calls `crop_size`.
-        super()._validate_preprocess_kwargs(**{**kwargs, "crop_size": kwargs["size"]})
+        return {**settings, "crop_size": settings["size"]}
 
     def _check_settings(self, settings: dict[str, Any]):
         size, resize_mode = settings["size"], settings["resize_mode"]

@@ -10,7 +10,7 @@ from .image_settings_naflex import NaFlexImageProcessorKwargs
 from .image_settings_open_clip import OpenClipImageProcessorKwargs
 
 
-class AnyImageProcessorKwargs(OpenClipImageProcessorKwargs, NaFlexImageProcessorKwargs, total=False):
+class AnyImageProcessorKwargs(OpenClipImageProcessorKwargs, NaFlexImageProcessorKwargs, total=False):  # type: ignore[call-arg]
     """Settings of either kind of image processor, which refuses those of the other."""
 
 

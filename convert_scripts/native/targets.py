@@ -21,7 +21,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME
 from ...configuration.configuration_common import height_and_width
 from ...processing.clip_bpe import BOS_TOKEN, EOS_TOKEN, is_clip_bpe
 from ...processing.image_settings_naflex import NaFlexImageSettings
-from ...processing.image_settings_open_clip import ImageSettings
+from ...processing.image_settings_open_clip import OpenClipImageSettings
 from ...processing.tokenization_open_clip import OpenClipTokenizer
 from ..common import ConversionError, argument, listing
 from ..mapping.config import CLIP_VOCAB_SIZE
@@ -53,6 +53,7 @@ PROCESSOR_NOTES = (
 )
 
 Part = tuple[str, NativePart, PreTrainedConfig]
+ImageProcessor = OpenClipImageSettings | NaFlexImageSettings
 
 
 def find_target(config: PreTrainedConfig, tower: str | None = None) -> NativeTarget:
@@ -148,7 +149,9 @@ def native_config(target: NativeTarget, config: PreTrainedConfig, tower: str | N
     return target.model.config_class(**configs, **target.model.config_table.invert(config))
 
 
-def image_processor_config(image_processor: ImageSettings, target: NativeTarget) -> dict[str, Any]:
+def image_processor_config(
+    image_processor: OpenClipImageSettings | NaFlexImageSettings, target: NativeTarget
+) -> dict[str, Any]:
     """Build the contents of `preprocessor_config.json` for one of our image processors.
 
     Raises:
@@ -188,7 +191,9 @@ def image_processor_config(image_processor: ImageSettings, target: NativeTarget)
     }
 
 
-def save_image_processor(image_processor: ImageSettings, target: NativeTarget, folder: Path):
+def save_image_processor(
+    image_processor: OpenClipImageSettings | NaFlexImageSettings, target: NativeTarget, folder: Path
+):
     """Write `preprocessor_config.json`. Raise `ConversionError` as `image_processor_config`."""
     content = image_processor_config(image_processor, target)
     (folder / IMAGE_PROCESSOR_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -166,7 +166,7 @@ def preprocess_cfg_of(image_processor: ImageSettings, config: PreTrainedConfig) 
     Raises:
         ConversionError: settings that open_clip has no field for; all of them are listed.
     """
-    cfg = {
+    cfg: dict[str, Any] = {
         "mode": "RGB",
         "mean": channel_values("image_mean", image_processor.image_mean),
         "std": channel_values("image_std", image_processor.image_std),

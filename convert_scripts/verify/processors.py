@@ -14,6 +14,7 @@ from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.configuration_utils import PreTrainedConfig
 
 from ...configuration.configuration_common import height_and_width
+from ...modeling.modeling_timm_factory import import_timm
 from ..common import ConversionError
 from ..mapping.config_table import text_fields_of
 from ..processors.image import IMAGE_PROCESSOR_FILES, INTERPOLATION, RESAMPLE, takes_patches
@@ -83,9 +84,7 @@ def open_clip_transform(source: Source, config: PreTrainedConfig) -> Callable[[I
 
 def _patches_transform(cfg: dict, config: PreTrainedConfig) -> Callable[[Image.Image], torch.Tensor]:
     """What open_clip 4's `naflex_eval_transform_v2` asks timm for, behind its data loaders' conversion to RGB."""
-    from timm.data import create_transform
-
-    transform = create_transform(
+    transform = import_timm().data.create_transform(
         naflex=True,
         patchify=True,
         max_seq_len=config.max_num_patches,

@@ -19,7 +19,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.initialization import no_init_weights
 
 from ...configuration.configuration_common import height_and_width
-from ...modeling.modeling_timm_factory import reparameterize
+from ...modeling.modeling_timm_factory import import_timm, reparameterize
 from ..common import ConversionError
 from ..mapping.config_table import text_fields_of
 from ..mapping.plan import ConversionPlan
@@ -75,8 +75,7 @@ def build_open_clip_model(model_cfg: Mapping[str, Any], config: PreTrainedConfig
 
 def _timm_model_with(arguments: Mapping[str, Any], name: str) -> str:
     """A name that timm knows, from here on, for its model `name` with other defaults of its arguments."""
-    import timm
-
+    timm = import_timm()
     digest = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()
     own_name = f"{name.split('.')[0]}_{digest[:16]}"
     if not timm.is_model(own_name):

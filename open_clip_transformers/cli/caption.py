@@ -101,8 +101,8 @@ def caption(
             set_seed(seed)
         if num_images(shards) > data.batch_size:  # measuring takes about as long as it saves in one batch
             optimize_for_inference(captioner.model)
-        for batch, images in read_batches(shards, captioner.processor, data.batch_size, data.workers, failures):
-            for sample, text in zip(batch, captioner.captions(images)):
+        for batch, pixels in read_batches(shards, captioner.processor, data.batch_size, data.workers, failures):
+            for sample, text in zip(batch, captioner.captions(pixels)):
                 if data.as_json:
                     print_record({"image": sample.key, "caption": text})
                 else:

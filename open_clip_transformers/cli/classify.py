@@ -88,8 +88,8 @@ def classify(
         classifier = load(data.device)
         if num_images(shards) > data.batch_size:  # measuring takes about as long as it saves in one batch
             optimize_for_inference(classifier.model)
-        for batch, images in read_batches(shards, classifier.processor, data.batch_size, data.workers, failures):
-            for sample, best in zip(batch, classifier.best_labels(images)):
+        for batch, pixels in read_batches(shards, classifier.processor, data.batch_size, data.workers, failures):
+            for sample, best in zip(batch, classifier.best_labels(pixels)):
                 if data.as_json:
                     labels = [{"label": label, "score": score} for label, score in best]
                     print_record({"image": sample.key, "labels": labels})

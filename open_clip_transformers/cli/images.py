@@ -70,6 +70,7 @@ def read_batches(
                 failures.add(sample.key, error.reason)
                 progress.update()
                 continue
+            assert isinstance(item, dict)
             batch.append(sample)
             pixels.append(item)
             if len(batch) == batch_size:

@@ -127,4 +127,4 @@ def test_verification_inputs_end_texts_where_the_tower_looks(model_cfg):
     assert (input_ids[1] == config.text_config.pad_token_id).any()
     assert input_ids.min() >= 0 and input_ids.max() <= 96
     again = verification_inputs(config)
-    assert torch.equal(again[0], pixel_values) and torch.equal(again[1], input_ids)
+    assert torch.equal(again[0]["pixel_values"], images["pixel_values"]) and torch.equal(again[1], input_ids)
