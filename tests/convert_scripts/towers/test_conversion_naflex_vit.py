@@ -1,22 +1,31 @@
 """NaFlex towers of open_clip: timm's models as data, at full size, their arguments, and what is refused by name."""
 
+import json
+import shutil
 from functools import cache
+from pathlib import Path
 
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_configs import tiny_clip_cfg
+from transformers import AutoImageProcessor, AutoModel
 from transformers.initialization import no_init_weights
 
 from open_clip_transformers.configuration.configuration_naflex_vit import NaFlexVitConfig
 from open_clip_transformers.convert_scripts.common import ConversionError
+from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
 from open_clip_transformers.convert_scripts.mapping.config import build_config, build_model_cfg
 from open_clip_transformers.convert_scripts.mapping.plan import plan_tensors
 from open_clip_transformers.convert_scripts.sources.architectures import get_architecture, list_architectures
 from open_clip_transformers.convert_scripts.towers.naflex_vit import _DEFAULTS, NAFLEX_VIT, TIMM_MODELS
+from open_clip_transformers.convert_scripts.verify.folder import verify_folder
 from open_clip_transformers.modeling.modeling_naflex_vit import NaFlexVitModel
+from open_clip_transformers.processing.image_processing_pil_naflex import NaFlexImageProcessorPil
 
 
+DATA = Path(__file__).parents[2] / "data" / "open_clip_4"
 ARCHITECTURES = [
     name
     for name in list_architectures()
@@ -118,3 +127,40 @@ def test_what_cannot_be_honoured_is_refused_by_name(kwargs, vision_cfg, message)
     with pytest.raises(ConversionError, match=rf"(?s){message}") as raised:
         build_config(naflex_cfg(kwargs, **vision_cfg))
     assert "remove" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["naflex_siglip", "naflex_gap", "naflex_map_gated"])
+def test_conversion_is_verified_against_the_open_clip_at_hand(name, tmp_path):
+    report = convert_open_clip_checkpoint(DATA / name, tmp_path / "out", with_processor=False, verify="full")
+    assert report.verification.differences.keys() == {"image features", "text features", "logits"}
+    folder = verify_folder(tmp_path / "out", DATA / name, dtypes=["float32"], skip=["pixels", "tokens"])
+    assert folder.passed
+    assert sum(check.name.startswith("vision layer") for check in folder.checks) >= 10
+
+
+def test_tower_alone_has_its_image_processor(tmp_path):
+    report = convert_open_clip_checkpoint(DATA / "naflex_gap", tmp_path / "out", tower="vision", verify="none")
+    assert report.architecture == type(AutoModel.from_pretrained(tmp_path / "out")).__name__ == "NaFlexVitModel"
+    image_processor = AutoImageProcessor.from_pretrained(tmp_path / "out", backend="pil")
+    assert type(image_processor) is NaFlexImageProcessorPil
+    assert (image_processor.patch_size, image_processor.max_num_patches) == (4, 20)
+
+
+def test_native_model_is_siglip_2_where_its_table_is_a_square(tmp_path):
+    with pytest.raises(ConversionError, match=r"(?s)way of Siglip2Model .*position_grid_size is \[3, 4\]"):
+        convert_open_clip_checkpoint(DATA / "naflex_siglip", tmp_path / "out", target="native", with_processor=False)
+    source = tmp_path / "source"
+    shutil.copytree(DATA / "naflex_siglip", source)
+    config = json.loads((source / "open_clip_config.json").read_text())
+    config["model_cfg"]["vision_cfg"]["timm_model_kwargs"]["pos_embed_grid_size"] = [4, 4]
+    config["model_cfg"]["text_cfg"] |= {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
+    (source / "open_clip_config.json").write_text(json.dumps(config))
+    tensors = load_file(source / "open_clip_model.safetensors")
+    tensors["visual.trunk.embeds.pos_embed"] = torch.randn(1, 4, 4, 12)
+    tensors["text.text_projection.weight"] = tensors.pop("text.text_projection").T.contiguous()
+    tensors["text.text_projection.bias"] = torch.randn(12)
+    save_file(tensors, source / "open_clip_model.safetensors")
+    report = convert_open_clip_checkpoint(
+        source, tmp_path / "out", target="native", with_processor=False, verify="full"
+    )
+    assert report.architecture == "Siglip2Model"
