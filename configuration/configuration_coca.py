@@ -88,6 +88,11 @@ class CoCaConfig(CaptioningConfig):
 
     def validate_architecture(self):
         super().validate_architecture()
+        if self.text_config.model_type == "open_clip_modern_text":
+            raise ValueError(
+                "CoCaConfig: a captioner whose text tower is a modern one is not supported yet. open_clip 4 has such, "
+                "and another text tower would make another model."
+            )
         if getattr(self.text_config, "pool_type", None) == "cls_pooler":
             raise ValueError(
                 "CoCaConfig: the decoder predicts a token from each token of a text, and a text tower with "

@@ -128,7 +128,7 @@ class ModernTextModel(OpenClipPreTrainedModel):
         cache: Cache | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        """(batch, registers + length, hidden_size) -> the same, without registers.
+        """(batch, registers + length, hidden_size) -> the same.
 
         Args:
             hidden_states: registers and embedded tokens.
@@ -149,7 +149,7 @@ class ModernTextModel(OpenClipPreTrainedModel):
             first = torch.arange(registers, device=position_ids.device).expand(position_ids.shape[0], -1)
             position_ids = torch.cat([first, position_ids + registers], dim=1)
             rotation = rotation_of(position_ids, config.head_dim, config.rope_theta, hidden_states.dtype)
-        return self.encoder(hidden_states, attention_mask, cache, rotation=rotation, **kwargs)[:, registers:]
+        return self.encoder(hidden_states, attention_mask, cache, rotation=rotation, **kwargs)
 
     def pool(
         self,
@@ -218,7 +218,7 @@ class ModernTextModel(OpenClipPreTrainedModel):
         hides_padding = not self.config.is_causal or attention_mask is not None
         hidden_states = self.embeddings(input_ids, inputs_embeds)
         hidden_states = self.encode(hidden_states, visible if hides_padding else None, position_ids, **kwargs)
-        tokens = self.final_layer_norm(hidden_states)
+        tokens = self.final_layer_norm(hidden_states)[:, self.config.num_register_tokens :]
         pooled = self.pool(tokens, input_ids, visible, attention_mask)
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=self.projection(pooled))
 

@@ -1,4 +1,4 @@
-"""open_clip's CLIP and CoCa models as transformers models.
+"""open_clip's CLIP, CoCa and MaMMUT models as transformers models.
 
 Importing this package registers the models, processors and pipelines with transformers' Auto classes. The public
 names, which `__init__.pyi` lists, are loaded when they are first used, so that the import stays cheap.

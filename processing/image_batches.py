@@ -4,6 +4,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
 
 
 def map_images(function: Callable, images: Sequence) -> list:
@@ -15,6 +19,13 @@ def map_images(function: Callable, images: Sequence) -> list:
         return [function(image) for image in images]
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(function, images))
+
+
+def _is_scaled(image: torch.Tensor) -> bool:
+    if not (image.is_floating_point() or image.dtype == torch.bool):
+        return False
+    # Resizing goes a little beyond the largest pixel.
+    return bool(0 < image.max() <= 1.1)
 
 
 def to_pixel_values(
@@ -49,8 +60,14 @@ def to_pixel_values(
         if do_normalize:
             pixels.sub_(mean).div_(std)
 
+    if do_rescale and first.device.type == "cpu" and any(map(_is_scaled, images)):
+        logger.warning_once(
+            f"Got images with pixels in [0, 1], and do_rescale=True multiplies them by {rescale_factor:.4g}: pass "
+            "do_rescale=False for them."
+        )
     same_shape = len({image.shape for image in images}) == 1
-    if same_shape and first.device.type != "cpu":
+    # Gradients do not go through the views that are filled below.
+    if same_shape and (first.device.type != "cpu" or any(image.requires_grad for image in images)):
         batch = torch.stack(images).to(dtype)
         finish(batch)
         return batch

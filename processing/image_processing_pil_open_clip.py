@@ -32,9 +32,9 @@ class PillowImages:
         """The image as a tensor (channels, height, width), resized and converted to RGB."""
         if isinstance(image, Image.Image):
             return pil_to_tensor(self.resize_image(image, do_convert_rgb=do_convert_rgb, **kwargs), do_convert_rgb)
-        array = channels_first(
-            image.numpy(force=True) if isinstance(image, torch.Tensor) else image, input_data_format
-        )
+        if isinstance(image, torch.Tensor):  # of which numpy has no bfloat16
+            image = (image.float() if image.dtype == torch.bfloat16 else image).numpy(force=True)
+        array = channels_first(image, input_data_format)
         if array.dtype == np.uint8:
             # A mode "L" image has no axis of channels.
             pixels = array[0] if len(array) == 1 else np.ascontiguousarray(np.moveaxis(array, 0, -1))

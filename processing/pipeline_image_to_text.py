@@ -213,6 +213,11 @@ class CoCaImageTextToTextPipeline(ImageTextToTextPipeline):
         if hasattr(inputs, "messages"):
             return super().preprocess(inputs, timeout=timeout, **kwargs)
         inputs = {"text": "", **(inputs if isinstance(inputs, dict) else {"images": inputs})}
+        if "images" not in inputs:
+            raise ValueError(
+                "Expected an image, or a chat, a list of messages with 'role' and 'content'; got a dict with "
+                f"{', '.join(sorted(map(repr, inputs)))}."
+            )
         images, text = inputs["images"], inputs["text"]
         images = (
             [_opened(image, timeout) for image in images] if isinstance(images, list) else _opened(images, timeout)

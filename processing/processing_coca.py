@@ -1,6 +1,7 @@
 """Processor of CoCa: images with prompts to continue, or with whole captions to train on or to score."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from reprlib import repr as brief
 from typing import Any
 
 from transformers.feature_extraction_utils import BatchFeature
@@ -29,6 +30,9 @@ class CoCaProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-a
     text_kwargs: CoCaTextKwargs
     _defaults = {}  # transformers 5.5 reads it
 
+
+# Where a message may have its image.
+_IMAGE_SOURCES = ("image", "path", "url", "base64")
 
 # Arguments of the tokenizer that prompts have no use for.
 _OF_CAPTIONS = {
@@ -168,11 +172,14 @@ class CoCaProcessor(OpenClipProcessor):
 
         Raises:
             ValueError: the user's last message has no image or several, or there is a message of another role, such as
-                a system prompt.
+                a system prompt, or one that is no text and no list of images and texts.
         """
         if chat_template is None and self.chat_template == CHAT_TEMPLATE:
+            if not isinstance(conversation, list | tuple):
+                raise ValueError(f"CoCaProcessor: a chat is a list of messages, got {brief(conversation)}.")
             is_batch = len(conversation) > 0 and isinstance(conversation[0], (list, tuple))
-            turns = [_last_turn(chat) for chat in (conversation if is_batch else [conversation])]
+            needs_source = bool(kwargs.get("tokenize"))
+            turns = [_last_turn(chat, needs_source) for chat in (conversation if is_batch else [conversation])]
             conversation = turns if is_batch else turns[0]
         return super().apply_chat_template(conversation, chat_template, *args, **kwargs)
 
@@ -227,12 +234,12 @@ class CoCaProcessor(OpenClipProcessor):
         return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
 
 
-def _last_turn(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last message of the user, and what follows it."""
-    if not all({"role", "content"} <= message.keys() for message in messages):
+def _last_turn(messages: Sequence[dict[str, Any]], needs_source: bool) -> list[dict[str, Any]]:
+    """The last message of the user, and what follows it; `needs_source` where its image is to be opened."""
+    if not all(isinstance(message, Mapping) and {"role", "content"} <= message.keys() for message in messages):
         raise ValueError("CoCaProcessor: each message of a chat needs a 'role' and a 'content'.")
     roles = [message["role"] for message in messages]
-    if others := sorted({*roles} - {"user", "assistant"}):
+    if others := sorted({*map(str, roles)} - {"user", "assistant"}):
         raise ValueError(
             f"CoCaProcessor: got messages of the role {', '.join(others)}; a captioner takes no instructions: pass "
             "one message of the user with an image, and perhaps a text that the caption starts with."
@@ -240,17 +247,31 @@ def _last_turn(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     if "user" not in roles:
         raise ValueError("CoCaProcessor: got no message of the user, which would have an image to caption.")
     start = len(roles) - 1 - roles[::-1].index("user")
-    content = messages[start]["content"]
-    images = 0 if isinstance(content, str) else [part["type"] for part in content].count("image")
-    if images != 1:
-        raise ValueError(f"CoCaProcessor: the last message of the user has {images} images; expected one to caption.")
     # Texts alone, without a type, are nothing that early transformers look for images in.
-    return [
-        {**message, "content": [{"type": "text", "text": message["content"]}]}
-        if isinstance(message["content"], str)
-        else message
-        for message in messages[start:]
-    ]
+    turn = [{**message, "content": _parts(message["content"])} for message in messages[start:]]
+    images = [part for part in turn[0]["content"] if part["type"] == "image"]
+    if len(images) != 1:
+        raise ValueError(
+            f"CoCaProcessor: the last message of the user has {len(images)} images; expected one to caption."
+        )
+    if needs_source and not any(images[0].get(name) is not None for name in _IMAGE_SOURCES):
+        raise ValueError(f"CoCaProcessor: the image of a message has none of {', '.join(_IMAGE_SOURCES)}.")
+    return turn
+
+
+def _parts(content: Any) -> Sequence[dict[str, Any]]:
+    """The parts of a message's content, each an image or a text."""
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    is_list = isinstance(parts, list | tuple) and all(isinstance(part, Mapping) for part in parts)
+    if not is_list or not all(
+        part.get("type") == "image" or (part.get("type") == "text" and isinstance(part.get("text"), str))
+        for part in parts
+    ):
+        raise ValueError(
+            "CoCaProcessor: the content of a message must be a string, or a list of such parts as {'type': 'image', "
+            f"'path': 'photo.jpg'}} and {{'type': 'text', 'text': 'a photo of'}}; got {brief(content)}."
+        )
+    return parts
 
 
 def _labels(input_ids, attention_mask):

@@ -19,7 +19,6 @@ OF_INSTANCES = {
     "_C",
     "_buffers",
     "_distributed",  # this and `_ex_iterable` are those of streamed data sets: tests/training/test_streams.py
-    "_encode_image",
     "_ex_iterable",
     "_forward_hooks",
     "_forward_pre_hooks",

@@ -4,7 +4,15 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tiny_configs import HF_ENCODERS, tiny_clip_cfg, tiny_coca_cfg, tiny_mammut_cfg, tiny_resnet_cfg, tiny_siglip_cfg
+from tiny_configs import (
+    HF_ENCODERS,
+    tiny_clip_cfg,
+    tiny_coca_cfg,
+    tiny_mammut_cfg,
+    tiny_modern_text_cfg,
+    tiny_resnet_cfg,
+    tiny_siglip_cfg,
+)
 from tiny_folders import CLIP_VOCABULARY, COCA_CLIP_VOCABULARY, save_tiny_model
 from tiny_models import tiny_siglip_vit_config, tiny_timm_config
 from tiny_tokenizers import save_tiny_tokenizer
@@ -42,6 +50,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     "siglip_vit": _siglip_vit,
     "timm": _timm,
     "hf_text": _hf_text,
+    "modern_text": lambda: build_config(tiny_modern_text_cfg(**CLIP_VOCABULARY)),
 }
 
 

@@ -266,7 +266,9 @@ def trained(folder: str, size: int, arguments: dict, resume_from: str | None = N
 
 def launched():
     """`trained` by `accelerate launch`, of arguments as JSON, under FSDP2 if it says so."""
-    print("RESULT", json.dumps(trained(**json.loads(sys.argv[1]))))
+    result = trained(**json.loads(sys.argv[1]))
+    if distributed.get_rank() == 0:
+        print("RESULT", json.dumps(result))
 
 
 def trained_by_plain_trainer(folder: str) -> list[str]:
@@ -293,6 +295,15 @@ def trained_by_plain_trainer(folder: str) -> list[str]:
     )
     Trainer(model, args, train_dataset=dataset, data_collator=collate).train()
     return [message for message in messages if "one rank alone" in message]
+
+
+def trained_where_one_fails(folder: str):
+    """Train on batches of which the last rank's is wrong."""
+    model = load_model(folder)
+    rank = distributed.get_rank()
+    batch = micro_batches(training_batch(model, 8), 1, rank, 2)[0]
+    batch["input_ids"] = batch["input_ids"][: 2 if rank else 4]
+    make_trainer(model, training_arguments(folder, per_device_train_batch_size=4), [batch]).train()
 
 
 def trained_scalar_under_fsdp2(folder: str):

@@ -70,7 +70,7 @@ INTERNALS = (
         "_validate_generated_length",
         ("generation_config", "input_ids_length", "has_default_max_length"),
         "a caption that cannot fit in the positions is refused before it is written",
-        "check in CoCaGenerationMixin.generate, from prompt length, max_length and max_new_tokens",
+        "check in CaptioningGenerationMixin.generate, from prompt length, max_length and max_new_tokens",
     ),
     Internal(
         GENERATION,

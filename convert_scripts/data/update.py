@@ -1,5 +1,6 @@
 """Update the tables of architectures, pretrained tags and towers from the installed open_clip; for maintainers, after
-a release of open_clip or with a new tower.
+a release of open_clip or with a new tower. With open_clip 4 installed, the tables of what it added, those of its
+architectures aside that cannot be converted.
 
 python -m open_clip_transformers.convert_scripts.data.update
 """
@@ -7,6 +8,7 @@ python -m open_clip_transformers.convert_scripts.data.update
 import json
 import posixpath
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,14 @@ import torch
 from ..common import DATA_FOLDER, data_table
 from ..mapping.config import build_config
 from ..mapping.plan import MODEL_CLASSES
-from ..sources.architectures import ARCHITECTURES, ARCHITECTURES_4, PRETRAINED, TOWERS, TOWERS_4
+from ..sources.architectures import (
+    ARCHITECTURES,
+    ARCHITECTURES_4,
+    PRETRAINED,
+    TOWERS,
+    TOWERS_4,
+    find_unsupported,
+)
 from ..verify.reference import build_open_clip_model
 
 
@@ -91,6 +100,9 @@ def main():
     """Write the tables beside this file."""
     newer = data_table(ARCHITECTURES_4)
     architectures = collect_architectures()
+    if import_module("open_clip").__version__ >= "4":
+        _write_newer(architectures)
+        return
     towers = {name: collect_towers(model_cfg) for name, model_cfg in sorted(architectures.items())}
     tables = {
         ARCHITECTURES: format_table(architectures),
@@ -99,6 +111,17 @@ def main():
         TOWERS_4: format_table({name: count_towers(model_cfg) for name, model_cfg in sorted(newer.items())}),
     }
     for name, text in tables.items():
+        (DATA_FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _write_newer(architectures: Mapping[str, dict[str, Any]]):
+    # Rows that this open_clip does not have stay.
+    known, rows, towers = data_table(ARCHITECTURES), dict(data_table(ARCHITECTURES_4)), dict(data_table(TOWERS_4))
+    for name, model_cfg in architectures.items():
+        if name not in known and find_unsupported(name) is None:
+            rows[name], towers[name] = model_cfg, collect_towers(model_cfg)
+    for name, table in ((ARCHITECTURES_4, rows), (TOWERS_4, towers)):
+        text = format_table(dict(sorted(table.items())))
         (DATA_FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 

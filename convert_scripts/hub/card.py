@@ -28,6 +28,7 @@ _TOWER_FAMILIES = {
     "open_clip_modified_resnet": "resnet",
     "open_clip_timm_vision": "timm",
     "open_clip_hf_text": "hf_text",
+    "open_clip_modern_text": "modern_text",
 }
 _MODEL_FAMILIES = {"open_clip_coca": "coca", "open_clip_mammut": "mammut", "open_clip_siglip": "siglip"}
 # Family -> the task that the Hub lists it under.

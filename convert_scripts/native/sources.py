@@ -41,6 +41,17 @@ DROPPED = {
     f"{tower}_model.embeddings.position_ids": "buffer of old transformers releases, made in forward"
     for tower in ("vision", "text")
 }
+# Settings of transformers' image processors that files need not state, where they are not CLIP's.
+_UNSTATED: dict[str, dict[str, Any]] = {
+    SIGLIP.name: {"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+    SIGLIP_2.name: {
+        "patch_size": 16,
+        "max_num_patches": 256,
+        "resample": Image.Resampling.BILINEAR,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    },
+}
 # transformers' tokenizers clean texts themselves; SigLIP's do so in Python.
 _CLEAN = {SIGLIP.name: "canonicalize", SIGLIP_2.name: "lower"}
 
@@ -116,7 +127,7 @@ def load_native_checkpoint(folder: Path, target: NativeTarget, processor_parts: 
     image_processor = None
     if "image_processor" in processor_parts:
         with failing_as(f"The image settings in {folder} cannot be used"):
-            settings = _image_settings(folder, config)
+            settings = _image_settings(folder, target, config)
             image_processor = image_processor_class(config)(**settings)
             if takes_patches(config):
                 config.vision_config.max_num_patches = settings["max_num_patches"]
@@ -220,12 +231,12 @@ def _plain_tokenizer(folder: Path, plain: Path) -> Path:
     return plain
 
 
-def _image_settings(folder: Path, config: PreTrainedConfig) -> dict[str, Any]:
+def _image_settings(folder: Path, target: NativeTarget, config: PreTrainedConfig) -> dict[str, Any]:
     """Build the arguments of our image processor for the settings of transformers' in `folder`."""
     if (folder / IMAGE_PROCESSOR_NAME).is_file():
         cfg = read_json(folder / IMAGE_PROCESSOR_NAME)
     elif (folder / PROCESSOR_NAME).is_file():
-        cfg = read_json(folder / PROCESSOR_NAME).get("image_processor", {})
+        cfg = read_json(folder / PROCESSOR_NAME).get("image_processor") or {}
     elif (folder / CONFIG_FILE).is_file() and (preprocess_cfg := read_config(folder / CONFIG_FILE)["preprocess_cfg"]):
         return image_processor_settings(preprocess_cfg, config)
     else:
@@ -235,12 +246,9 @@ def _image_settings(folder: Path, config: PreTrainedConfig) -> dict[str, Any]:
         )
     names = ("resample", "image_mean", "image_std", "rescale_factor", "do_resize", "do_rescale", "do_normalize")
     given = {name: cfg[name] for name in names if cfg.get(name) is not None}
+    unstated = _UNSTATED.get(target.name, {})
     if takes_patches(config):
-        return {
-            **_PATCH_SETTINGS,
-            **{name: cfg[name] for name in _PATCH_SETTINGS if cfg.get(name) is not None},
-            **given,
-        }
+        return {**unstated, **{name: cfg[name] for name in unstated if cfg.get(name) is not None}, **given}
     side = config.vision_config.image_size
     expected = {"height": side, "width": side}
     size, crop = _size(cfg.get("size", side)), _size(cfg.get("crop_size", side))
@@ -254,17 +262,7 @@ def _image_settings(folder: Path, config: PreTrainedConfig) -> dict[str, Any]:
             f"The image settings in {folder} (size {size}, {f'crop {crop}' if crops else 'no crop'}) are not one of "
             f"ours for a model of {side} x {side} pixels: convert with {argument('with_processor', False)}."
         )
-    return {"size": expected, "resize_mode": resize_mode, **given}
-
-
-# Of transformers' `Siglip2ImageProcessor`, where its file does not say.
-_PATCH_SETTINGS = {
-    "patch_size": 16,
-    "max_num_patches": 256,
-    "resample": Image.Resampling.BILINEAR,
-    "image_mean": [0.5] * 3,
-    "image_std": [0.5] * 3,
-}
+    return {"size": expected, "resize_mode": resize_mode, **unstated, **given}
 
 
 def _size(size: int | Mapping[str, int]) -> int | dict[str, int]:

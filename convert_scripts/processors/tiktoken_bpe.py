@@ -74,12 +74,12 @@ def find_ranks(name: str, folder: Path | None) -> dict[bytes, int]:
 
         encoding = tiktoken.get_encoding(name)
         return {token: encoding.encode_single_token(token) for token in encoding.token_byte_values()}
-    except ImportError as error:
-        problem, cause = "tiktoken, which would download it, is not installed", error
     except Exception as error:  # requests' own, among others
-        problem, cause = f"tiktoken cannot download it ({type(error).__name__})", error
+        why = "is not installed" if isinstance(error, ImportError) else f"fails ({type(error).__name__})"
+        cause = error
     raise ConversionError(
-        f"The tokenizer {name} of tiktoken is needed, and {problem}. Put the file {name}.tiktoken beside the weights "
+        f"The tokenizer {name} of tiktoken is needed, and tiktoken, which would download it, {why}. Put the file "
+        f"{name}.tiktoken beside the weights "
         f"(where there is a network: {_ADDRESS.format(name=name)}), or convert with "
         f"{argument('with_processor', False)}."
     ) from cause

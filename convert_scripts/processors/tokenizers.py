@@ -346,7 +346,7 @@ def tokenizer_cfg_of(tokenizer: OpenClipTokenizer, hf_tokenizer_name: str) -> di
         ConversionError: tokens were added to CLIP's vocabulary, which open_clip has no file for.
     """
     if tokenizer.tiktoken_name is not None:
-        return _tiktoken_cfg_of(tokenizer)
+        return _tiktoken_cfg_of(tokenizer, tokenizer.tiktoken_name)
     if not is_clip_bpe(tokenizer.backend_tokenizer):
         kwargs = {"clean": tokenizer.clean, "strip_sep_token": tokenizer.strip_sep_token}
         defaults = {"clean": "whitespace", "strip_sep_token": False}
@@ -365,8 +365,7 @@ def tokenizer_cfg_of(tokenizer: OpenClipTokenizer, hf_tokenizer_name: str) -> di
     return {} if tokenizer.clean == "lower" else {"tokenizer_kwargs": {"clean": tokenizer.clean}}
 
 
-def _tiktoken_cfg_of(tokenizer: OpenClipTokenizer) -> dict[str, Any]:
-    name = tokenizer.tiktoken_name
+def _tiktoken_cfg_of(tokenizer: OpenClipTokenizer, name: str) -> dict[str, Any]:
     more = len(tokenizer) - ENCODINGS[name].size - len(CONTROL_TOKENS)
     if more:
         raise ConversionError(

@@ -63,9 +63,9 @@ def get_architecture(name: str) -> dict[str, Any]:
     base = name.removesuffix(QUICK_GELU_SUFFIX)
     if base in architectures:
         return {**deepcopy(architectures[base]), "quick_gelu": True}
-    for pattern, what in UNSUPPORTED.items():
-        if fnmatchcase(base, pattern):
-            raise ConversionError(f"{name} is {what}.")
+    unsupported = find_unsupported(base)
+    if unsupported is not None:
+        raise ConversionError(f"{name} is {unsupported}.")
     close = _close(name, architectures, cutoff=0.5)
     hint = f"Did you mean {', '.join(close)}?" if close else f"Known names: {', '.join(list_architectures())}."
     raise ConversionError(
@@ -77,6 +77,11 @@ def get_architecture(name: str) -> dict[str, Any]:
 def is_architecture(name: str) -> bool:
     """Whether `get_architecture` takes `name`."""
     return name.replace("/", "-").removesuffix(QUICK_GELU_SUFFIX) in data_table(ARCHITECTURES)
+
+
+def find_unsupported(name: str) -> str | None:
+    """What an architecture of open_clip 4 is that cannot be converted; `None` for any other name."""
+    return next((what for pattern, what in UNSUPPORTED.items() if fnmatchcase(name, pattern)), None)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,7 @@ def reference_outputs(
     try:
         model = load_open_clip_model(model_cfg, plan, dtype)
         outputs = open_clip_outputs(model, verification_inputs(plan.model.config))
-        return outputs, f"open_clip {version('open_clip_torch')}"
+        return outputs, f"open_clip {import_module('open_clip').__version__}"
     except Exception as error:  # whatever keeps open_clip from running this model
         installed = find_spec("open_clip") is not None
         reason = f"open_clip cannot run this model ({error})" if installed else "open_clip is not installed"

@@ -23,6 +23,7 @@ from ...modeling.modeling_timm_factory import import_timm, reparameterize
 from ..common import ConversionError
 from ..mapping.config_table import text_fields_of
 from ..mapping.plan import ConversionPlan
+from ..towers.base import TEXT_DEFAULTS_4
 from ..towers.timm_vision import is_fused
 
 
@@ -52,6 +53,7 @@ def build_open_clip_model(model_cfg: Mapping[str, Any], config: PreTrainedConfig
     Raises:
         Exception: open_clip is not installed, or cannot build the model.
     """
+    _check_release(model_cfg, config)
     kwargs = {key: value for key, value in deepcopy(dict(model_cfg)).items() if value is not None}
     vision_cfg, text_cfg = kwargs["vision_cfg"], text_fields_of(kwargs)
     is_hf_text = bool(text_cfg.get("hf_model_name"))
@@ -87,6 +89,21 @@ def _timm_model_with(arguments: Mapping[str, Any], name: str) -> str:
         create.__name__ = own_name
         timm.models.register_model(create)
     return own_name
+
+
+def _check_release(model_cfg: Mapping[str, Any], config: PreTrainedConfig | None):
+    """Raise `ConversionError` where a model is of open_clip 4, and an earlier one is installed."""
+    import open_clip
+
+    if int(open_clip.__version__.partition(".")[0]) >= 4:
+        return
+    stated = {**model_cfg["vision_cfg"], **text_fields_of(model_cfg)}
+    defaults = {**TEXT_DEFAULTS_4, "correct_cls_mask": False}
+    newer = [name for name, default in defaults.items() if stated.get(name, default) != default]
+    if not getattr(getattr(config, "vision_config", None), "use_projection", True):
+        newer.append("attentional_pool without a projection")
+    if newer:
+        raise ConversionError(f"it needs open_clip 4 for {', '.join(newer)}, and {open_clip.__version__} is installed")
 
 
 def _model_class(model_cfg: Mapping[str, Any], custom_text: bool) -> type[torch.nn.Module]:

@@ -224,7 +224,9 @@ def open_clip_losses(model: torch.nn.Module, inputs: Inputs, config: PreTrainedC
     if is_coca:
         outputs = model(pixel_values, input_ids)
         image, text = outputs["image_features"], outputs["text_features"]
-        captions = outputs["logits"], outputs["labels"]
+        captions = outputs["logits"], outputs.get("labels")
+        if captions[1] is None:  # open_clip 4 shifts them outside of its model
+            captions = outputs["logits"][:, :-1], input_ids[:, 1:]
     else:
         image, text = model.encode_image(pixel_values, normalize=True), model.encode_text(input_ids, normalize=True)
         if is_mammut(model):
@@ -381,17 +383,17 @@ class CaptionIds:
 def open_clip_captions(model: torch.nn.Module, pixel_values: torch.Tensor, ids: CaptionIds) -> torch.Tensor:
     """Greedy captions of open_clip's model, (images, max_length), `NOTHING` behind their end.
 
-    Its own `generate` needs transformers older than 5. The loop here takes the most probable word of its forward pass
-    until the text ends: greedy decoding.
+    Its own `generate` needs transformers older than 5. The loop here takes the most probable word of its decoder until
+    the text ends: greedy decoding.
     """
-    image_latent, image_tokens, *_ = model._encode_image(pixel_values)
+    image_tokens = None if is_mammut(model) else model.visual(pixel_values)[1]
     input_ids = ids.first(len(pixel_values))
     while input_ids.shape[1] < ids.max_length and not ids.is_end(input_ids).any(dim=1).all():
-        if is_mammut(model):
+        if image_tokens is None:
             # Texts begin at the same argument in both forms, image features do not.
             logits = mammut_caption_logits(model, pixel_values, input_ids)
         else:
-            logits = model(pixel_values, input_ids, image_latent, image_tokens, output_labels=False)["logits"]
+            logits = model.text_decoder(image_tokens, model.text(input_ids)[1])
         input_ids = torch.cat([input_ids, logits[:, -1:].argmax(dim=-1)], dim=1)
     return ids.finished(input_ids)
 

@@ -44,7 +44,7 @@ COMMANDS = (
 )
 
 app = typer.Typer(
-    help="open_clip's CLIP and CoCa models as transformers models.",
+    help="open_clip's CLIP, CoCa and MaMMUT models as transformers models.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -38,9 +38,9 @@ def attention(
 ):
     """Draw where a model looks in an image.
 
-    A CoCa captions the image, and the sheet shows it once for each word with what the model attended to as it wrote
-    that word. With --text, every model shows how similar the places in the image are to the text, from the least to
-    the most similar. Heat is drawn on the whole image; what the model's crop leaves out is dark. Prints
+    A CoCa or a MaMMUT captions the image, and the sheet shows it once for each word with what the model attended to
+    as it wrote that word. With --text, every model shows how similar the places in the image are to the text, from the
+    least to the most similar. Heat is drawn on the whole image; what the model's crop leaves out is dark. Prints
     `image<TAB>caption`, or `image<TAB>text<TAB>similarity` for each text's best place, a cosine.
     """
     with errors_as_messages(traceback):

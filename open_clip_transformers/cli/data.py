@@ -87,6 +87,9 @@ class DataOptions:
         ),
     ] = None
     split: Annotated[str | None, typer.Option(help="Split of a Hugging Face data set; train by default.")] = None
+    subset: Annotated[
+        str | None, typer.Option(help="Subset (configuration) of a data set of the Hub that has several.")
+    ] = None
     engine: Annotated[
         Engine | None, typer.Option(help="Where to work: in this process, by default, or in actors of Ray.")
     ] = None
@@ -101,7 +104,13 @@ class DataOptions:
     def fields(self, text_column: str | None = None) -> Fields:
         """Return where the parts of samples are."""
         return Fields(
-            self.image_key, self.image_column, text_column, self.key_column, tuple(self.columns or ()), self.split
+            self.image_key,
+            self.image_column,
+            text_column,
+            self.key_column,
+            tuple(self.columns or ()),
+            self.split,
+            self.subset,
         )
 
     def check(self, output: str | None):

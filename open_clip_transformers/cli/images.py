@@ -70,7 +70,7 @@ def read_batches(
                 failures.add(sample.key, error.reason)
                 progress.update()
                 continue
-            assert isinstance(item, dict)
+            assert not isinstance(item, Unreadable) and item is not None
             batch.append(sample)
             pixels.append(item)
             if len(batch) == batch_size:

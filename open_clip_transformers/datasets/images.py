@@ -114,7 +114,7 @@ class PixelReader:
     pixels are bytes, which travel in a quarter of the time.
 
     Args:
-        image_processor: makes pixels of an image.
+        image_processor: makes pixels of an image, on either back end.
     """
 
     def __init__(self, image_processor: "ImageSettings"):

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, cast
 from ..configuration.errors import UserError
 from .extras import file_system_of, import_extra
 from .images import Unreadable
-from .shards import Sample, Shard
+from .shards import MANIFEST, Sample, Shard
 
 
 if TYPE_CHECKING:
     import numpy
     import pyarrow
 
-MANIFEST = "_manifest.json"  # readers of folders of parquet files pass over names that begin so
 MANIFEST_VERSION = 1
 
 

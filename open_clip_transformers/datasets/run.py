@@ -101,6 +101,7 @@ def run(
             if isinstance(sample, Sample):
                 work.add(sample, pixels)
                 progress.image()
+                finished.write(SHARDS_AHEAD)
                 continue
             if sample is None:
                 finished.add(index, work)
@@ -153,7 +154,7 @@ class _Model:
         import torch
 
         self.task, self.reader, self.report = task, reader, report
-        self.pool = ThreadPoolExecutor(report.lanes, "model", torch.set_num_threads, [threads])
+        self.pool = ThreadPoolExecutor(report.lanes, "model", torch.set_num_threads, (threads,))
         self.waiting: deque[Future] = deque()
 
     def __call__(self, pixels: list[Pixels], samples: list[Sample], shard: Shard) -> Future:

@@ -38,6 +38,7 @@ KEY_COLUMNS = ("key", "__key__")
 HUB_DATASETS = "hf://datasets/"
 SAVED_DATASET = ("state.json", "dataset_dict.json")  # what `save_to_disk` of datasets leaves
 ROWS_READ_AT_ONCE = 32
+MANIFEST = "_manifest.json"  # of an output; readers of folders of parquet files pass over names that begin so
 
 
 @dataclass
@@ -70,6 +71,7 @@ class Fields:
         key_column: the column of keys; by default [`KEY_COLUMNS`], else rows are counted.
         columns: what else to read of each sample, like `text_column`.
         split: the split of a Hugging Face data set.
+        subset: the configuration of one on the Hub, where it has several.
     """
 
     image_key: str | None = None
@@ -78,6 +80,7 @@ class Fields:
     key_column: str | None = None
     columns: tuple[str, ...] = ()
     split: str | None = None
+    subset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ class ListShard(Shard):
         with open_binary(self.source) as file:
             file.seek(self.start)
             for line in islice(file, self.count):
-                if name := line.decode("utf-8", "replace").strip():
+                if name := line.decode("utf-8", "replace").removeprefix("\ufeff").strip():
                     yield name
 
     @property
@@ -294,7 +297,7 @@ class DatasetShard(Shard):
         count: parts of the data set.
     """
 
-    USES = frozenset({"image_column", "text_column", "key_column", "columns", "split"})
+    USES = frozenset({"image_column", "text_column", "key_column", "columns", "split", "subset"})
 
     fields: Fields
     split: str
@@ -303,7 +306,7 @@ class DatasetShard(Shard):
     count: int
 
     def __iter__(self) -> Iterator[Sample]:
-        dataset = _open_dataset(self.source, self.split, self.revision)
+        dataset = self._open()
         fields = complete_fields(self.fields, list(dataset.features), self.source)
         part = dataset.shard(self.count, self.index, contiguous=True).select_columns(_columns_of(fields))
         image = import_extra("datasets", "data").Image
@@ -314,21 +317,30 @@ class DatasetShard(Shard):
 
     @property
     def identity(self) -> str:
-        version = self.revision or _open_dataset(self.source, self.split, None)._fingerprint
-        return f"{self.source}@{version}:{self.split}#{self.index}/{self.count}"
+        version = self.revision or self._open()._fingerprint
+        subset = f"{self.fields.subset}/" if self.fields.subset else ""
+        return f"{self.source}@{version}:{subset}{self.split}#{self.index}/{self.count}"
+
+    def _open(self):
+        return _open_dataset(self.source, self.fields.subset, self.split, self.revision)
 
     def column_types(self) -> "dict[str, pyarrow.DataType]":
-        schema = _open_dataset(self.source, self.split, self.revision).features.arrow_schema
+        schema = self._open().features.arrow_schema
         return {name: schema.field(name).type for name in self.fields.columns}
 
 
 @lru_cache(maxsize=1)
-def _open_dataset(address: str, split: str, revision: str | None):
+def _open_dataset(address: str, subset: str | None, split: str, revision: str | None):
     datasets = import_extra("datasets", "data")
     if address.startswith(HUB_DATASETS):
         name = address.removeprefix(HUB_DATASETS)
-        dataset = datasets.load_dataset(name, revision=revision, split=split, streaming=True)
+        try:
+            dataset = datasets.load_dataset(name, subset, revision=revision, split=split, streaming=True)
+        except ValueError as error:  # it lists splits and subsets that there are
+            raise UserError(f"{address} cannot be opened, see --split and --subset: {error}") from error
         return dataset if dataset.features else dataset._resolve_features()
+    if subset:
+        raise UserError(f"{address} was saved on this machine and has no subsets: leave out --subset {subset}.")
     dataset = datasets.load_from_disk(address)
     if not isinstance(dataset, datasets.DatasetDict):
         return dataset
@@ -500,8 +512,11 @@ def _find_remote(address: str) -> list[str]:
 
 
 def _files_below(folder: str) -> Iterator[str]:
-    """List files in `folder` and below, without hidden ones."""
+    """List files in `folder` and below, without hidden ones and outputs of these commands."""
     for parent, folders, files in os.walk(folder):
+        if MANIFEST in files:
+            folders[:] = []
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths = (os.path.join(parent, name) for name in sorted(files) if not name.startswith("."))
         yield from filter(os.path.isfile, paths)
@@ -576,10 +591,10 @@ def _dataset_shards(path: str, fields: Fields, shard_size: int) -> list[Shard]:
         path, revision = f"{HUB_DATASETS}{name}", HfApi().dataset_info(name, revision=wanted or None).sha
     else:
         path = _absolute(path)
-    dataset = _open_dataset(path, split, revision)
+    dataset = _open_dataset(path, fields.subset, split, revision)
     complete_fields(fields, list(dataset.features), path)
     parts = dataset.num_shards if revision else -(-len(dataset) // shard_size)
-    name = path.rstrip("/").rpartition("/")[2]
+    name = "-".join(filter(None, [path.rstrip("/").rpartition("/")[2], fields.subset]))
     return [
         DatasetShard(f"{name}-{split}-{index:05d}-of-{parts:05d}", path, fields, split, revision, index, parts)
         for index in range(parts)

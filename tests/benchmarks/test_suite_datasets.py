@@ -1,11 +1,13 @@
 """The suite of data sets: its contestants on reduced models and few images, in processes of their own."""
 
+import os
+import subprocess
 import sys
 
 import numpy
 import pytest
 from contestants import datasets_processes
-from contestants.datasets_processes import CONTESTANTS
+from contestants.datasets_processes import CONTESTANTS, proportional_memory, watched_tree
 from contestants.weights import make_weights
 from harness.cells import Options
 from suites import datasets
@@ -42,6 +44,18 @@ def run(name, folder, *cell):
     return contestant.outputs(), figures
 
 
+def test_memory_of_processes_is_that_of_their_children_too():
+    code = "import time; block = bytearray(80_000_000); print(flush=True); time.sleep(60)"
+    before = proportional_memory(os.getpid())
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        with watched_tree(os.getpid()) as sizes:
+            pass
+        child.kill()
+    assert sizes[0] > before + 80_000_000
+
+
+@pytest.mark.slow
 def test_commands_and_loops_embed_alike(folder):
     ours, figures = run("ours", folder, "embed", datasets.SMALL, 5)
     assert 0 <= figures["model busy"] <= 1 and figures["model, share of processors"] > 0

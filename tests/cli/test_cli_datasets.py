@@ -14,6 +14,7 @@ import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 from PIL import Image
 
 from open_clip_transformers.datasets import outputs
@@ -162,6 +163,8 @@ def test_embed_takes_data_sets_of_datasets(run, clip, photos, vectors, tmp_path)
     assert sorted(contents(tmp_path / "out"))[1] == "saved-test-00000-of-00003.parquet"
     message = embed(run, clip, tmp_path / "saved", tmp_path / "out2", exit_code=2)
     assert "has no split 'train': it has 'test'" in message
+    message = embed(run, clip, tmp_path / "saved", tmp_path / "out2", "--subset", "a", exit_code=2)
+    assert "has no subsets: leave out --subset a" in message
 
 
 def test_embed_streams_data_sets_of_the_hub(run, clip, vectors, tmp_path, monkeypatch):
@@ -174,8 +177,10 @@ def test_embed_streams_data_sets_of_the_hub(run, clip, vectors, tmp_path, monkey
         dataset.cast_column("image", datasets.Image()).to_parquet(tmp_path / f"{tar}.parquet")
     load_dataset, asked = datasets.load_dataset, []
 
-    def load(name, revision, split, streaming):
-        asked.append((name, revision, split))
+    def load(name, subset, revision, split, streaming):
+        if subset is None:
+            raise ValueError("Config name is missing. Please pick one: ['small', 'large']")
+        asked.append((name, subset, revision, split))
         files = sorted(map(str, tmp_path.glob("?.parquet")))
         return load_dataset("parquet", data_files={split: files}, split=split, streaming=streaming)
 
@@ -184,14 +189,17 @@ def test_embed_streams_data_sets_of_the_hub(run, clip, vectors, tmp_path, monkey
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
-    embed(run, clip, "hf://datasets/org/name@main", tmp_path / "out", "--split", "test")
+    embed(run, clip, "hf://datasets/org/name@main", tmp_path / "out", "--split", "test", "--subset", "large")
     assert_is(read(tmp_path / "out"), vectors)
-    assert set(asked) == {("org/name", "commit of org/name at main", "test")}
-    assert sorted(contents(tmp_path / "out"))[1] == "name-test-00000-of-00003.parquet"
+    assert set(asked) == {("org/name", "large", "commit of org/name at main", "test")}
+    assert sorted(contents(tmp_path / "out"))[1] == "name-large-test-00000-of-00003.parquet"
+    message = embed(run, clip, "hf://datasets/org/name", tmp_path / "out2", "--split", "test", exit_code=2)
+    assert "see --split and --subset: Config name is missing. Please pick one: ['small', 'large']" in message
 
 
 def test_embed_takes_folders_and_lists(run, clip, photos, vectors, tmp_path, monkeypatch):
-    (tmp_path / "list.txt").write_text("\n".join(f"photos/{key}.png" for key in KEYS) + "\n\n")
+    names = "\r\n".join(f"photos/{key}.png" for key in KEYS)
+    (tmp_path / "list.txt").write_bytes(f"\ufeff{names}\n\n".encode())
     monkeypatch.chdir(tmp_path)
     for name, source in (("folder", photos), ("list", tmp_path / "list.txt")):
         embed(run, clip, source, tmp_path / name, "--shard-size", 7)
@@ -247,6 +255,29 @@ def test_caption_samples_alike_whatever_was_done_before(run, coca, photos, tmp_p
     (tmp_path / "out" / "images-00002.parquet").unlink()
     run("caption", coca, photos, *sample)
     assert contents(tmp_path / "out") == whole
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["embed"], ["caption"], ["caption", "--num-beams", 2], ["classify", "--labels", "a,b"]],
+    ids=["embed", "caption", "beams", "classify"],
+)
+def test_bytes_do_not_depend_on_cores(run, coca, photos, tmp_path, command):
+    name, *options = command
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            shards = ["--shard-size", 8, "--batch-size", 2, "--workers", 0]
+            run(name, coca, photos, *options, *shards, "-o", tmp_path / str(number))
+            assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(threads)
+    one, three = (
+        {name: content for name, content in contents(tmp_path / number).items() if name.endswith(".parquet")}
+        for number in "13"
+    )
+    assert one == three and len(one) == 3
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -314,6 +345,14 @@ def test_what_exists_is_done_and_counts(run, clip, tars, tmp_path):
     assert (before["rows"], after["rows"], after["rows_done_before"]) == (16, 7, 9)
     assert before["errors"] == after["errors"] == {"UnidentifiedImageError": 1}
     assert contents(tmp_path / "out") == whole
+
+
+def test_output_within_its_input_is_no_input(run, clip, photos, tmp_path):
+    table = pyarrow.table({"image": list(FILES.values())[:2]})
+    (tmp_path / "data").mkdir()
+    pyarrow.parquet.write_table(table, tmp_path / "data" / "in.parquet")
+    for shards in (1, 0):
+        assert embed(run, clip, tmp_path / "data", tmp_path / "data" / "out")["shards"] == shards
 
 
 def test_data_may_grow(run, clip, tars, tmp_path):

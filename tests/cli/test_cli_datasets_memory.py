@@ -1,6 +1,7 @@
 """The memory that a run over a data set takes, with a stand-in for the model."""
 
 import io
+import time
 import tracemalloc
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 from open_clip_transformers import OpenClipImageProcessorPil
-from open_clip_transformers.datasets.outputs import FORMATS
+from open_clip_transformers.datasets.outputs import FORMATS, Output
 from open_clip_transformers.datasets.run import run
 from open_clip_transformers.datasets.shards import Sample, Shard
 
@@ -23,6 +24,20 @@ class GeneratedShard(Shard):
         Image.new("L", (3, 5), 7).save(file, "png")
         for number in range(50):
             yield Sample(str(number), file.getvalue() + bytes(20_000))
+
+
+@dataclass(frozen=True)
+class WatchingShard(GeneratedShard):
+    """Also notes, of each sample, whether the shard before is written."""
+
+    output: Output
+    seen: list
+
+    def __iter__(self):
+        for sample in super().__iter__():
+            time.sleep(0.002)
+            self.seen.append(self.output.has("00000", 0))
+            yield sample
 
 
 class Task:
@@ -53,3 +68,10 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, layout):
     many, memory_of_many = peak_memory(tmp_path / "many", 20, layout)
     assert (few, many) == (100, 1000)
     assert memory_of_many < memory_of_few + 200_000  # the images of the larger one have 20 MB
+
+
+def test_shards_are_written_while_the_next_one_is_read(tmp_path):
+    output, seen = FORMATS["parquet"](str(tmp_path), ("embedding",)), []
+    shards = [GeneratedShard("00000", "generated"), WatchingShard("00001", "generated", output, seen)]
+    run(Task(), list(enumerate(shards)), output, batch_size=4, workers=0, threads=1, warn=print)
+    assert len(seen) == 50 and not seen[0] and seen[-1]

@@ -147,7 +147,7 @@ ERRORS = {
     "drop_path": (OpenClipVitConfig, {"drop_path_rate": -0.1}, r"drop_path_rate.*-0\.1"),
     "cosine_and_norm": (OpenClipVitConfig, {"qk_norm": True, "scaled_cosine_attn": True}, "exclude each other"),
     "positions": (OpenClipVitConfig, {"position_embedding_type": "rope"}, r"'learnable', 'sin_cos_2d', got 'rope'"),
-    "vision_pool": (OpenClipVitConfig, {"pool_type": "argmax"}, r"'tok', 'avg', 'none', got 'argmax'"),
+    "vision_pool": (OpenClipVitConfig, {"pool_type": "argmax"}, r"'tok', 'avg', 'avg_all', 'none', got 'argmax'"),
     "pooler": (OpenClipVitConfig, {"attentional_pool": "series"}, r"'parallel', 'cascade', got 'series'"),
     "patch_dropout": (OpenClipVitConfig, {"patch_dropout": 1.0}, r"patch_dropout.*\[0, 1\).*1\.0"),
     "three_sizes": (OpenClipVitConfig, {"image_size": [1, 2, 3]}, r"image_size.*\[height, width\].*\[1, 2, 3\]"),

@@ -82,7 +82,8 @@ PLAIN_COCA = tiny_coca_cfg(
     vision_cfg={"layers": 2}, text_cfg={"context_length": 24}, multimodal_cfg={"context_length": 24}
 )
 
-PLAIN_MAMMUT = tiny_mammut_cfg(vision_cfg={"layers": 2}, text_cfg={"context_length": 24, "layers": 2})
+# Longer than captions here get: transformers looks up tokens beyond the end of a caption.
+PLAIN_MAMMUT = tiny_mammut_cfg(vision_cfg={"layers": 2}, text_cfg={"context_length": 28, "layers": 2})
 
 
 def word_tokenizer(length=10, **settings):

@@ -96,11 +96,22 @@ def test_image_text_to_text_captions_streams_without_a_text(pipe, images, prompt
         ({"images": {"images": None}}, "Got no images"),
         ({"text": []}, "Got no images"),
         ({"images": [None]}, "Image 0 .* is None"),
+        ({"images": {"role": "user", "content": "hello"}}, "or a chat, a list of messages"),
         ({"images": [b"", None], "text": ["a", "b"]}, "Image 1 .* is None"),
         ({"images": [b"", {"images": None}]}, "Image 1 .* is None"),
         ({"images": [b"", b""], "text": ["a", None]}, "Text 1 .* is None"),
     ],
-    ids=["text alone", "nothing", "empty dict", "no texts", "list", "second of two", "dict in a list", "second text"],
+    ids=[
+        "text alone",
+        "nothing",
+        "empty dict",
+        "no texts",
+        "list",
+        "message",
+        "second of two",
+        "dict in a list",
+        "text",
+    ],
 )
 def test_image_text_to_text_says_what_is_missing(pipe, arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 from transformers.utils import logging
 
-from open_clip_transformers.processing import image_processing_open_clip, image_settings_open_clip
+from open_clip_transformers.processing import image_batches, image_processing_open_clip, image_settings_open_clip
 from open_clip_transformers.processing.image_processing_open_clip import OpenClipImageProcessor
 from open_clip_transformers.processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
 from open_clip_transformers.processing.image_settings_open_clip import open_image
@@ -425,3 +425,31 @@ def test_images_that_are_too_narrow_are_refused(processor_class):
         processor_class(do_center_crop=False)(Image.new("L", (1, 20000)))
     assert pixel_values(processor_class(resize_mode="longest"), image).shape == (1, 3, 224, 224)
     assert pixel_values(processor_class(do_resize=False), image).shape == (1, 3, 224, 224)
+
+
+@every_processor
+def test_image_processor_tells_of_pixels_that_are_scaled_already(processor_class, array, monkeypatch):
+    told: list[str] = []
+    monkeypatch.setattr(image_batches.logger, "warning_once", told.append)
+    processor = processor_class(size=SIZE)
+    for images in (array, array.astype(np.float32), np.zeros_like(array, dtype=np.float32)):
+        pixel_values(processor, images)
+    pixel_values(processor, array / 255, do_rescale=False)
+    assert not told
+    pixel_values(processor, array / 255)
+    pixel_values(processor, array > 99)
+    assert len(told) == 2 and "pass do_rescale=False" in told[0]
+
+
+@every_processor
+def test_image_processor_takes_every_floating_tensor(processor_class, array):
+    processor, tensor = processor_class(size=SIZE), torch.from_numpy(array).permute(2, 0, 1).float()
+    expected = pixel_values(processor, tensor)
+    # Which holds 0..255; torchvision resizes in the precision of what it gets.
+    assert torch.allclose(pixel_values(processor, tensor.bfloat16()), expected, atol=0.03)
+    with_gradient = tensor.clone().requires_grad_()
+    outputs = pixel_values(processor, [with_gradient])
+    assert torch.equal(outputs, expected)
+    if processor_class is OpenClipImageProcessor:  # Pillow's arithmetic has no gradients
+        outputs.sum().backward()
+        assert with_gradient.grad.any()

@@ -278,8 +278,16 @@ def test_last_turn_of_a_chat_counts(coca, image):
         ([said("a cat")], "no message of the user"),
         ([], "no message of the user"),
         ([{"role": "user"}], "needs a 'role' and a 'content'"),
+        (user("a.png"), "a chat is a list of messages"),
+        (["hello"], "needs a 'role' and a 'content'"),
+        ([{"role": "user", "content": None}], "content of a message must be a string, or a list of such parts"),
+        ([{"role": "user", "content": ["hello"]}], "content of a message must be a string"),
+        ([user("a.png", None)], "content of a message must be a string"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": "a.png"}]}], "'type': 'image'"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "has none of image, path, url, base64"),
     ],
-    ids=["text", "string", "follow-up", "two images", "system prompt", "assistant alone", "empty", "no content"],
+    ids=["text", "string", "follow-up", "two images", "system prompt", "assistant alone", "empty", "no content"]
+    + ["a message", "strings", "none", "no parts", "no text", "of another", "no source"],
 )
 def test_chat_that_no_caption_can_answer_is_refused(coca, chat, message):
     with pytest.raises(ValueError, match=message):

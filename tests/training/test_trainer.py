@@ -111,7 +111,7 @@ def test_gradients_are_those_of_open_clip_on_the_whole_batch(kind, ranks, settin
         assert np.mean([gradients["loss"] for gradients in found]) == pytest.approx(right["loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ranks", [1, *(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (2, 4))])
 def test_distillation_is_that_of_open_clip(ranks, tmp_path):
     reference, model = pair_of("clip")
     teacher_cfg = tiny_clip_cfg(embed_dim=20, vision_cfg={"layers": 1}, text_cfg={"layers": 1})

@@ -11,7 +11,13 @@ from tiny_folders import build_processor
 from tiny_models import tiny_model
 from transformers import Trainer, TrainingArguments
 
-from open_clip_transformers import ContrastiveCollator, ContrastiveTrainer, ContrastiveTrainingArguments
+from open_clip_transformers import (
+    ContrastiveCollator,
+    ContrastiveTrainer,
+    ContrastiveTrainingArguments,
+    lock_image_tower,
+    lock_text_tower,
+)
 from open_clip_transformers.training.losses import softmax_contrastive_loss
 
 
@@ -69,6 +75,48 @@ def test_parts_have_the_gradients_of_the_whole_batch_with_dropout(size, tmp_path
     assert torch.equal(torch.rand(1), after)  # the random numbers go on from there
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
     assert relative_error(found, expected) <= 1e-5
+
+
+def with_lora(model):
+    peft = pytest.importorskip("peft")
+    return peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+
+
+def checkpointed(model):
+    model.gradient_checkpointing_enable()
+    return model
+
+
+def locked(model):
+    lock_image_tower(model)
+    lock_text_tower(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("coca", checkpointed),
+        ("clip", with_lora),
+        ("siglip", locked),
+        ("clip_timm_vision", None),
+        ("coca_hf_text", None),
+        ("clip_modern_text", None),
+        ("mammut", None),
+    ],
+    ids=["checkpointing", "lora", "locked", "timm", "hf_text", "modern_text", "mammut"],
+)
+def test_parts_of_every_model_have_the_gradients_of_the_whole_batch(name, change, tmp_path):
+    found = []
+    for mini_batch_size in (None, 3):
+        torch.manual_seed(5)
+        model = tiny_model(name)
+        batches = [workers.training_batch(model, SIZE)]
+        model = model if change is None else change(model)
+        trainer = trainer_of(model, tmp_path, batches, mini_batch_size=mini_batch_size)
+        found.append(gradients_of(trainer))
+    assert found[0].keys() == found[1].keys()
+    assert relative_error(*found) <= 1e-5
 
 
 def test_parts_move_the_statistics_of_batch_norms_once(tmp_path):

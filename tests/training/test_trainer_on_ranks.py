@@ -25,7 +25,7 @@ def weights(folder: str) -> dict[str, torch.Tensor]:
 
 
 def launch_with_fsdp2(folder: str, size: int, arguments: dict, options: list[str]):
-    """Train under `accelerate launch`, as a user would."""
+    """Train under `accelerate launch`, as a user would; what came of it on the first rank."""
     command = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--use_fsdp", "--fsdp_version", "2"]
     command += ["--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP", "--fsdp_state_dict_type", "FULL_STATE_DICT"]
     path = os.pathsep.join(filter(None, sys.path))
@@ -33,7 +33,7 @@ def launch_with_fsdp2(folder: str, size: int, arguments: dict, options: list[str
     command = [sys.executable, *command, *options, workers.__file__, job]
     run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
     assert run.returncode == 0, run.stderr
-    return [json.loads(line.partition("RESULT ")[2]) for line in run.stdout.splitlines() if "RESULT" in line]
+    return next(json.loads(line.partition("RESULT ")[2]) for line in run.stdout.splitlines() if "RESULT" in line)
 
 
 @pytest.mark.slow
@@ -44,8 +44,8 @@ def test_fsdp2_by_accelerate_launch_trains_as_ddp_and_its_model_reloads(name, tm
     # This one's table of positions is a buffer.
     options = ["--fsdp_cpu_ram_efficient_loading", "false" if name == "clip" else "true"]
     runs = on_ranks(workers.trained, 2, tmp_path, folder, 24, arguments)
-    runs += launch_with_fsdp2(folder, 24, arguments, options)
-    assert [run["steps"] for run in runs] == [3] * 4
+    runs.append(launch_with_fsdp2(folder, 24, arguments, options))
+    assert [run["steps"] for run in runs] == [3] * 3
     ddp, fsdp = (weights(f"{folder}_{way}_trained") for way in ("ddp", "fsdp"))
     before = weights(folder)
     assert ddp["logit_scale"].shape == before["logit_scale"].shape and fsdp["logit_scale"].shape == (1,)
@@ -91,6 +91,13 @@ def test_one_pair_a_rank_is_refused_without_gathering_alone(tmp_path):
         assert failure.startswith("ValueError: A batch of one pair has nothing to be compared with")
     runs = on_ranks(workers.trained, 2, tmp_path, folder, 4, {**arguments, "gather_across_devices": True})
     assert all(run["losses"][0] > 0 for run in runs)
+
+
+def test_what_fails_on_one_rank_stops_all(tmp_path):
+    folder = saved("clip", tmp_path / "model")
+    (first, _), (second, _) = answers_on_ranks(workers.trained_where_one_fails, 2, tmp_path, folder)
+    assert second.startswith("ValueError: The loss compares pairs, got 4 images and 2 texts")
+    assert first.startswith("RuntimeError: Rank 1 could not read its batches: ValueError: The loss compares pairs")
 
 
 def test_plain_trainer_says_once_that_it_gathers_nothing(tmp_path):

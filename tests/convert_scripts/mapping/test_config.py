@@ -288,6 +288,19 @@ def test_build_config_refuses(changes, message):
         build_config(tiny_clip_cfg(**changes))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text_cfg": {**MODERN, "width": 36, "heads": 3, "embed_cls": False}}, "a modern one is not supported yet"),
+        ({"multimodal_cfg": {"text_arch": "modern"}}, "decoders with the layers of modern text towers.*not supported"),
+    ],
+    ids=["text", "decoder"],
+)
+def test_build_config_refuses_modern_captioners(changes, message):
+    with pytest.raises(ConversionError, match=message):
+        build_config(tiny_coca_cfg(**changes))
+
+
 def test_build_config_names_missing_fields():
     model_cfg = tiny_clip_cfg()
     del model_cfg["text_cfg"]

@@ -20,6 +20,7 @@ from transformers import (
     Siglip2Config,
     Siglip2Model,
     SiglipConfig,
+    SiglipImageProcessorPil,
     SiglipModel,
 )
 
@@ -287,6 +288,9 @@ def test_processor_of_siglip_cleans_texts_as_its_own(tmp_path):
     ids = processor(text=["Two cats, and a dog!"], return_tensors="pt")["input_ids"]
     assert ids.tolist() == [[2, 3, 4, 5, 6, *[1] * 6]]
     assert processor.image_processor.resize_mode == "squash"
+    # As SigLIP's image processor has them where its file does not state them.
+    for name in ("image_mean", "image_std"):
+        assert list(getattr(processor.image_processor, name)) == list(getattr(SiglipImageProcessorPil, name))
 
 
 def beside_open_clip(folder, settings=None):
