@@ -49,13 +49,14 @@ FINITE = Range(-(2.0**63), 2.0**63)
 # Field of a configuration, of a tower of timm or of an encoder of transformers -> its numbers; all others are finite.
 FIELD_RANGES = {
     **dict.fromkeys(("hidden_size", "intermediate_size", "projection_dim", "embedding_size", "token_dim"), WIDTH),
+    "pooler_intermediate_size": WIDTH,
     **dict.fromkeys(
         ("embed_dim", "embed_dims", "dims", "head_dim", "d_model", "d_ff", "d_kv", "encoder_ffn_dim"), WIDTH
     ),
     **dict.fromkeys(("num_hidden_layers", "depths", "depth", "layers", "num_layers", "encoder_layers"), LAYERS),
     **dict.fromkeys(("image_size", "patch_size", "input_size", "img_size", "window_size"), PIXELS),
     **dict.fromkeys(("num_attention_heads", "attn_pooler_heads", "num_heads", "encoder_attention_heads"), COUNT),
-    **dict.fromkeys(("num_channels", "attn_pooler_queries"), COUNT),
+    **dict.fromkeys(("num_channels", "attn_pooler_queries", "max_num_patches", "position_grid_size"), COUNT),
     **dict.fromkeys(("num_register_tokens", "reg_tokens", "num_recomputing_layers"), Range(0, COUNT.high)),
     "vocab_size": Range(1, 2**24),
     "max_position_embeddings": Range(1, 2**20),

@@ -11,6 +11,7 @@ from .configuration_hf_text import HfTextConfig
 from .configuration_mammut_text import MaMMUTTextConfig
 from .configuration_modern_text import ModernTextConfig
 from .configuration_modified_resnet import ModifiedResNetConfig
+from .configuration_naflex_vit import NaFlexVitConfig
 from .configuration_siglip_vit import SiglipVitConfig
 from .configuration_text import OpenClipTextConfig
 from .configuration_timm_vision import TimmVisionConfig
@@ -19,7 +20,7 @@ from .configuration_vit import OpenClipVitConfig
 
 VISION_CONFIGS = {
     config.model_type: config
-    for config in (OpenClipVitConfig, ModifiedResNetConfig, SiglipVitConfig, TimmVisionConfig)
+    for config in (OpenClipVitConfig, ModifiedResNetConfig, SiglipVitConfig, NaFlexVitConfig, TimmVisionConfig)
 }
 TEXT_CONFIGS = {
     config.model_type: config for config in (OpenClipTextConfig, HfTextConfig, ModernTextConfig, MaMMUTTextConfig)

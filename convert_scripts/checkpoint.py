@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from ..processing.image_settings_open_clip import OpenClipImageSettings
+from ..processing.image_settings_open_clip import ImageSettings
 from ..processing.tokenization_open_clip import OpenClipTokenizer
 from .mapping.config import build_config, check_model_cfg
 from .mapping.plan import ConversionPlan, find_layout, plan_conversion
@@ -38,7 +38,7 @@ class LoadedCheckpoint:
 
     source: Source
     plan: ConversionPlan
-    image_processor: OpenClipImageSettings | None
+    image_processor: ImageSettings | None
     tokenizer: OpenClipTokenizer | None
     reference: Reference
     notes: tuple[str, ...] = ()

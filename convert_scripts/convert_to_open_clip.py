@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from ..processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
 from ..processing.tokenization_open_clip import OpenClipTokenizer
 from .common import ConversionError, argument, checks_types, dtype_name, failing_as, listing, user_path
 from .mapping.config import TokenIds, build_config, build_model_cfg, default_token_ids
@@ -18,7 +17,7 @@ from .mapping.config_table import text_fields_of
 from .mapping.plan import plan_conversion, rename_table
 from .mapping.state_dict import Step, resolve
 from .outputs import check_output, new_folder
-from .processors.image import IMAGE_PROCESSOR_FILES, preprocess_cfg_of, preprocess_defaults
+from .processors.image import IMAGE_PROCESSOR_FILES, image_processor_class, preprocess_cfg_of, preprocess_defaults
 from .processors.tokenizers import save_open_clip_tokenizer, tokenizer_cfg_of
 from .sources.weights import CONFIG_FILE, WEIGHTS_FILES, read_weights
 from .verify.conversion import Verification, check_mode, check_values, reference_outputs, verify_conversion
@@ -142,7 +141,8 @@ def _preprocess_cfg(source: ConvertedFolder) -> dict[str, Any]:
             f"{argument('with_processor', False)}."
         )
     with failing_as(f"The image processor in {source.path} cannot be used"):
-        return preprocess_cfg_of(OpenClipImageProcessorPil.from_pretrained(source.path), source.config)
+        image_processor = image_processor_class(source.config).from_pretrained(source.path)
+        return preprocess_cfg_of(image_processor, source.config)
 
 
 def _notes(config, model_cfg: Mapping[str, Any], tokenizer: OpenClipTokenizer | None) -> tuple[str, ...]:

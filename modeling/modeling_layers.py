@@ -72,25 +72,31 @@ class PatchDropout(nn.Module):
         self.prob = prob
         self.num_prefix_tokens = num_prefix_tokens
 
+    def kept_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch, tokens, hidden_size) -> (batch, tokens kept) of their indices, drawn anew at each call."""
+        batch, num_patches = hidden_states.shape[0], hidden_states.shape[1] - self.num_prefix_tokens
+        num_keep = max(1, int(num_patches * (1 - self.prob)))
+        noise = torch.randn(batch, num_patches, device=hidden_states.device)
+        prefix = torch.arange(self.num_prefix_tokens, device=hidden_states.device).expand(batch, -1)
+        return torch.cat((prefix, noise.topk(num_keep, dim=-1).indices + self.num_prefix_tokens), dim=1)
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(batch, tokens, hidden_size) -> the same with fewer tokens while training."""
         if not self.training:
             return hidden_states
-        prefix, patches = hidden_states.tensor_split([self.num_prefix_tokens], dim=1)
-        num_keep = max(1, int(patches.shape[1] * (1 - self.prob)))
-        noise = torch.randn(patches.shape[:2], device=patches.device)
-        keep = noise.topk(num_keep, dim=-1).indices.unsqueeze(-1).expand(-1, -1, patches.shape[-1])
-        return torch.cat((prefix, patches.gather(1, keep)), dim=1)
+        kept = self.kept_tokens(hidden_states).unsqueeze(-1)
+        return hidden_states.gather(1, kept.expand(-1, -1, hidden_states.shape[-1]))
 
 
 class MLP(nn.Module):
-    """Two linear layers around an activation."""
+    """Two linear layers around an activation, by default as wide inside as the layers' are."""
 
-    def __init__(self, config: PreTrainedConfig):
+    def __init__(self, config: PreTrainedConfig, intermediate_size: int | None = None):
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        intermediate_size = intermediate_size or config.intermediate_size
+        self.fc1 = nn.Linear(config.hidden_size, intermediate_size)
         self.activation_fn = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc2 = nn.Linear(intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.activation_fn(self.fc1(hidden_states)))
@@ -397,13 +403,19 @@ class CrossAttention(nn.Module):
         return key, value
 
     def forward(
-        self, hidden_states: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs
+        self,
+        hidden_states: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend to `key` and `value`, (images, heads, tokens, head_dim), without a mask.
+        """Attend to `key` and `value`, (images, heads, tokens, head_dim).
 
         Args:
             hidden_states: (rows, length, hidden_size). The rows of one image stand side by side; a single row is
                 asked of every image.
+            attention_mask: what transformers' mask functions make for one row of queries an image.
 
         Returns:
             (rows, length, output_size), with rows = images where there was a single one, and the attention weights
@@ -418,7 +430,7 @@ class CrossAttention(nn.Module):
         query = query.reshape(images, -1, num_heads, self.head_dim).transpose(1, 2)
         if rows > images:
             kwargs |= {"rows_per_key": rows // images}
-        context, attn_weights = attend(self, query, key, value, None, **kwargs)
+        context, attn_weights = attend(self, query, key, value, attention_mask, **kwargs)
         if attn_weights is not None and attn_weights.shape[0] < rows:
             attn_weights = _by_row(attn_weights, rows // images)
         return self.out_proj(context.reshape(rows, length, -1)), attn_weights

@@ -17,7 +17,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
 from ..configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
-from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel
+from .modeling_pretrained import COMPOSITE_KEYS, OpenClipPreTrainedModel, patch_arguments
 from .modeling_towers import TEXT_MODELS, VISION_MODELS, build_tower
 
 
@@ -184,16 +184,25 @@ class OpenClipDualModel(OpenClipPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         interpolate_pos_encoding: bool = False,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """The vision tower's output; `pooler_output` (images, projection_dim) is the embedding, not normalised.
 
         Args:
-            pixel_values: (images, channels, height, width), normalised as the image processor does.
+            pixel_values: (images, channels, height, width), normalised as the image processor does; of a NaFlex tower
+                (images, patches, values of a patch).
             interpolate_pos_encoding: accept other image sizes than the model's.
+            pixel_attention_mask, spatial_shapes: see [`NaFlexVitModel`], which alone takes them.
         """
+        patches = patch_arguments(pixel_attention_mask, spatial_shapes)
         return self.vision_model(
-            pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
+            pixel_values=pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            return_dict=True,
+            **patches,
+            **kwargs,
         )
 
     @can_return_tuple
@@ -240,8 +249,8 @@ class OpenClipDualModel(OpenClipPreTrainedModel):
         """
         if not hasattr(self.vision_model, "get_patch_features"):
             raise ValueError(
-                f"Patches of a tower of type {self.config.vision_config.model_type!r} cannot be embedded: its pooling "
-                "is not known. get_image_features embeds whole images."
+                f"Patches of a tower of type {self.config.vision_config.model_type!r} cannot be embedded one by one. "
+                "get_image_features embeds whole images."
             )
         return self.vision_model.get_patch_features(pixel_values, interpolate_pos_encoding, last_attention)
 
@@ -281,17 +290,21 @@ class OpenClipModel(OpenClipDualModel):
         position_ids: torch.Tensor | None = None,
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> OpenClipOutput:
         """Compare images with texts, or embed one kind of them, which leaves out what belongs to the other.
 
         Args:
             input_ids: (texts, length).
-            pixel_values: (images, channels, height, width), normalised as the image processor does.
+            pixel_values: (images, channels, height, width), normalised as the image processor does; of a NaFlex tower
+                (images, patches, values of a patch).
             attention_mask: (texts, length), 0 on left padding; padding behind a text follows the tower's own rule.
             position_ids: (texts, length), by default 0, 1, ... from the first token that is no left padding.
             return_loss: compute the contrastive loss; images and texts must then be pairs.
             interpolate_pos_encoding: accept other image sizes than the model's.
+            pixel_attention_mask, spatial_shapes: see [`NaFlexVitModel`], which alone takes them.
 
         Returns:
             [`OpenClipOutput`].
@@ -306,7 +319,12 @@ class OpenClipModel(OpenClipDualModel):
         vision_outputs = text_outputs = image_embeds = text_embeds = logits_per_image = None
         if pixel_values is not None:
             vision_outputs = self.get_image_features(
-                pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs
+                pixel_values,
+                interpolate_pos_encoding,
+                pixel_attention_mask,
+                spatial_shapes,
+                return_dict=True,
+                **kwargs,
             )
             image_embeds = F.normalize(vision_outputs.pooler_output, dim=-1)
         if input_ids is not None:
@@ -355,12 +373,19 @@ class OpenClipVisionModelWithProjection(OpenClipPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         interpolate_pos_encoding: bool = False,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> OpenClipVisionModelOutput:
-        """(images, channels, height, width) -> [`OpenClipVisionModelOutput`]."""
+        """(images, channels, height, width), or what [`NaFlexVitModel`] takes -> [`OpenClipVisionModelOutput`]."""
         self.check_kwargs(kwargs)
+        patches = patch_arguments(pixel_attention_mask, spatial_shapes)
         outputs = self.vision_model(
-            pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
+            pixel_values=pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            return_dict=True,
+            **patches,
+            **kwargs,
         )
         return OpenClipVisionModelOutput(
             image_embeds=outputs.pooler_output,
@@ -433,6 +458,8 @@ class OpenClipForImageClassification(OpenClipPreTrainedModel):
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
         """Classify images.
@@ -441,13 +468,19 @@ class OpenClipForImageClassification(OpenClipPreTrainedModel):
             pixel_values: (images, channels, height, width), normalised as the image processor does.
             labels: (images,) of class ids, or targets as `config.problem_type` asks for; gives the `loss`.
             interpolate_pos_encoding: accept other image sizes than the model's.
+            pixel_attention_mask, spatial_shapes: see [`NaFlexVitModel`], which alone takes them.
 
         Returns:
             `logits` (images, num_labels), and on request `hidden_states` and `attentions`.
         """
         self.check_kwargs(kwargs)
+        patches = patch_arguments(pixel_attention_mask, spatial_shapes)
         outputs = self.vision_model(
-            pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
+            pixel_values=pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            return_dict=True,
+            **patches,
+            **kwargs,
         )
         logits = self.classifier(outputs.pooler_output)
         return ImageClassifierOutput(

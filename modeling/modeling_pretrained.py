@@ -154,6 +154,14 @@ def check_pixel_values(
         )
 
 
+def patch_arguments(
+    pixel_attention_mask: torch.Tensor | None, spatial_shapes: torch.Tensor | None
+) -> dict[str, torch.Tensor]:
+    """Those that are given of the arguments that belong to images as patches: a tower without them refuses them."""
+    given = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+    return {name: tensor for name, tensor in given.items() if tensor is not None}
+
+
 def positions_of(attention_mask: torch.Tensor) -> torch.Tensor:
     """Positions (batch, length) of tokens, counted from the first that is no left padding.
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
@@ -130,7 +131,7 @@ class SiglipVitEmbeddings(nn.Module):
 class SiglipVitMLP(MLP):
     """MLP with dropout behind both layers (timm: `Mlp`)."""
 
-    def __init__(self, config: SiglipVitConfig):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
@@ -216,23 +217,29 @@ class SiglipVitEncoder(nn.Module):
 class LatentPooler(nn.Module):
     """Pool tokens by one learned query and an MLP (https://arxiv.org/abs/2106.04560; timm: `AttentionPoolLatent`)."""
 
-    def __init__(self, config: SiglipVitConfig):
+    def __init__(self, config: PreTrainedConfig, intermediate_size: int, hidden_act: str):
         super().__init__()
-        self.deterministic = config.deterministic
+        self.config = config
         self.latent = nn.Parameter(torch.empty(1, 1, config.hidden_size))
         self.attention = CrossAttention(config, config.hidden_size, config.hidden_size, config.num_attention_heads)
         self.layer_norm = norm_layer(config, config.hidden_size)
-        self.mlp = MLP(config)
-        self.mlp.activation_fn = ACT2FN[config.pooler_hidden_act]
+        self.mlp = MLP(config, intermediate_size)
+        self.mlp.activation_fn = ACT2FN[hidden_act]
 
     def initialize(self, std: float):
         trunc_normal_(self.latent, self.latent.shape[-1] ** -0.5)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(batch, tokens, hidden_size) -> (batch, hidden_size)."""
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
+        """(batch, tokens, hidden_size), and a mask (batch, tokens) of those that count -> (batch, hidden_size)."""
         key, value = self.attention.project_key_value(hidden_states)
+        latent = self.latent
+        if mask is not None:
+            latent = latent.expand(hidden_states.shape[0], -1, -1)
+            mask = create_bidirectional_mask(
+                config=self.config, inputs_embeds=latent, attention_mask=mask, encoder_hidden_states=hidden_states
+            )
         # timm's pooler has no dropout.
-        pooled, _ = self.attention(self.latent, key, value, dropout=0.0, deterministic=self.deterministic)
+        pooled, _ = self.attention(latent, key, value, mask, dropout=0.0, **kwargs)
         pooled = pooled[:, 0]
         return pooled + self.mlp(self.layer_norm(pooled))
 
@@ -245,7 +252,7 @@ class LatentPooler(nn.Module):
 class ProjectionMLP(nn.Module):
     """Projection of two layers (open_clip: `timm_proj="mlp"`)."""
 
-    def __init__(self, config: SiglipVitConfig):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__()
         projection_dim = cast(int, config.projection_dim)
         self.fc1 = nn.Linear(config.hidden_size, 2 * projection_dim)
@@ -281,7 +288,9 @@ class SiglipVitModel(PatchTowerMixin, OpenClipVisionTower):
         self.pre_layernorm = norm_layer(config, config.hidden_size) if config.use_pre_layer_norm else nn.Identity()
         self.encoder = SiglipVitEncoder(config)
         self.post_layernorm = nn.Identity() if config.use_fc_norm else norm_layer(config, config.hidden_size)
-        self.pooler = LatentPooler(config) if config.pool_type == "map" else None
+        self.pooler = None
+        if config.pool_type == "map":
+            self.pooler = LatentPooler(config, config.intermediate_size, cast(str, config.pooler_hidden_act))
         self.fc_norm = norm_layer(config, config.hidden_size) if config.use_fc_norm else nn.Identity()
         self.dropout = nn.Dropout(config.projection_dropout)
         self.projection = nn.Identity()
@@ -313,7 +322,9 @@ class SiglipVitModel(PatchTowerMixin, OpenClipVisionTower):
             return hidden_states[:, 0]
         if not self.config.pool_include_prefix:
             hidden_states = hidden_states[:, self.config.num_prefix_tokens :]
-        return hidden_states.mean(dim=1) if self.pooler is None else self.pooler(hidden_states)
+        if self.pooler is None:
+            return hidden_states.mean(dim=1)
+        return self.pooler(hidden_states, **self.layer_kwargs())
 
     @property
     def num_prefix_tokens(self) -> int:

@@ -10,6 +10,7 @@ from .modeling_hf_text import HfTextModel
 from .modeling_mammut_text import MaMMUTTextModel
 from .modeling_modern_text import ModernTextModel
 from .modeling_modified_resnet import ModifiedResNetModel
+from .modeling_naflex_vit import NaFlexVitModel
 from .modeling_siglip_vit import SiglipVitModel
 from .modeling_text import OpenClipTextModel
 from .modeling_timm_vision import TimmVisionModel
@@ -18,7 +19,7 @@ from .modeling_vit import OpenClipVitModel
 
 VISION_MODELS = {
     model.config_class.model_type: model
-    for model in (OpenClipVitModel, ModifiedResNetModel, SiglipVitModel, TimmVisionModel)
+    for model in (OpenClipVitModel, ModifiedResNetModel, SiglipVitModel, NaFlexVitModel, TimmVisionModel)
 }
 TEXT_MODELS = {
     model.config_class.model_type: model

@@ -8,6 +8,7 @@ from .configuration.configuration_mammut import MaMMUTDecoderConfig as MaMMUTDec
 from .configuration.configuration_mammut_text import MaMMUTTextConfig as MaMMUTTextConfig
 from .configuration.configuration_modern_text import ModernTextConfig as ModernTextConfig
 from .configuration.configuration_modified_resnet import ModifiedResNetConfig as ModifiedResNetConfig
+from .configuration.configuration_naflex_vit import NaFlexVitConfig as NaFlexVitConfig
 from .configuration.configuration_open_clip import OpenClipConfig as OpenClipConfig
 from .configuration.configuration_open_clip import OpenClipSiglipConfig as OpenClipSiglipConfig
 from .configuration.configuration_siglip_vit import SiglipVitConfig as SiglipVitConfig
@@ -36,6 +37,7 @@ from .modeling.modeling_mammut_text import MaMMUTTextModel as MaMMUTTextModel
 from .modeling.modeling_modern_text import ModernTextModel as ModernTextModel
 from .modeling.modeling_modified_resnet import ModifiedResNetBackbone as ModifiedResNetBackbone
 from .modeling.modeling_modified_resnet import ModifiedResNetModel as ModifiedResNetModel
+from .modeling.modeling_naflex_vit import NaFlexVitModel as NaFlexVitModel
 from .modeling.modeling_open_clip import OpenClipForImageClassification as OpenClipForImageClassification
 from .modeling.modeling_open_clip import OpenClipModel as OpenClipModel
 from .modeling.modeling_open_clip import (
@@ -50,7 +52,9 @@ from .modeling.modeling_text import OpenClipTextModel as OpenClipTextModel
 from .modeling.modeling_timm_vision import TimmVisionModel as TimmVisionModel
 from .modeling.modeling_vit import OpenClipVitBackbone as OpenClipVitBackbone
 from .modeling.modeling_vit import OpenClipVitModel as OpenClipVitModel
+from .processing.image_processing_naflex import NaFlexImageProcessor as NaFlexImageProcessor
 from .processing.image_processing_open_clip import OpenClipImageProcessor as OpenClipImageProcessor
+from .processing.image_processing_pil_naflex import NaFlexImageProcessorPil as NaFlexImageProcessorPil
 from .processing.image_processing_pil_open_clip import OpenClipImageProcessorPil as OpenClipImageProcessorPil
 from .processing.pipeline_image_feature_extraction import (
     OpenClipImageFeatureExtractionPipeline as OpenClipImageFeatureExtractionPipeline,

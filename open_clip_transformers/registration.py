@@ -169,12 +169,16 @@ def _processors() -> dict:
 
 
 def _image_processors() -> dict:
+    from .configuration.configuration_naflex_vit import NaFlexVitConfig
     from .configuration.configuration_towers import VISION_CONFIGS
+    from .processing.image_processing_naflex import NaFlexImageProcessor
     from .processing.image_processing_open_clip import OpenClipImageProcessor
+    from .processing.image_processing_pil_naflex import NaFlexImageProcessorPil
     from .processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
 
     back_ends = {"torchvision": OpenClipImageProcessor, "pil": OpenClipImageProcessorPil}
-    return {config: dict(back_ends) for config in (*VISION_CONFIGS.values(), *_composites())}
+    processors = {config: dict(back_ends) for config in (*VISION_CONFIGS.values(), *_composites())}
+    return processors | {NaFlexVitConfig: {"torchvision": NaFlexImageProcessor, "pil": NaFlexImageProcessorPil}}
 
 
 def _tokenizers() -> dict:

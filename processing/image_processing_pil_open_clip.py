@@ -1,7 +1,5 @@
 """Image processor on Pillow, bit-equal to open_clip (open_clip: `image_transform` in `transform.py`)."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from PIL import Image, ImageOps
@@ -23,7 +21,32 @@ from .image_settings_open_clip import (
 from .partial_resize import resize_part
 
 
-class OpenClipImageProcessorPil(OpenClipImageSettings, PilBackend):
+class PillowImages:
+    """Images of any kind through Pillow, a mixin for an image processor that says how one is resized."""
+
+    def resize_image(self, image: Image.Image, **kwargs) -> Image.Image:
+        """`image` as the settings among `kwargs` say, before it becomes a tensor."""
+        raise NotImplementedError
+
+    def process_image(self, image, do_convert_rgb=None, input_data_format=None, **kwargs) -> torch.Tensor:
+        """The image as a tensor (channels, height, width), resized and converted to RGB."""
+        if isinstance(image, Image.Image):
+            return pil_to_tensor(self.resize_image(image, do_convert_rgb=do_convert_rgb, **kwargs), do_convert_rgb)
+        if isinstance(image, torch.Tensor):  # of which numpy has no bfloat16
+            image = (image.float() if image.dtype == torch.bfloat16 else image).numpy(force=True)
+        array = channels_first(image, input_data_format)
+        if array.dtype == np.uint8:
+            # A mode "L" image has no axis of channels.
+            pixels = array[0] if len(array) == 1 else np.ascontiguousarray(np.moveaxis(array, 0, -1))
+            return self.process_image(Image.fromarray(pixels), do_convert_rgb, **kwargs)
+        planes = [Image.fromarray(plane) for plane in np.ascontiguousarray(array, dtype=np.float32)]
+        tensor = torch.cat([pil_to_tensor(self.resize_image(plane, **kwargs)) for plane in planes])
+        if not do_convert_rgb:
+            return tensor
+        return tensor.expand(3, -1, -1) if len(tensor) == 1 else tensor[:3]
+
+
+class OpenClipImageProcessorPil(PillowImages, OpenClipImageSettings, PilBackend):
     """Image processor on Pillow: its `pixel_values` equal those of open_clip's evaluation transform bit for bit.
 
     Its settings are those of [`OpenClipImageSettings`]. It takes PIL images of every mode, paths and URLs, and arrays
@@ -37,31 +60,8 @@ class OpenClipImageProcessorPil(OpenClipImageSettings, PilBackend):
     def __init__(self, **kwargs: Unpack[OpenClipImageProcessorKwargs]):
         super().__init__(**kwargs)
 
-    def _check_settings(self, settings: dict[str, Any]):
-        super()._check_settings(settings)
-        device = settings.get("device")
-        if device is not None and torch.device(device).type != "cpu":
-            raise ValueError(
-                f"{type(self).__name__}: got device={device}, but Pillow works on the CPU: move pixel_values, or take "
-                "OpenClipImageProcessor."
-            )
-
-    def process_image(self, image, do_convert_rgb=None, input_data_format=None, **kwargs) -> torch.Tensor:
-        """The image as a tensor (channels, height, width), resized, cropped and then converted to RGB."""
-        if isinstance(image, Image.Image):
-            return pil_to_tensor(resize_and_crop_pil(image, **kwargs), do_convert_rgb)
-        if isinstance(image, torch.Tensor):  # of which numpy has no bfloat16
-            image = (image.float() if image.dtype == torch.bfloat16 else image).numpy(force=True)
-        array = channels_first(image, input_data_format)
-        if array.dtype == np.uint8:
-            # A mode "L" image has no axis of channels.
-            pixels = array[0] if len(array) == 1 else np.ascontiguousarray(np.moveaxis(array, 0, -1))
-            return pil_to_tensor(resize_and_crop_pil(Image.fromarray(pixels), **kwargs), do_convert_rgb)
-        planes = [Image.fromarray(plane) for plane in np.ascontiguousarray(array, dtype=np.float32)]
-        tensor = torch.cat([pil_to_tensor(resize_and_crop_pil(plane, **kwargs)) for plane in planes])
-        if not do_convert_rgb:
-            return tensor
-        return tensor.expand(3, -1, -1) if len(tensor) == 1 else tensor[:3]
+    def resize_image(self, image: Image.Image, **kwargs) -> Image.Image:
+        return resize_and_crop_pil(image, **kwargs)
 
     def _preprocess(
         self,
@@ -139,4 +139,4 @@ def pil_to_tensor(image: Image.Image, do_convert_rgb: bool | None = False) -> to
     return torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1)
 
 
-__all__ = ["OpenClipImageProcessorPil"]
+__all__ = ["OpenClipImageProcessorPil", "PillowImages"]

@@ -2,13 +2,14 @@
 
 import base64
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import partial
 from io import BytesIO
 from reprlib import repr as brief
 from typing import Any
 
+import torch
 from PIL import Image
 from transformers.image_utils import (
     OPENAI_CLIP_MEAN,
@@ -22,7 +23,7 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
 from ..configuration.configuration_common import IS_BUNDLED, PIXELS, AutoClassMixin, Range, with_value_errors
-from .image_batches import map_images
+from .image_batches import map_images, to_pixel_values
 
 
 logger = logging.get_logger(__name__)
@@ -35,12 +36,9 @@ RESIZE_MODES = ("shortest", "longest", "squash")
 # Resized images of more pixels are made in part where they are cropped; an edge is limited then, and else the pixels.
 WHOLE_PIXELS, MAX_EDGE, MAX_PIXELS = 2**24, 2**24, 2**28
 
-# Back end -> its image processor.
-_BACK_ENDS = {"torchvision": "OpenClipImageProcessor", "pil": "OpenClipImageProcessorPil"}
-
-
-# Settings of other image processors that do nothing here -> whether a value asks for nothing, and what to do.
-_WITHOUT_EFFECT: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+# Settings of other image processors that do nothing -> whether a value, beside `size`, asks for nothing; what to do.
+WithoutEffect = Mapping[str, tuple[Callable[[Any, Any], bool], str]]
+_WITHOUT_EFFECT: WithoutEffect = {
     "crop_size": (lambda value, size: value == size, "images are cropped to size, pass that."),
     "do_pad": (lambda value, size: not value, "resize_mode='longest' pads images to size."),
     "pad_size": (lambda value, size: value == size, "resize_mode='longest' pads images to size, pass that."),
@@ -67,44 +65,35 @@ class OpenClipImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[c
     fill_color: int | float | list[int] | tuple[int, ...] | None
 
 
-class OpenClipImageSettings(AutoClassMixin):
-    """Settings of an image processor, a mixin for a back end of transformers.
-
-    Images are prepared as open_clip does: they are not turned as their EXIF data may say, and are converted to RGB
-    after resize and crop. transformers' pipelines, all but `image-to-text` here, do both before the image processor
-    sees an image; for open_clip's pixels call the processor and the model, or the command line.
+class ImageSettings(AutoClassMixin):
+    """What image processors have in common: inputs, colours, and checks. A mixin for a back end of transformers.
 
     Args:
-        size: height and width of the result in pixels; open_clip: `size`.
         resample: filter of the resize, `PILImageResampling.BICUBIC` (3) or `BILINEAR` (2); open_clip: `interpolation`.
-        resize_mode: `"shortest"`, `"longest"` or `"squash"`; open_clip: the same name.
-        fill_color: colour of the padding of `"longest"`, in 0..255; open_clip: the same name.
         image_mean: mean of each channel, of pixels in [0, 1]; open_clip: `mean`.
         image_std: standard deviation of each channel, of pixels in [0, 1]; open_clip: `std`.
         rescale_factor: number that takes pixels to [0, 1].
-        do_resize: resize as `resize_mode` says.
-        do_center_crop: crop, or pad, the centre to `size`; nothing to do after `"squash"`.
         do_rescale: multiply pixels by `rescale_factor`. Switch it off for images that are in [0, 1] already.
         do_normalize: subtract `image_mean`, divide by `image_std`.
-        do_convert_rgb: convert to RGB, as open_clip after resize and crop. An alpha channel is dropped.
+        do_convert_rgb: convert to RGB. An alpha channel is dropped.
     """
 
+    # Back end -> name of its class, in the module of the one on torchvision.
+    back_ends: Mapping[str, str]
+    without_effect: WithoutEffect
+
     # Of the image processor that the mixin stands before.
+    __call__: Callable
     backend: str
     process_image: Callable
     _valid_kwargs_names: list[str]
     _standardize_kwargs: Callable
     _preprocess_image_like_inputs: Callable
 
-    valid_kwargs = OpenClipImageProcessorKwargs
-    size = {"height": 224, "width": 224}
+    do_resize = True
     resample = PILImageResampling.BICUBIC
-    resize_mode = "shortest"
-    fill_color = 0
     image_mean = OPENAI_CLIP_MEAN
     image_std = OPENAI_CLIP_STD
-    do_resize = True
-    do_center_crop = True
     do_rescale = True
     rescale_factor = 1 / 255
     do_normalize = True
@@ -121,10 +110,13 @@ class OpenClipImageSettings(AutoClassMixin):
         if unknown:
             logger.warning(f"{type(self).__name__} has no settings {sorted(unknown)}: they do nothing.")
 
+    def _for_base_class(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """The settings as the base class is to check them."""
+        raise NotImplementedError
+
     def _validate_preprocess_kwargs(self, **kwargs):
         self._check_settings(kwargs)
-        # The crop is to `size`, which the base class calls `crop_size`.
-        super()._validate_preprocess_kwargs(**{**kwargs, "crop_size": kwargs["size"]})
+        super()._validate_preprocess_kwargs(**self._for_base_class(kwargs))
 
     @with_value_errors
     def preprocess(self, images, *args, **kwargs):
@@ -138,18 +130,7 @@ class OpenClipImageSettings(AutoClassMixin):
         return self._preprocess_image_like_inputs(images, **settings)
 
     def _check_settings(self, settings: dict[str, Any]):
-        size, resample, resize_mode = (settings[name] for name in ("size", "resample", "resize_mode"))
-        sides = [size.get("height"), size.get("width")] if hasattr(size, "get") else [None]
-        if not all(type(side) is int and side in PIXELS for side in sides):
-            raise ValueError(
-                f"{type(self).__name__}: got size={size}; expected {{'height': ..., 'width': ...}} in {PIXELS}."
-            )
-        if not isinstance(resize_mode, str) or resize_mode not in RESIZE_MODES:
-            raise ValueError(
-                f"{type(self).__name__}: got resize_mode={resize_mode!r}; choose one of "
-                f"{', '.join(map(repr, RESIZE_MODES))}."
-            )
-        filters = (PILImageResampling.BICUBIC, PILImageResampling.BILINEAR)
+        resample, filters = settings["resample"], (PILImageResampling.BICUBIC, PILImageResampling.BILINEAR)
         is_pillow = isinstance(resample, int) or not isinstance(resample, Enum | None)
         if is_pillow and resample not in filters:
             raise ValueError(
@@ -161,7 +142,6 @@ class OpenClipImageSettings(AutoClassMixin):
                 f"{type(self).__name__}: got input_data_format={layout!r:.200}; expected 'channels_first' or "
                 "'channels_last', or None to tell from the number of channels."
             )
-        check_fill_color(settings["fill_color"])
         factor = settings["rescale_factor"]
         if type(factor) not in (int, float) or abs(factor) not in _POSITIVE:
             raise ValueError(f"rescale_factor must be a number of absolute value in {_POSITIVE}, got {brief(factor)}.")
@@ -169,9 +149,15 @@ class OpenClipImageSettings(AutoClassMixin):
             if settings[name] is not None:
                 # Arrays may have any number of channels.
                 channel_values(name, settings[name], count=None)
-        for name, (takes, remedy) in _WITHOUT_EFFECT.items():
+        device = settings.get("device")
+        if self.backend == "pil" and device is not None and torch.device(device).type != "cpu":
+            raise ValueError(
+                f"{type(self).__name__}: got device={device}, but Pillow works on the CPU: move pixel_values, or take "
+                f"{self.back_ends['torchvision']}."
+            )
+        for name, (takes, remedy) in self.without_effect.items():
             value = settings.get(name)
-            if value is not None and not takes(value, size):
+            if value is not None and not takes(value, settings.get("size")):
                 raise ValueError(f"{type(self).__name__}: got {name}={value}, which would have no effect: {remedy}")
 
     def to_dict(self) -> dict[str, Any]:
@@ -181,9 +167,17 @@ class OpenClipImageSettings(AutoClassMixin):
         if IS_BUNDLED and auto_map:
             # transformers names the one class that it saves.
             module = type(self).__module__.rpartition(".")[2]
-            references = {back_end: f"{module}.{name}" for back_end, name in _BACK_ENDS.items()}
+            references = {back_end: f"{module}.{name}" for back_end, name in self.back_ends.items()}
             settings["auto_map"] = {**auto_map, "AutoImageProcessor": references}
         return settings
+
+    def finish(self, images: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Rescale and normalise what the image processor made without, of images prepared one by one."""
+        raise NotImplementedError
+
+    @property
+    def _finishing(self) -> tuple:
+        return self.do_rescale, self.rescale_factor, self.do_normalize, self.image_mean, self.image_std
 
     def fetch_images(self, image_url_or_urls):
         """Open paths, URLs and base64 strings; nested lists and images pass through."""
@@ -207,6 +201,55 @@ class OpenClipImageSettings(AutoClassMixin):
         if self.backend == "pil" or any(isinstance(image, Image.Image) for image in images):
             return map_images(process, images)
         return [process(image) for image in images]
+
+
+class OpenClipImageSettings(ImageSettings):
+    """Settings of an image processor, a mixin for a back end of transformers.
+
+    Images are prepared as open_clip does: they are not turned as their EXIF data may say, and are converted to RGB
+    after resize and crop. transformers' pipelines, all but `image-to-text` here, do both before the image processor
+    sees an image; for open_clip's pixels call the processor and the model, or the command line.
+
+    Takes the settings of [`ImageSettings`] and these.
+
+    Args:
+        size: height and width of the result in pixels; open_clip: `size`.
+        resize_mode: `"shortest"`, `"longest"` or `"squash"`; open_clip: the same name.
+        fill_color: colour of the padding of `"longest"`, in 0..255; open_clip: the same name.
+        do_resize: resize as `resize_mode` says.
+        do_center_crop: crop, or pad, the centre to `size`; nothing to do after `"squash"`.
+    """
+
+    back_ends = {"torchvision": "OpenClipImageProcessor", "pil": "OpenClipImageProcessorPil"}
+    without_effect = _WITHOUT_EFFECT
+
+    valid_kwargs = OpenClipImageProcessorKwargs
+    size = {"height": 224, "width": 224}
+    resize_mode = "shortest"
+    fill_color = 0
+    do_center_crop = True
+
+    def finish(self, images: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"pixel_values": to_pixel_values(images["pixel_values"].unbind(), *self._finishing)}
+
+    def _for_base_class(self, settings: dict[str, Any]) -> dict[str, Any]:
+        # The crop is to `size`, which the base class calls `crop_size`.
+        return {**settings, "crop_size": settings["size"]}
+
+    def _check_settings(self, settings: dict[str, Any]):
+        size, resize_mode = settings["size"], settings["resize_mode"]
+        sides = [size.get("height"), size.get("width")] if hasattr(size, "get") else [None]
+        if not all(type(side) is int and side in PIXELS for side in sides):
+            raise ValueError(
+                f"{type(self).__name__}: got size={size}; expected {{'height': ..., 'width': ...}} in {PIXELS}."
+            )
+        if not isinstance(resize_mode, str) or resize_mode not in RESIZE_MODES:
+            raise ValueError(
+                f"{type(self).__name__}: got resize_mode={resize_mode!r}; choose one of "
+                f"{', '.join(map(repr, RESIZE_MODES))}."
+            )
+        check_fill_color(settings["fill_color"])
+        super()._check_settings(settings)
 
 
 def open_image(source: str | os.PathLike, timeout: float = 60) -> Image.Image:
@@ -330,8 +373,10 @@ def center_offset(height: int, width: int, target: tuple[int, int]) -> tuple[int
 __all__ = [
     "RESIZE_MODES",
     "WHOLE_PIXELS",
+    "ImageSettings",
     "OpenClipImageProcessorKwargs",
     "OpenClipImageSettings",
+    "WithoutEffect",
     "center_offset",
     "center_padding",
     "channels_first",

@@ -6,11 +6,16 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
 from ..configuration.configuration_common import AutoClassMixin, with_value_errors
+from .image_settings_naflex import NaFlexImageProcessorKwargs
 from .image_settings_open_clip import OpenClipImageProcessorKwargs
 
 
+class AnyImageProcessorKwargs(OpenClipImageProcessorKwargs, NaFlexImageProcessorKwargs, total=False):  # type: ignore[call-arg]
+    """Settings of either kind of image processor, which refuses those of the other."""
+
+
 class OpenClipProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
-    images_kwargs: OpenClipImageProcessorKwargs
+    images_kwargs: AnyImageProcessorKwargs
     _defaults = {}  # transformers 5.5 reads it
 
 
@@ -18,7 +23,8 @@ class OpenClipProcessor(AutoClassMixin, ProcessorMixin):
     """Processor of [`OpenClipModel`] and [`OpenClipSiglipModel`]: an image processor and a tokenizer.
 
     Args:
-        image_processor: an [`OpenClipImageProcessor`] or [`OpenClipImageProcessorPil`].
+        image_processor: an [`OpenClipImageProcessor`] or [`OpenClipImageProcessorPil`]; for a NaFlex tower a
+            [`NaFlexImageProcessor`] or [`NaFlexImageProcessorPil`].
         tokenizer: an [`OpenClipTokenizer`].
     """
 
@@ -36,8 +42,8 @@ class OpenClipProcessor(AutoClassMixin, ProcessorMixin):
             kwargs: arguments of the image processor and the tokenizer, such as `return_tensors="pt"`.
 
         Returns:
-            `pixel_values`, float32 of shape (images, channels, height, width), and `input_ids` and `attention_mask`,
-            int64 of shape (texts, length): those that were asked for.
+            `pixel_values`, float32 of shape (images, channels, height, width), or what a NaFlex image processor gives,
+            and `input_ids` and `attention_mask`, int64 of shape (texts, length): those that were asked for.
 
         Raises:
             ValueError: neither images nor texts, a text that is not a string, or videos or audio.

@@ -17,6 +17,7 @@ from tiny_configs import (
 )
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from open_clip_transformers.configuration.configuration_naflex_vit import NaFlexVitConfig
 from open_clip_transformers.configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
 from open_clip_transformers.configuration.configuration_siglip_vit import SiglipVitConfig
 from open_clip_transformers.configuration.configuration_timm_vision import TimmVisionConfig
@@ -35,6 +36,7 @@ from open_clip_transformers.modeling.modeling_mammut import (
 from open_clip_transformers.modeling.modeling_mammut_text import MaMMUTTextModel
 from open_clip_transformers.modeling.modeling_modern_text import ModernTextModel
 from open_clip_transformers.modeling.modeling_modified_resnet import ModifiedResNetModel
+from open_clip_transformers.modeling.modeling_naflex_vit import NaFlexVitModel
 from open_clip_transformers.modeling.modeling_open_clip import (
     OpenClipForImageClassification,
     OpenClipModel,
@@ -103,6 +105,36 @@ def tiny_siglip_vit_dual_config() -> OpenClipSiglipConfig:
     return OpenClipSiglipConfig(vision_config=vision_config, text_config=text_config, projection_dim=28)
 
 
+def tiny_naflex_vit_config(**fields) -> NaFlexVitConfig:
+    """Configuration of a NaFlex tower with every module that owns parameters."""
+    options = {
+        "hidden_size": 36,
+        "intermediate_size": 50,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "patch_size": [8, 6],
+        "max_num_patches": 12,
+        "image_size": 24,
+        "position_grid_size": [5, 4],
+        "use_class_token": True,
+        "num_register_tokens": 2,
+        "qk_norm": True,
+        "layer_scale_init_value": 0.1,
+        "proj_type": "linear",
+        "proj_bias": True,
+        "projection_dim": 28,
+        "initializer_range": 0.1,
+    }
+    return NaFlexVitConfig(**{**options, **fields})
+
+
+def tiny_naflex_vit_dual_config() -> OpenClipSiglipConfig:
+    """Configuration of a dual model with a NaFlex tower."""
+    vision_config = tiny_naflex_vit_config(proj_type="mlp", block_type="swiglu", use_fc_norm=True, pool_type="avg")
+    text_config = tiny_config(SIGLIP).text_config
+    return OpenClipSiglipConfig(vision_config=vision_config, text_config=text_config, projection_dim=28)
+
+
 def tiny_timm_config() -> TimmVisionConfig:
     """A tower of timm whose rotary positions no checkpoint holds."""
     model_args = {"img_size": 24, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2}
@@ -127,6 +159,7 @@ def tiny_timm_dual_config() -> OpenClipConfig:
 MODELS = {
     "vit": (OpenClipVitModel, lambda: tiny_config(CLIP).vision_config),
     "siglip_vit": (SiglipVitModel, tiny_siglip_vit_config),
+    "naflex_vit": (NaFlexVitModel, tiny_naflex_vit_config),
     "resnet": (ModifiedResNetModel, lambda: tiny_config(RESNET).vision_config),
     "timm_vision": (TimmVisionModel, tiny_timm_config),
     "text": (OpenClipTextModel, lambda: tiny_config(CLIP).text_config),
@@ -139,6 +172,7 @@ MODELS = {
     "clip_timm_vision": (OpenClipModel, tiny_timm_dual_config),
     "siglip": (OpenClipSiglipModel, lambda: tiny_config(SIGLIP)),
     "siglip_with_siglip_vit": (OpenClipSiglipModel, tiny_siglip_vit_dual_config),
+    "siglip_with_naflex_vit": (OpenClipSiglipModel, tiny_naflex_vit_dual_config),
     "clip_hf_text": (OpenClipModel, lambda: tiny_config(HF_TEXT_WITH_TABLE)),
     "clip_modern_text": (OpenClipModel, lambda: tiny_config(MODERN_TEXT)),
     "coca": (CoCaModel, lambda: tiny_config(COCA)),
@@ -183,16 +217,30 @@ def randomized(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
 def tiny_inputs(model: PreTrainedModel, batch: int = 3, length: int = 10) -> dict[str, torch.Tensor]:
     """The images and texts that `model` takes; texts end at different places, one fills all positions."""
     generator = torch.Generator().manual_seed(1)
-    image_size = getattr(getattr(model.config, "vision_config", model.config), "image_size", 24)
-    pixel_values = torch.randn(batch, 3, image_size, image_size, generator=generator)
+    vision = getattr(model.config, "vision_config", model.config)
+    image_size = getattr(vision, "image_size", 24)
+    images = {"pixel_values": torch.randn(batch, 3, image_size, image_size, generator=generator)}
+    if vision.model_type == NaFlexVitConfig.model_type:
+        images = tiny_patches(vision, batch)
     input_ids = torch.randint(1, BOS, (batch, length), generator=generator)
     input_ids[:, 0] = BOS
     for row, end in enumerate(range(length - 1, 0, -3)):
         if row < batch:
             input_ids[row, end] = EOS
             input_ids[row, end + 1 :] = PAD
-    inputs = {"input_ids": input_ids, "pixel_values": pixel_values}
+    inputs = {"input_ids": input_ids, **images}
     return {name: value for name, value in inputs.items() if name in inspect.signature(model.forward).parameters}
+
+
+def tiny_patches(config: NaFlexVitConfig, batch: int = 3) -> dict[str, torch.Tensor]:
+    """Patches of images of several shapes, all but the first with padding behind them."""
+    shapes = [(3, 4), (2, 5), (1, 7), (9, 1), (5, 2)]
+    spatial_shapes = torch.tensor([shapes[index % len(shapes)] for index in range(batch)])
+    height, width = config.patch_size
+    generator = torch.Generator().manual_seed(2)
+    pixel_values = torch.randn(batch, config.max_num_patches, 3 * height * width, generator=generator)
+    mask = (torch.arange(config.max_num_patches) < spatial_shapes.prod(-1, keepdim=True)).int()
+    return {"pixel_values": pixel_values, "pixel_attention_mask": mask, "spatial_shapes": spatial_shapes}
 
 
 def main_outputs(outputs) -> list[torch.Tensor]:

@@ -1,22 +1,27 @@
 """Embeddings of images and of texts alone, for whatever compares them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch.nn import functional as F
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration.errors import UserError
 
 
 @torch.inference_mode()
-def embed_images(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Embed pixels (images, channels, height, width) as float32 (images, projection_dim), of length 1.
+def embed_images(model: PreTrainedModel, images: torch.Tensor | Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Embed images as float32 (images, projection_dim), of length 1.
+
+    Args:
+        model: a dual model or a captioner.
+        images: what the image processor gives, or `pixel_values` (images, channels, height, width) alone.
 
     Raises:
         ValueError: the model does not pool.
     """
-    features = model.get_image_features(pixel_values.to(model.device, model.dtype)).pooler_output
+    images = {"pixel_values": images} if isinstance(images, torch.Tensor) else images
+    features = model.get_image_features(**BatchFeature(images).to(model.device, model.dtype)).pooler_output
     return F.normalize(_pooled(features).float(), dim=-1)
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 
 from ..configuration.errors import MissingPackageError, UserError
@@ -142,8 +142,8 @@ def evaluate_zero_shot(
     ranks = [rank for rank in CLASSIFICATION_RANKS if rank <= len(names)]
     correct = dict.fromkeys(ranks, 0)
     start = 0
-    for pixel_values in pixel_batches(dataset, processor, image_column, batch_size, num_workers):
-        logits = embed_images(model, pixel_values) @ classifier.T
+    for images in pixel_batches(dataset, processor, image_column, batch_size, num_workers):
+        logits = embed_images(model, images) @ classifier.T
         best = logits.topk(max(ranks), dim=-1).indices.cpu()
         hits = best == labels[start : start + len(best), None]
         start += len(best)
@@ -199,7 +199,7 @@ def evaluate_retrieval(
     text_embeds = embed_texts(model, processor.tokenizer, all_texts, batch_size, logger.warning)
     owners = torch.tensor([row for row, texts in enumerate(references) for _ in texts])
     batches = pixel_batches(dataset, processor, image_column, batch_size, num_workers)
-    image_embeds = torch.cat([embed_images(model, pixel_values).cpu() for pixel_values in batches])
+    image_embeds = torch.cat([embed_images(model, images).cpu() for images in batches])
     recall = retrieval_recall(image_embeds, text_embeds, owners)
     return {**recall, "images": len(image_embeds), "texts": len(text_embeds)}
 
@@ -280,8 +280,8 @@ def evaluate_captions(
     image_column = find_column(dataset, "image_column", image_column, "Image")
     references = read_texts(dataset, text_column)
     captions: list[str] = []
-    for pixel_values in pixel_batches(dataset, processor, image_column, batch_size, num_workers):
-        ids = model.generate(pixel_values=pixel_values.to(model.device, model.dtype), **generate_kwargs)
+    for images in pixel_batches(dataset, processor, image_column, batch_size, num_workers):
+        ids = model.generate(**BatchFeature(images).to(model.device, model.dtype), **generate_kwargs)
         captions += [text.strip() for text in processor.batch_decode(ids, skip_special_tokens=True)]
     return {**caption_metrics(captions, references), "images": len(captions), "captions": captions}
 
@@ -368,15 +368,16 @@ class PixelDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
-        """(channels, height, width). Raises `OSError` for what is no image, with the row's number."""
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """What the image processor gives. Raises `OSError` for what is no image, with the row's number."""
         source = self.dataset[index][self.image_column]
         try:
             if isinstance(source, dict):
                 source = source["path"] if source["bytes"] is None else BytesIO(source["bytes"])
             with Image.open(source) as image:
                 image.load()
-                return self.image_processor(image, return_tensors="pt").pixel_values[0]
+                images = self.image_processor(image, return_tensors="pt")
+                return {name: tensor[0] for name, tensor in images.items()}
         except Exception as error:  # Pillow raises nearly everything
             raise OSError(
                 f"Row {index} of the column {self.image_column!r} holds no readable image: {error}"
@@ -385,8 +386,8 @@ class PixelDataset(torch.utils.data.Dataset):
 
 def pixel_batches(
     dataset: "datasets.Dataset", processor: ProcessorMixin, image_column: str, batch_size: int, num_workers: int
-) -> Iterator[torch.Tensor]:
-    """Iterate over pixels (at most batch_size, channels, height, width), with a progress bar on a terminal.
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Iterate over at most batch_size images, as the model takes them by name, with a progress bar on a terminal.
 
     Raises:
         OSError: an image cannot be read.
@@ -395,11 +396,11 @@ def pixel_batches(
     if not len(dataset):
         raise UserError("The data set has no rows to evaluate.")
     pixels = PixelDataset(dataset, processor.image_processor, image_column)
-    batches: Iterable[torch.Tensor] = DataLoader(pixels, batch_size=batch_size, num_workers=num_workers)
+    batches: Iterable[dict[str, torch.Tensor]] = DataLoader(pixels, batch_size=batch_size, num_workers=num_workers)
     with tqdm(total=len(dataset), unit="image", disable=None, leave=False) as progress:
-        for pixel_values in batches:
-            yield pixel_values
-            progress.update(len(pixel_values))
+        for images in batches:
+            yield images
+            progress.update(len(images["pixel_values"]))
 
 
 def load_dataset(data: str, split: str | None = None) -> "datasets.Dataset":

@@ -49,7 +49,8 @@ def training_transform(
 
     Raises:
         ImportError: torchvision is not installed.
-        ValueError: a probability that is none, or strengths without a probability, or the other way round.
+        ValueError: a probability that is none, or strengths without a probability, or the other way round; an image
+            processor of a NaFlex tower.
     """
     requires_backends(training_transform, ["torchvision", "vision"])
     from torchvision.transforms import v2
@@ -64,7 +65,12 @@ def training_transform(
         )
     if not 0 < scale[0] <= scale[1]:
         raise ValueError(f"scale is the smallest and the largest share of an image's area, got {scale}.")
-    size = image_processor.size
+    size = getattr(image_processor, "size", None)
+    if size is None:
+        raise ValueError(
+            f"{type(image_processor).__name__} has no size to crop to: it makes patches of images of any shape, which "
+            "ContrastiveCollator does without a transform."
+        )
     size = (size["height"], size["width"]) if "height" in size else height_and_width(size["shortest_edge"])
     transforms: list[nn.Module] = [
         v2.RandomResizedCrop(size, scale=scale, interpolation=v2.InterpolationMode.BICUBIC),

@@ -61,6 +61,9 @@ DEPTHS = {
     "open_clip_siglip_vit": Depths(
         r"embeddings\.|pre_layernorm\.", _LAYERS, r"post_layernorm\.", r"pooler\.|fc_norm\.", free=r"projection\."
     ),
+    "open_clip_naflex_vit": Depths(
+        r"embeddings\.", _LAYERS, r"post_layernorm\.", r"pooler\.|fc_norm\.", free=r"projection\."
+    ),
     "open_clip_modified_resnet": Depths(
         r"embeddings\.", r"encoder\.stages\.(\d+)\.layers\.(\d+)\.", head=r"attn_pool\.", can_lock_in_part=False
     ),

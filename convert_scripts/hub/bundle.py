@@ -130,7 +130,9 @@ def _references(config: PreTrainedConfig, folder: Path) -> dict[str, dict[str, A
         models = getattr(auto_class, "_model_mapping", None)
         if isinstance(auto_class, type) and models is not None and kind in models:
             references[CONFIG_FILE][name] = models[kind]
-    back_ends = {"AutoImageProcessor": IMAGE_PROCESSOR_MAPPING[kind]} if kind in IMAGE_PROCESSOR_MAPPING else {}
+    # Of a whole model, the image processor is its vision tower's.
+    tower = type(getattr(config, "vision_config", config))
+    back_ends = {"AutoImageProcessor": IMAGE_PROCESSOR_MAPPING[tower]} if tower in IMAGE_PROCESSOR_MAPPING else {}
     if (folder / PREPROCESSOR_FILE).is_file():
         references[PREPROCESSOR_FILE] = back_ends
     if (folder / PROCESSOR_FILE).is_file():

@@ -69,6 +69,8 @@ SWITCH = Kind((bool, int), Range(0, 1), null=True)
 FIELD_KINDS = {
     **dict.fromkeys(("vision_cfg", "text_cfg", "multimodal_cfg"), Kind((dict,))),
     **dict.fromkeys(("act_kwargs", "norm_kwargs", "tokenizer_kwargs", "hf_model_config"), Kind((dict,))),
+    "timm_model_kwargs": Kind((dict,)),
+    "image_seq_len": Kind((int,), FIELD_RANGES["max_num_patches"]),
     **dict.fromkeys(("embed_dim", "width", "head_width", "dim_head"), Kind((int,), WIDTH)),
     **dict.fromkeys(("heads", "attn_pooler_heads", "attn_pooler_queries", "n_queries"), Kind((int,), COUNT)),
     "cross_attn_ratio": Kind((int,), COUNT),

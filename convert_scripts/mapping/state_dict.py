@@ -5,6 +5,7 @@ A rename table is a sequence of operations. Their key patterns hold `{n}` for a 
 every operation undoes itself, and `resolve` reads a table from either side.
 """
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -94,6 +95,16 @@ class Squeeze(Operation):
         return (tensors[0].unsqueeze(0),)
 
 
+class ToSquare(Operation):
+    """Rows (side * side, size) of a table become a square of them (1, side, side, size)."""
+
+    def apply(self, tensors: Tensors) -> Tensors:
+        return (tensors[0].unflatten(0, (math.isqrt(len(tensors[0])), -1)).unsqueeze(0),)
+
+    def invert(self, tensors: Tensors) -> Tensors:
+        return (tensors[0].flatten(0, 2),)
+
+
 class SplitQKV(Operation):
     """Queries, keys and values packed along dimension 0 become three tensors; `target` holds `{qkv}`."""
 
@@ -123,6 +134,12 @@ class SplitGated(SplitQKV):
 
     placeholder = "{gated}"
     parts = ("fc1", "gate")
+
+
+class SplitGateFirst(SplitGated):
+    """The same with the gate in front."""
+
+    parts = ("gate", "fc1")
 
 
 Table = tuple[Operation, ...]

@@ -1,4 +1,4 @@
-"""transformers' own CLIP, MetaCLIP 2 and SigLIP folders as sources: `tables` read towards our classes."""
+"""transformers' own CLIP, MetaCLIP 2, SigLIP and SigLIP 2 folders as sources: `tables` read towards our classes."""
 
 import json
 import tempfile
@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 import transformers
+from PIL import Image
 from tokenizers import Tokenizer
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
@@ -17,7 +18,6 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 from ...configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
 from ...configuration.configuration_towers import TEXT_CONFIGS, VISION_CONFIGS
 from ...processing.clip_bpe import build_clip_bpe
-from ...processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
 from ...processing.tokenization_open_clip import OpenClipTokenizer
 from ..checkpoint import LoadedCheckpoint
 from ..common import ConversionError, argument, failing_as, read_json, user_path
@@ -25,14 +25,14 @@ from ..mapping.config import check_model_cfg
 from ..mapping.config_table import text_fields_of
 from ..mapping.hints import has_names_of_transformers
 from ..mapping.plan import MODEL_CLASSES, ConversionPlan, plan_tensors
-from ..processors.image import image_processor_settings
+from ..processors.image import image_processor_class, image_processor_settings, takes_patches
 from ..processors.tokenizers import VOCABULARY_FILES, load_tokenizer
 from ..sources.openai import is_openai
 from ..sources.source import Source, SourceOptions, read_config
 from ..sources.weights import CONFIG_FILE, find_weights, read_weights
 from ..towers.tables import TEXT_CONVERSIONS
 from ..verify.values import Outputs, native_outputs, verification_inputs
-from .tables import NATIVE_TARGETS, SIGLIP, NativeTarget
+from .tables import NATIVE_TARGETS, SIGLIP, SIGLIP_2, NativeTarget
 from .targets import NATIVE_TOKENS
 
 
@@ -42,9 +42,18 @@ DROPPED = {
     for tower in ("vision", "text")
 }
 # Settings of transformers' image processors that files need not state, where they are not CLIP's.
-_UNSTATED = {SIGLIP.name: {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}}
-# transformers' tokenizers clean texts themselves; SigLIP's does so in Python.
-_CLEAN = {SIGLIP.name: "canonicalize"}
+_UNSTATED: dict[str, dict[str, Any]] = {
+    SIGLIP.name: {"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+    SIGLIP_2.name: {
+        "patch_size": 16,
+        "max_num_patches": 256,
+        "resample": Image.Resampling.BILINEAR,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    },
+}
+# transformers' tokenizers clean texts themselves; SigLIP's do so in Python.
+_CLEAN = {SIGLIP.name: "canonicalize", SIGLIP_2.name: "lower"}
 
 
 def find_native_source(options: SourceOptions) -> tuple[Path, NativeTarget] | None:
@@ -118,7 +127,10 @@ def load_native_checkpoint(folder: Path, target: NativeTarget, processor_parts: 
     image_processor = None
     if "image_processor" in processor_parts:
         with failing_as(f"The image settings in {folder} cannot be used"):
-            image_processor = OpenClipImageProcessorPil(**_image_settings(folder, target, config))
+            settings = _image_settings(folder, target, config)
+            image_processor = image_processor_class(config)(**settings)
+            if takes_patches(config):
+                config.vision_config.max_num_patches = settings["max_num_patches"]
     return LoadedCheckpoint(
         source=source,
         plan=_plan(target, config, weights.tensors),
@@ -133,7 +145,7 @@ def build_our_config(target: NativeTarget, native: PreTrainedConfig) -> PreTrain
     """Build our configuration of the model that transformers' configuration `native` describes."""
     vision = target.vision.our_fields(native.vision_config)
     text = target.text.our_fields(native.text_config)
-    if target is SIGLIP:
+    if target.is_siglip:
         # transformers' SigLIP keeps its temperature and bias as vectors of one.
         fields, config_class = {"nonscalar_logit_scale": True}, OpenClipSiglipConfig
         projection_dim = native.text_config.projection_size
@@ -180,7 +192,7 @@ def _load_tokenizer(source: Source, target: NativeTarget, config: PreTrainedConf
         text_cfg |= {"tokenizer_kwargs": {"clean": _CLEAN[target.name]}} if target.name in _CLEAN else {}
     model_cfg = {"text_cfg": text_cfg, "init_logit_bias": config.logit_bias_init_value}
     with tempfile.TemporaryDirectory() as plain:
-        files = _plain_tokenizer(folder, Path(plain)) if target is SIGLIP else folder
+        files = _plain_tokenizer(folder, Path(plain)) if target.is_siglip else folder
         tokenizer = load_tokenizer(replace(source, model_cfg=model_cfg, tokenizer_folder=files))
     return cast(OpenClipTokenizer, tokenizer)  # as it is required
 
@@ -232,6 +244,11 @@ def _image_settings(folder: Path, target: NativeTarget, config: PreTrainedConfig
             f"{folder} has no image settings: put {IMAGE_PROCESSOR_NAME} there, or convert with "
             f"{argument('with_processor', False)}."
         )
+    names = ("resample", "image_mean", "image_std", "rescale_factor", "do_resize", "do_rescale", "do_normalize")
+    given = {name: cfg[name] for name in names if cfg.get(name) is not None}
+    unstated = _UNSTATED.get(target.name, {})
+    if takes_patches(config):
+        return {**unstated, **{name: cfg[name] for name in unstated if cfg.get(name) is not None}, **given}
     side = config.vision_config.image_size
     expected = {"height": side, "width": side}
     size, crop = _size(cfg.get("size", side)), _size(cfg.get("crop_size", side))
@@ -245,9 +262,7 @@ def _image_settings(folder: Path, target: NativeTarget, config: PreTrainedConfig
             f"The image settings in {folder} (size {size}, {f'crop {crop}' if crops else 'no crop'}) are not one of "
             f"ours for a model of {side} x {side} pixels: convert with {argument('with_processor', False)}."
         )
-    names = ("resample", "image_mean", "image_std", "rescale_factor", "do_resize", "do_rescale", "do_normalize")
-    given = {name: cfg[name] for name in names if cfg.get(name) is not None}
-    return {"size": expected, "resize_mode": resize_mode, **_UNSTATED.get(target.name, {}), **given}
+    return {"size": expected, "resize_mode": resize_mode, **unstated, **given}
 
 
 def _size(size: int | Mapping[str, int]) -> int | dict[str, int]:

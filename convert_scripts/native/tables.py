@@ -4,6 +4,7 @@ Each `NativePart` is read in both directions. Towards transformers, its requirem
 its tables translate it; from there, the requirements are settings of our model.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -15,18 +16,23 @@ from transformers import (
     MetaClip2Config,
     MetaClip2TextConfig,
     MetaClip2VisionConfig,
+    Siglip2Config,
+    Siglip2TextConfig,
+    Siglip2VisionConfig,
     SiglipConfig,
     SiglipTextConfig,
     SiglipVisionConfig,
 )
 from transformers.configuration_utils import PreTrainedConfig
 
+from ...configuration.configuration_common import height_and_width
+from ...configuration.configuration_naflex_vit import NaFlexVitConfig
 from ...configuration.configuration_siglip_vit import SiglipVitConfig
 from ...configuration.configuration_text import OpenClipTextConfig
 from ...configuration.configuration_vit import OpenClipVitConfig
 from ..mapping.config import CLIP_VOCAB_SIZE
 from ..mapping.config_table import Cfg, ConfigTable
-from ..mapping.state_dict import Rename, SplitQKV, Squeeze, Table, Unsqueeze, under
+from ..mapping.state_dict import Operation, Rename, SplitQKV, Squeeze, Table, ToSquare, Unsqueeze, under
 from ..towers.base import BLOCK_OPTIONS
 
 
@@ -105,6 +111,7 @@ class NativeTarget:
         processor_class: its processor in transformers.
         image_processor_class: its image processor.
         tokenizer_outputs: outputs of its tokenizer.
+        is_siglip: it has a bias, and a temperature, as vectors of one, and no projection of images.
     """
 
     name: str
@@ -116,6 +123,7 @@ class NativeTarget:
     processor_class: str = "CLIPProcessor"
     image_processor_class: str = "CLIPImageProcessor"
     tokenizer_outputs: tuple[str, ...] = ("input_ids", "attention_mask")
+    is_siglip: bool = False
 
 
 def _defaults(config_class: type[PreTrainedConfig], names: tuple[str, ...]) -> Cfg:
@@ -364,22 +372,17 @@ METACLIP_2 = _clip_target(
     ),
 )
 
-# transformers' SigLIP.
+# transformers' SigLIP, and SigLIP 2 with NaFlex towers; with towers of a fixed size, SigLIP 2 is a SigLIP there.
 
-_SIGLIP_VISION: Table = under(
-    "vision_model.",
-    "vision_model.",
-    (
-        Rename("embeddings.patch_embedding.{p}", "embeddings.patch_embedding.{p}"),
-        Unsqueeze("embeddings.position_embedding.weight", "embeddings.position_embedding"),
-        Rename("encoder.layers.{rest}", "encoder.layers.{rest}"),
-        Rename("post_layernorm.{p}", "post_layernorm.{p}"),
-        Rename("head.probe", "pooler.latent"),
-        SplitQKV("head.attention.in_proj_{p}", "pooler.attention.{qkv}_proj.{p}"),
-        Rename("head.attention.out_proj.{p}", "pooler.attention.out_proj.{p}"),
-        Rename("head.layernorm.{p}", "pooler.layer_norm.{p}"),
-        Rename("head.mlp.{rest}", "pooler.mlp.{rest}"),
-    ),
+_SIGLIP_LAYERS: Table = (
+    Rename("embeddings.patch_embedding.{p}", "embeddings.patch_embedding.{p}"),
+    Rename("encoder.layers.{rest}", "encoder.layers.{rest}"),
+    Rename("post_layernorm.{p}", "post_layernorm.{p}"),
+    Rename("head.probe", "pooler.latent"),
+    SplitQKV("head.attention.in_proj_{p}", "pooler.attention.{qkv}_proj.{p}"),
+    Rename("head.attention.out_proj.{p}", "pooler.attention.out_proj.{p}"),
+    Rename("head.layernorm.{p}", "pooler.layer_norm.{p}"),
+    Rename("head.mlp.{rest}", "pooler.mlp.{rest}"),
 )
 _SIGLIP_TEXT: Table = _text_table((Rename("text_model.head.{p}", "text_model.projection.{p}"),))
 
@@ -389,49 +392,50 @@ def _siglip_scalars(config: PreTrainedConfig) -> Table:
     return tuple(operation(name, name) for name in ("logit_scale", "logit_bias"))
 
 
-SIGLIP = NativeTarget(
-    name="SiglipModel",
-    vision=_part(
+def _siglip_vision(
+    native: type[PreTrainedConfig],
+    ours: type[PreTrainedConfig],
+    sizes: dict[str, str],
+    positions: Operation,
+    requirements: tuple[Requirement, ...],
+    **tables: dict[str, Callable],
+) -> NativePart:
+    table = under("vision_model.", "vision_model.", (*_SIGLIP_LAYERS, positions))
+    return _part(
         "vision_config",
-        SiglipVisionConfig,
-        SiglipVitConfig,
-        {**_STACK, **_IMAGE},
+        native,
+        ours,
+        {**_STACK, **sizes},
         (
             Requirement("pool_type", ("map",), "it pools with a learned query"),
             Requirement("proj_type", ("none",), "its vision tower has no projection"),
             Requirement("use_class_token", (False,), "it has no class token"),
             Requirement("num_register_tokens", (0,), "it has no register tokens"),
-            Requirement("use_pre_layer_norm", (False,), "it has no layer norm before its layers"),
-            Requirement("block_type", ("pre_norm",), "its layers normalise their inputs"),
             Requirement("qkv_bias", (True,), "its queries, keys and values have biases"),
             Requirement("qk_norm", (False,), "its layers have no such norm"),
             Requirement("use_fc_norm", (False,), "its last layer norm comes before pooling"),
-            Requirement("ignore_head", (False,), "it pools"),
-            Requirement(
-                "pooler_hidden_act",
-                lambda config: config.pooler_hidden_act == config.hidden_act,
-                "its pooler has the activation of its layers",
-                "the same as hidden_act",
-            ),
-            Requirement(
-                "select_layer",
-                lambda config: config.num_selected_layers == config.num_hidden_layers,
-                "it uses all of its layers",
-                "-1",
-            ),
-            _is_square("image_size"),
+            *requirements,
             _is_square("patch_size"),
             *_PLAIN_BLOCK,
         ),
-        lambda config: _SIGLIP_VISION,
-        inverse={"image_size": _side("image_size"), "patch_size": _side("patch_size")},
+        lambda config: table,
         training_only=dict.fromkeys(
             ("patch_dropout", "drop_path_rate", "embedding_dropout", "hidden_dropout", "projection_dropout"), 0.0
         ),
-    ),
-    text=_part(
+        **tables,
+    )
+
+
+def _siglip_target(
+    name: str,
+    config_class: type[PreTrainedConfig],
+    vision: NativePart,
+    text_config: type[PreTrainedConfig],
+) -> NativeTarget:
+    base = name.removesuffix("Model")
+    text = _part(
         "text_config",
-        SiglipTextConfig,
+        text_config,
         OpenClipTextConfig,
         {
             **_STACK,
@@ -450,9 +454,9 @@ SIGLIP = NativeTarget(
         ),
         lambda config: _SIGLIP_TEXT,
         training_only={"drop_path_rate": 0.0},
-    ),
-    model=NativePart(
-        SiglipConfig,
+    )
+    model = NativePart(
+        config_class,
         ConfigTable(name="config", defaults={"initializer_factor": 1.0}),
         (
             _NO_DECODER,
@@ -465,13 +469,79 @@ SIGLIP = NativeTarget(
         ),
         _siglip_scalars,
         {},
+    )
+    return NativeTarget(
+        name=name,
+        vision=vision,
+        text=text,
+        model=model,
+        vision_class=f"{base}VisionModel",
+        text_class=f"{base}TextModel",
+        processor_class=f"{base}Processor",
+        image_processor_class=f"{base}ImageProcessor",
+        tokenizer_outputs=("input_ids",),  # given a mask, its text tower would not attend to padding
+        is_siglip=True,
+    )
+
+
+SIGLIP = _siglip_target(
+    "SiglipModel",
+    SiglipConfig,
+    _siglip_vision(
+        SiglipVisionConfig,
+        SiglipVitConfig,
+        _IMAGE,
+        Unsqueeze("embeddings.position_embedding.weight", "embeddings.position_embedding"),
+        (
+            Requirement("use_pre_layer_norm", (False,), "it has no layer norm before its layers"),
+            Requirement("block_type", ("pre_norm",), "its layers normalise their inputs"),
+            Requirement("ignore_head", (False,), "it pools"),
+            Requirement(
+                "pooler_hidden_act",
+                lambda config: config.pooler_hidden_act == config.hidden_act,
+                "its pooler has the activation of its layers",
+                "the same as hidden_act",
+            ),
+            Requirement(
+                "select_layer",
+                lambda config: config.num_selected_layers == config.num_hidden_layers,
+                "it uses all of its layers",
+                "-1",
+            ),
+            _is_square("image_size"),
+        ),
+        inverse={"image_size": _side("image_size"), "patch_size": _side("patch_size")},
     ),
-    vision_class="SiglipVisionModel",
-    text_class="SiglipTextModel",
-    processor_class="SiglipProcessor",
-    image_processor_class="SiglipImageProcessor",
-    tokenizer_outputs=("input_ids",),  # given a mask, its text tower would not attend to padding
+    SiglipTextConfig,
+)
+SIGLIP_2 = _siglip_target(
+    "Siglip2Model",
+    Siglip2Config,
+    _siglip_vision(
+        Siglip2VisionConfig,
+        NaFlexVitConfig,
+        {name: name for name in ("num_channels", "patch_size")},
+        ToSquare("embeddings.position_embedding.weight", "embeddings.position_embedding"),
+        (
+            Requirement("block_type", ("mlp",), "its layers have a plain MLP"),
+            Requirement("position_interpolation", ("bilinear",), "it resizes positions with a bilinear filter"),
+            Requirement("keep_position_aspect_ratio", (False,), "it resizes positions to the grid of each image"),
+            Requirement(
+                "pooler_intermediate_size",
+                lambda config: config.pooler_intermediate_size == config.intermediate_size,
+                "its pooler is as wide as its layers",
+                "the same as intermediate_size",
+            ),
+            _is_square("position_grid_size"),
+        ),
+        computed={"position_grid_size": lambda cfg: math.isqrt(cfg["num_patches"])},
+        inverse={
+            "num_patches": lambda config: math.prod(height_and_width(config.position_grid_size)),
+            "patch_size": _side("patch_size"),
+        },
+    ),
+    Siglip2TextConfig,
 )
 
 # The first that fits is written.
-NATIVE_TARGETS = (CLIP, METACLIP_2, SIGLIP)
+NATIVE_TARGETS = (CLIP, METACLIP_2, SIGLIP, SIGLIP_2)

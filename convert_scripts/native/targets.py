@@ -18,7 +18,9 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
+from ...configuration.configuration_common import height_and_width
 from ...processing.clip_bpe import BOS_TOKEN, EOS_TOKEN, is_clip_bpe
+from ...processing.image_settings_naflex import NaFlexImageSettings
 from ...processing.image_settings_open_clip import OpenClipImageSettings
 from ...processing.tokenization_open_clip import OpenClipTokenizer
 from ..common import ConversionError, argument, listing
@@ -51,6 +53,7 @@ PROCESSOR_NOTES = (
 )
 
 Part = tuple[str, NativePart, PreTrainedConfig]
+ImageProcessor = OpenClipImageSettings | NaFlexImageSettings
 
 
 def find_target(config: PreTrainedConfig, tower: str | None = None) -> NativeTarget:
@@ -146,12 +149,29 @@ def native_config(target: NativeTarget, config: PreTrainedConfig, tower: str | N
     return target.model.config_class(**configs, **target.model.config_table.invert(config))
 
 
-def image_processor_config(image_processor: OpenClipImageSettings, target: NativeTarget) -> dict[str, Any]:
+def image_processor_config(
+    image_processor: OpenClipImageSettings | NaFlexImageSettings, target: NativeTarget
+) -> dict[str, Any]:
     """Build the contents of `preprocessor_config.json` for one of our image processors.
 
     Raises:
         ConversionError: transformers' image processors cannot pad to the size.
     """
+    colours = {
+        "resample": int(image_processor.resample),
+        "do_rescale": image_processor.do_rescale,
+        "rescale_factor": image_processor.rescale_factor,
+        "do_normalize": image_processor.do_normalize,
+        "image_mean": list(image_processor.image_mean),
+        "image_std": list(image_processor.image_std),
+        "do_convert_rgb": True,
+        "processor_class": target.processor_class,
+        "do_resize": image_processor.do_resize,
+    }
+    if isinstance(image_processor, NaFlexImageSettings):
+        patch_size = height_and_width(image_processor.patch_size)[0]
+        budget = {"patch_size": patch_size, "max_num_patches": image_processor.max_num_patches}
+        return {"image_processor_type": target.image_processor_class, **colours, **budget}
     height, width = image_processor.size["height"], image_processor.size["width"]
     size = {"height": height, "width": width}
     if image_processor.resize_mode == "longest" or (image_processor.resize_mode == "shortest" and height != width):
@@ -164,22 +184,16 @@ def image_processor_config(image_processor: OpenClipImageSettings, target: Nativ
     return {
         # Only CLIP's image processor crops.
         "image_processor_type": "CLIPImageProcessor" if crops else target.image_processor_class,
-        "processor_class": target.processor_class,
-        "do_resize": image_processor.do_resize,
+        **colours,
         "size": {"shortest_edge": height} if crops else size,
-        "resample": int(image_processor.resample),
         "do_center_crop": crops,
         "crop_size": size,
-        "do_rescale": image_processor.do_rescale,
-        "rescale_factor": image_processor.rescale_factor,
-        "do_normalize": image_processor.do_normalize,
-        "image_mean": list(image_processor.image_mean),
-        "image_std": list(image_processor.image_std),
-        "do_convert_rgb": True,
     }
 
 
-def save_image_processor(image_processor: OpenClipImageSettings, target: NativeTarget, folder: Path):
+def save_image_processor(
+    image_processor: OpenClipImageSettings | NaFlexImageSettings, target: NativeTarget, folder: Path
+):
     """Write `preprocessor_config.json`. Raise `ConversionError` as `image_processor_config`."""
     content = image_processor_config(image_processor, target)
     (folder / IMAGE_PROCESSOR_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

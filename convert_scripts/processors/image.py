@@ -13,8 +13,15 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ...configuration.configuration_common import height_and_width
+from ...configuration.configuration_naflex_vit import NaFlexVitConfig
+from ...processing.image_processing_pil_naflex import NaFlexImageProcessorPil
 from ...processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
-from ...processing.image_settings_open_clip import OpenClipImageSettings, channel_values, check_fill_color
+from ...processing.image_settings_open_clip import (
+    ImageSettings,
+    OpenClipImageSettings,
+    channel_values,
+    check_fill_color,
+)
 from ...processing.processing_coca import CoCaProcessor
 from ...processing.processing_open_clip import OpenClipProcessor
 from ..common import ConversionError, argument, failing_as, listing, plain
@@ -101,7 +108,7 @@ def _shown(cfg: Mapping[str, Any]) -> str:
 
 
 def image_processor_settings(preprocess_cfg: Mapping[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
-    """Arguments of our image processor for open_clip's `preprocess_cfg`.
+    """Arguments of our image processor, of `image_processor_class`, for open_clip's `preprocess_cfg`.
 
     The size is always the vision tower's: open_clip overwrites `size` with it. Fields that open_clip's `PreprocessCfg`
     does not have are ignored, as open_clip does, and so are empty ones.
@@ -117,46 +124,66 @@ def image_processor_settings(preprocess_cfg: Mapping[str, Any], config: PreTrain
     with failing_as("preprocess_cfg"):
         mean, std = (channel_values(key, cfg[key]) for key in ("mean", "std"))
         check_fill_color(cfg["fill_color"])
+    colours = {"image_mean": mean, "image_std": std}
+    if takes_patches(config):
+        vision = config.vision_config
+        budget = {"patch_size": plain(vision.patch_size), "max_num_patches": vision.max_num_patches}
+        return {**budget, **colours, "resample": RESAMPLE[cfg["interpolation"]]}
     height, width = height_and_width(config.vision_config.image_size)
     if cfg["resize_mode"] == "shortest" and height != width:
         cfg["interpolation"] = "bicubic"  # open_clip does not hand the interpolation to this resize
     return {
         "size": {"height": height, "width": width},
-        "image_mean": mean,
-        "image_std": std,
+        **colours,
         "resample": RESAMPLE[cfg["interpolation"]],
         "resize_mode": cfg["resize_mode"],
         "fill_color": cfg["fill_color"],
     }
 
 
-def build_image_processor(source: Source, config: PreTrainedConfig) -> OpenClipImageProcessorPil:
+def takes_patches(config: PreTrainedConfig) -> bool:
+    """Whether the vision tower takes images as patches, as many as their shapes ask for."""
+    return config.vision_config.model_type == NaFlexVitConfig.model_type
+
+
+def image_processor_class(config: PreTrainedConfig) -> type[NaFlexImageProcessorPil | OpenClipImageProcessorPil]:
+    """Class of the image processor of a model, on Pillow."""
+    return NaFlexImageProcessorPil if takes_patches(config) else OpenClipImageProcessorPil
+
+
+def build_image_processor(source: Source, config: PreTrainedConfig) -> ImageSettings:
     """Build the image processor of a checkpoint.
 
     Raises:
         ConversionError: image settings that open_clip has no meaning for.
     """
-    return OpenClipImageProcessorPil(**image_processor_settings(source.preprocess_cfg, config))
+    return image_processor_class(config)(**image_processor_settings(source.preprocess_cfg, config))
 
 
-def preprocess_cfg_of(image_processor: OpenClipImageSettings, config: PreTrainedConfig) -> dict[str, Any]:
+def preprocess_cfg_of(image_processor: ImageSettings, config: PreTrainedConfig) -> dict[str, Any]:
     """Build open_clip's `preprocess_cfg` of one of our image processors.
 
     Raises:
         ConversionError: settings that open_clip has no field for; all of them are listed.
     """
-    height, width = image_processor.size["height"], image_processor.size["width"]
-    cfg = {
-        "size": height if height == width else [height, width],
+    cfg: dict[str, Any] = {
         "mode": "RGB",
         "mean": channel_values("image_mean", image_processor.image_mean),
         "std": channel_values("image_std", image_processor.image_std),
         "interpolation": INTERPOLATION[image_processor.resample],
-        "resize_mode": image_processor.resize_mode,
-        "fill_color": image_processor.fill_color,
     }
-    # The settings that open_clip makes of it, with the image size of its own model.
-    expected = {**image_processor_settings(cfg, config), **dict.fromkeys(_ALWAYS_ON, True), "rescale_factor": 1 / 255}
+    if isinstance(image_processor, OpenClipImageSettings):
+        height, width = image_processor.size["height"], image_processor.size["width"]
+        cfg = {
+            "size": height if height == width else [height, width],
+            **cfg,
+            "resize_mode": image_processor.resize_mode,
+            "fill_color": image_processor.fill_color,
+        }
+    # The settings that open_clip makes of it, with the sizes of its own model.
+    settings, kind = image_processor_settings(cfg, config), image_processor_class(config)
+    switches = {name: True for name in _ALWAYS_ON if getattr(kind, name, None)}
+    expected = {**settings, **switches, "rescale_factor": 1 / 255}
     lost = [
         f"{name} = {getattr(image_processor, name)!r} (open_clip has {value!r})"
         for name, value in expected.items()

@@ -17,6 +17,7 @@ ARCHITECTURES = "open_clip_architectures"
 PRETRAINED = "open_clip_pretrained"
 TOWERS = "open_clip_towers"
 ARCHITECTURES_4 = "open_clip_4_architectures"
+PRETRAINED_4 = "open_clip_4_pretrained"
 TOWERS_4 = "open_clip_4_towers"
 # Names of open_clip 4 that cannot be converted -> what they are; the first that fits.
 UNSUPPORTED = {
@@ -24,7 +25,6 @@ UNSUPPORTED = {
     "naflexclap_*": "a model of audio and text, and models of images and texts alone are supported",
     "naflexgenlip_*": "a GenLIP, one generative transformer over images and texts, which has no towers to convert",
     "naflexgenlap_*": "a GenLAP, one generative transformer over audio and texts, which has no towers to convert",
-    "*naflex*": "a NaFlex model, whose images are patches in any number, which is not supported yet",
     "mammut2-moderntext*": "a MaMMUT with the layers of modern text towers, which is not supported yet",
     "coca2-moderntext*": "a CoCa whose decoder has the layers of modern text towers, which is not supported yet",
 }
@@ -111,7 +111,7 @@ class PretrainedTag:
 def _pretrained() -> dict[str, dict[str, PretrainedTag]]:
     return {
         model: {tag: _read_tag(model, tag, dict(fields)) for tag, fields in tags.items()}
-        for model, tags in data_table(PRETRAINED).items()
+        for model, tags in {**data_table(PRETRAINED), **data_table(PRETRAINED_4)}.items()
     }
 
 

@@ -72,29 +72,29 @@ def _of_timm(field: str) -> Callable[[Cfg], Any]:
     return lambda cfg: _timm_model(cfg["timm_model_name"]).get(field)
 
 
-def _has_own_projection(cfg: Cfg) -> bool:
+def has_own_projection(cfg: Cfg) -> bool:
     """Whether open_clip projects behind timm's model, which then keeps its norm where it was built."""
     return cfg["timm_proj"] in ("linear", "mlp")
 
 
 def _pool_type(cfg: Cfg) -> str:
-    if _has_own_projection(cfg) and not cfg["timm_pool"]:
+    if has_own_projection(cfg) and not cfg["timm_pool"]:
         return _of_timm("pool_type")(cfg)
     return _POOLS[cfg["timm_pool"] or ""]
 
 
 def _use_fc_norm(cfg: Cfg) -> bool:
     built_for_avg = _of_timm("pool_type")(cfg) == "avg"
-    return _pool_type(cfg) == "avg" and not built_for_avg and not _has_own_projection(cfg)
+    return _pool_type(cfg) == "avg" and not built_for_avg and not has_own_projection(cfg)
 
 
-def _proj_type(cfg: Cfg) -> str:
+def proj_type(cfg: Cfg) -> str:
     # Without a value, timm's classifier is the projection.
     return cfg["timm_proj"] or "linear"
 
 
-def _proj_bias(cfg: Cfg) -> bool:
-    return not cfg["timm_proj"] or (_has_own_projection(cfg) and cfg["timm_proj_bias"])
+def proj_bias(cfg: Cfg) -> bool:
+    return not cfg["timm_proj"] or (has_own_projection(cfg) and cfg["timm_proj_bias"])
 
 
 _CONFIG = ConfigTable(
@@ -108,10 +108,10 @@ _CONFIG = ConfigTable(
         "image_size": "image_size",
         "pool_type": _pool_type,
         "use_fc_norm": _use_fc_norm,
-        "proj_type": _proj_type,
-        "proj_bias": _proj_bias,
+        "proj_type": proj_type,
+        "proj_bias": proj_bias,
         "patch_dropout": "patch_dropout",
-        "projection_dropout": lambda cfg: cfg["timm_drop"] if _has_own_projection(cfg) else 0.0,
+        "projection_dropout": lambda cfg: cfg["timm_drop"] if has_own_projection(cfg) else 0.0,
         "drop_path_rate": lambda cfg: cfg["timm_drop_path"] or 0.0,
     },
     without_effect={
@@ -156,7 +156,8 @@ def _timm_name(config: PreTrainedConfig) -> str:
     )
 
 
-_BLOCK: Table = (
+# timm's `Block`.
+BLOCK: Table = (
     Rename("norm1.{p}", "layer_norm1.{p}"),
     SplitQKV("attn.qkv.{p}", "self_attn.{qkv}_proj.{p}"),
     Rename("attn.q_norm.{p}", "self_attn.q_norm.{p}"),
@@ -168,7 +169,8 @@ _BLOCK: Table = (
     Rename("mlp.fc2.{p}", "mlp.fc2.{p}"),
     Rename("ls2.gamma", "layer_scale2.gamma"),
 )
-_POOLER: Table = (
+# timm's `AttentionPoolLatent`.
+POOLER: Table = (
     Rename("latent", "latent"),
     Rename("q.{p}", "attention.q_proj.{p}"),
     SplitKV("kv.{p}", "attention.{kv}_proj.{p}"),
@@ -184,25 +186,31 @@ TIMM_VIT: Table = (
     Rename("pos_embed", "embeddings.position_embedding"),
     Rename("patch_embed.proj.{p}", "embeddings.patch_embedding.{p}"),
     Rename("norm_pre.{p}", "pre_layernorm.{p}"),
-    *under("blocks.{n}.", "encoder.layers.{n}.", _BLOCK),
+    *under("blocks.{n}.", "encoder.layers.{n}.", BLOCK),
     Rename("norm.{p}", "post_layernorm.{p}"),
-    *under("attn_pool.", "pooler.", _POOLER),
+    *under("attn_pool.", "pooler.", POOLER),
     Rename("fc_norm.{p}", "fc_norm.{p}"),
 )
-_SIGLIP: Table = (
-    *under("trunk.", "", TIMM_VIT),
+# The head of open_clip's `TimmModel`.
+PROJECTION: Table = (
     Rename("head.proj.{p}", "projection.{p}"),
     Rename("head.mlp.fc1.{p}", "projection.fc1.{p}"),
     Rename("head.mlp.fc2.{p}", "projection.fc2.{p}"),
 )
+_SIGLIP: Table = (*under("trunk.", "", TIMM_VIT), *PROJECTION)
 
 
-def _fit(tensors: Tensors, changes: Changes, prefix: str, config: PreTrainedConfig):
+def project_by_classifier(tensors: Tensors, changes: Changes, prefix: str):
+    """Rename timm's classifier, where there is one, to the projection that it stands for."""
     for name in ("weight", "bias"):
         classifier, projection = f"{prefix}trunk.head.{name}", f"{prefix}head.proj.{name}"
         if classifier in tensors:
             tensors[projection] = tensors.pop(classifier)
             changes[projection] = f"was {classifier}, timm's classifier as the projection"
+
+
+def _fit(tensors: Tensors, changes: Changes, prefix: str, config: PreTrainedConfig):
+    project_by_classifier(tensors, changes, prefix)
     key, new_grid = f"{prefix}trunk.pos_embed", config.grid_size
     table = tensors.get(key)
     if table is None or table.ndim != 3:
@@ -228,9 +236,8 @@ _LAYER_PARTS = {
     " norm 2": ("layer_norm2", "norm2"),
     " MLP": ("mlp", "mlp"),
 }
-_INTERMEDIATES = (
-    Intermediate("patches", "embeddings.patch_embedding", "trunk.patch_embed.proj"),
-    Intermediate("embeddings", "patch_dropout", "trunk.patch_drop"),
+# Of timm's layers, and behind them.
+LAYER_INTERMEDIATES = (
     *(
         Intermediate(f"layer {{n}}{part}", f"encoder.layers.{{n}}.{ours}", f"trunk.blocks.{{n}}.{theirs}")
         for part, (ours, theirs) in _LAYER_PARTS.items()
@@ -239,6 +246,11 @@ _INTERMEDIATES = (
     Intermediate("post-norm", "post_layernorm", "trunk.norm"),
     Intermediate("attention pooler", "pooler", "trunk.attn_pool"),
     Intermediate("norm behind the mean", "fc_norm", "trunk.fc_norm"),
+)
+_INTERMEDIATES = (
+    Intermediate("patches", "embeddings.patch_embedding", "trunk.patch_embed.proj"),
+    Intermediate("embeddings", "patch_dropout", "trunk.patch_drop"),
+    *LAYER_INTERMEDIATES,
 )
 
 SIGLIP_VIT = TowerConversion(_CONFIG, lambda config: _SIGLIP, _fit, _INTERMEDIATES)

@@ -7,13 +7,14 @@ from .hf_text import HF_TEXT
 from .mammut_text import MAMMUT_TEXT
 from .modern_text import MODERN_TEXT
 from .modified_resnet import MODIFIED_RESNET
+from .naflex_vit import NAFLEX_VIT
 from .siglip_vit import SIGLIP_VIT
 from .text import TEXT
 from .timm_vision import TIMM_VISION
 from .vit import VIT
 
 
-VISION_TOWERS = (MODIFIED_RESNET, SIGLIP_VIT, TIMM_VISION, VIT)
+VISION_TOWERS = (MODIFIED_RESNET, SIGLIP_VIT, NAFLEX_VIT, TIMM_VISION, VIT)
 TEXT_TOWERS = (HF_TEXT, MODERN_TEXT, MAMMUT_TEXT, TEXT)
 
 VISION_CONVERSIONS = {tower.model_type: tower for tower in VISION_TOWERS}

@@ -23,7 +23,6 @@ from .base import (
 
 
 _READ = {"image_size", "patch_dropout", *(name for name in VISION_DEFAULTS if name.startswith("timm_"))}
-_NAFLEX = "naflexvit"
 
 
 def _architecture(cfg: Cfg) -> TimmArchitecture:
@@ -33,16 +32,6 @@ def _architecture(cfg: Cfg) -> TimmArchitecture:
         raise ConversionError(
             f"The image tower {cfg['timm_model_name']} is a model of timm, which is not installed: `pip install timm`."
         ) from error
-
-
-def _timm_model_name(cfg: Cfg) -> str:
-    name = cfg["timm_model_name"]
-    if name.startswith(_NAFLEX):
-        raise ConversionError(
-            f"vision_cfg: {name} is a NaFlex tower, which takes images as patches, as many as their shapes ask for. "
-            "Such towers are not supported yet, and one of a fixed size would be another model."
-        )
-    return name
 
 
 def _model_args(cfg: Cfg) -> dict:
@@ -67,7 +56,7 @@ _CONFIG = ConfigTable(
     selects=lambda cfg: cfg.get("timm_model_name"),
     defaults=VISION_DEFAULTS,
     fields={
-        "architecture": _timm_model_name,
+        "architecture": "timm_model_name",
         "model_args": _model_args,
         "hidden_size": lambda cfg: _architecture(cfg).hidden_size,
         "image_size": "image_size",
@@ -86,7 +75,6 @@ _CONFIG = ConfigTable(
     },
     refused=TIMM_MODEL_KWARGS,
     inverse={
-        "timm_model_name": lambda config: config.architecture,
         "timm_drop_path": lambda config: (config.model_args or {}).get("drop_path_rate"),
         "patch_dropout": lambda config: (config.model_args or {}).get("patch_drop_rate", 0.0),
         "timm_proj": lambda config: config.proj_type,

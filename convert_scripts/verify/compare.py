@@ -20,6 +20,7 @@ from .report import Check
 from .values import (
     Inputs,
     Outputs,
+    first_and_last,
     is_comparable,
     open_clip_gradients,
     open_clip_losses,
@@ -28,6 +29,7 @@ from .values import (
     our_losses,
     our_outputs,
     recorded,
+    without_padding,
 )
 
 
@@ -124,7 +126,12 @@ def run_model(
     """
     watching: AbstractContextManager[None] = nullcontext()
     if "intermediates" in groups:
-        watching = recorded(model, table, library.side, lambda name, value: record(("intermediates", name), value))
+        mask = inputs[0].get("pixel_attention_mask")
+
+        def record_intermediate(name: str, value: torch.Tensor):
+            record(("intermediates", name), without_padding(value, mask) if mask is not None else value)
+
+        watching = recorded(model, table, library.side, record_intermediate)
     with torch.no_grad(), watching:
         outputs = library.outputs(model, inputs)
     for name, value in outputs.items():
@@ -133,7 +140,7 @@ def run_model(
         return
     with torch.set_grad_enabled("gradients" in groups):
         # The longest and the shortest text, with an image each: the backward pass is slow in half precision.
-        losses = library.losses(model, tuple(values[:: len(values) - 1] for values in inputs))
+        losses = library.losses(model, first_and_last(inputs))
     for name, value in losses.items():
         record(("losses", name), value.detach())
     if "gradients" in groups:

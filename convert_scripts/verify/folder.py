@@ -247,7 +247,8 @@ class FolderComparison:
             model = self._open_clip(torch.float32)
             self._run_open_clip(model)(keep)
             if "captions" in self.groups and (hasattr(model, "text_decoder") or is_mammut(model)):
-                captions = open_clip_captions(model, self.inputs[0], CaptionIds.of(self.config, self.converted.config))
+                ids = CaptionIds.of(self.config, self.converted.config)
+                captions = open_clip_captions(model, self.inputs[0]["pixel_values"], ids)
         except MissingModelError:
             raise
         except Exception as error:  # whatever keeps open_clip from running this model
@@ -262,7 +263,7 @@ class FolderComparison:
             model = self._ours(torch.float32)
             checks = list(fp32_checks(exact, self._run_ours(model)))
             if captions is not None:
-                checks.append(captions_check(captions, our_captions(model, self.inputs[0])))
+                checks.append(captions_check(captions, our_captions(model, self.inputs[0]["pixel_values"])))
         except Exception as error:  # a folder is wrong in many ways
             return [_failure(error, torch.float32)]
         return checks

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.configuration_utils import PreTrainedConfig
 
 from ...configuration.configuration_common import height_and_width
+from ...modeling.modeling_timm_factory import import_timm
 from ..common import ConversionError
 from ..mapping.config_table import text_fields_of
-from ..processors.image import IMAGE_PROCESSOR_FILES
+from ..processors.image import IMAGE_PROCESSOR_FILES, INTERPOLATION, RESAMPLE, takes_patches
 from ..processors.tokenizers import load_tokenizer, tokenizer_folder
 from ..sources.source import Source
 from .compare import BOUND, relative_difference
@@ -70,12 +72,33 @@ def _random_image(mode: str, width: int, height: int, seed: int) -> Image.Image:
 
 
 def open_clip_transform(source: Source, config: PreTrainedConfig) -> Callable[[Image.Image], torch.Tensor]:
-    """open_clip's evaluation transform of a checkpoint, for the image size of our configuration."""
+    """open_clip's evaluation transform of a checkpoint, for the sizes of our configuration."""
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
     cfg = merge_preprocess_dict(PreprocessCfg(), source.preprocess_cfg)
+    if takes_patches(config):
+        return _patches_transform(cfg, config.vision_config)
     cfg["size"] = height_and_width(config.vision_config.image_size)
     return image_transform_v2(PreprocessCfg(**cfg), is_train=False)
+
+
+def _patches_transform(cfg: dict, config: PreTrainedConfig) -> Callable[[Image.Image], torch.Tensor]:
+    """What open_clip 4's `naflex_eval_transform_v2` asks timm for, behind its data loaders' conversion to RGB."""
+    transform = import_timm().data.create_transform(
+        naflex=True,
+        patchify=True,
+        max_seq_len=config.max_num_patches,
+        patch_size=height_and_width(config.patch_size),
+        mean=cfg["mean"],
+        std=cfg["std"],
+        interpolation=INTERPOLATION[RESAMPLE[cfg["interpolation"]]],
+    )
+
+    def padded(image: Image.Image) -> torch.Tensor:
+        patches = transform(image.convert("RGB"))["patches"]
+        return F.pad(patches, (0, 0, 0, config.max_num_patches - len(patches)))
+
+    return padded
 
 
 def open_clip_tokenizer(source: Source) -> Callable[[list[str]], torch.Tensor]:

@@ -3,7 +3,9 @@
 open_clip is imported here only, and only when a function is called.
 """
 
+import hashlib
 import inspect
+import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,11 +19,11 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.initialization import no_init_weights
 
 from ...configuration.configuration_common import height_and_width
-from ...modeling.modeling_timm_factory import reparameterize
+from ...modeling.modeling_timm_factory import import_timm, reparameterize
 from ..common import ConversionError
 from ..mapping.config_table import text_fields_of
 from ..mapping.plan import ConversionPlan
-from ..towers.base import TEXT_DEFAULTS_4, VISION_DEFAULTS_4
+from ..towers.base import TEXT_DEFAULTS_4
 from ..towers.timm_vision import is_fused
 
 
@@ -58,6 +60,10 @@ def build_open_clip_model(model_cfg: Mapping[str, Any], config: PreTrainedConfig
     custom_text = kwargs.pop("custom_text", False) or is_hf_text or text_cfg.get("text_arch") == "modern"
     if vision_cfg.get("timm_model_name"):
         vision_cfg["timm_model_pretrained"] = False
+    # open_clip 3 has no such fields: the first changes no value, and the second can be said in another way.
+    vision_cfg.pop("image_seq_len", None)
+    if timm_model_kwargs := vision_cfg.pop("timm_model_kwargs", None):
+        vision_cfg["timm_model_name"] = _timm_model_with(timm_model_kwargs, vision_cfg["timm_model_name"])
     model_class = _model_class(kwargs, custom_text)
     # Random values would cost time, and change the caller's random state.
     with torch.random.fork_rng(devices=[]), no_init_weights():
@@ -69,6 +75,22 @@ def build_open_clip_model(model_cfg: Mapping[str, Any], config: PreTrainedConfig
             return model_class(**kwargs).eval()
 
 
+def _timm_model_with(arguments: Mapping[str, Any], name: str) -> str:
+    """A name that timm knows, from here on, for its model `name` with other defaults of its arguments."""
+    timm = import_timm()
+    digest = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()
+    own_name = f"{name.split('.')[0]}_{digest[:16]}"
+    if not timm.is_model(own_name):
+
+        def create(pretrained: bool = False, **kwargs) -> torch.nn.Module:
+            kwargs = {key: value for key, value in kwargs.items() if not key.startswith("pretrained_")}
+            return timm.create_model(name, pretrained=pretrained, **{**arguments, **kwargs})
+
+        create.__name__ = own_name
+        timm.models.register_model(create)
+    return own_name
+
+
 def _check_release(model_cfg: Mapping[str, Any], config: PreTrainedConfig | None):
     """Raise `ConversionError` where a model is of open_clip 4, and an earlier one is installed."""
     import open_clip
@@ -76,7 +98,7 @@ def _check_release(model_cfg: Mapping[str, Any], config: PreTrainedConfig | None
     if int(open_clip.__version__.partition(".")[0]) >= 4:
         return
     stated = {**model_cfg["vision_cfg"], **text_fields_of(model_cfg)}
-    defaults = {**VISION_DEFAULTS_4, **TEXT_DEFAULTS_4, "correct_cls_mask": False}
+    defaults = {**TEXT_DEFAULTS_4, "correct_cls_mask": False}
     newer = [name for name, default in defaults.items() if stated.get(name, default) != default]
     if not getattr(getattr(config, "vision_config", None), "use_projection", True):
         newer.append("attentional_pool without a projection")

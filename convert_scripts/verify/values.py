@@ -5,6 +5,7 @@ gradients: nothing is dropped out, and batch norms use their running statistics.
 which they are computed: a wrong layer is the first name at which two models differ.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ...configuration.configuration_common import height_and_width
+from ...modeling.modeling_naflex_vit import patchify
 from ..mapping.plan import rename_table
 from ..mapping.state_dict import compile_pattern, fill_pattern, resolve
+from ..processors.image import takes_patches
 from ..towers.base import Intermediate
 from ..towers.coca_decoder import DECODER_INTERMEDIATES
 from ..towers.mammut_text import MAMMUT_DECODER_INTERMEDIATES
@@ -28,8 +31,9 @@ from .reference import is_mammut, mammut_caption_logits, text_prefix
 
 Outputs = dict[str, torch.Tensor]
 Losses = dict[str, torch.Tensor]
-# `pixel_values` and `input_ids` of the same number of images and texts.
-Inputs = tuple[torch.Tensor, torch.Tensor]
+# What a vision tower takes by name, `pixel_values` and perhaps more, and `input_ids` of as many texts as images.
+Images = dict[str, torch.Tensor]
+Inputs = tuple[Images, torch.Tensor]
 Record = Callable[[str, torch.Tensor], None]
 
 IGNORED = -100
@@ -40,17 +44,16 @@ NOTHING = -1
 
 
 def verification_inputs(config: PreTrainedConfig, pairs: int = 2) -> Inputs:
-    """Make fixed inputs for a model: `pixel_values` (pairs, 3, height, width) and `input_ids` (pairs, text length).
+    """Make fixed inputs for a model: images, and `input_ids` (pairs, text length).
 
-    Images are noise, from the coarsest to the finest: noise of one kind is all alike to a model. The first text is as
-    long as the model takes, the last half as long and the others in between, so that padding is in the picture.
+    Images are noise, from the coarsest to the finest: noise of one kind is all alike to a model. They are
+    `pixel_values` (pairs, 3, height, width); of a NaFlex tower patches of images of several shapes, with padding
+    behind all but the first. The first text is as long as the model takes, the last half as long and the others in
+    between, so that padding is in the picture.
     """
     generator = torch.Generator().manual_seed(0)
-    vision, text = config.vision_config, config.text_config
-    size = height_and_width(vision.image_size)
-    grids = [*((2 << i, 2 << i) for i in range(pairs - 1)), size]
-    noise = [torch.randn(1, 3, *grid, generator=generator) for grid in grids]
-    pixel_values = torch.cat([F.interpolate(image, size, mode="bilinear") for image in noise])
+    text = config.text_config
+    images = (_patches if takes_patches(config) else _pixels)(config.vision_config, pairs, generator)
     # CoCa's decoder may take shorter texts than its text tower, and know fewer words.
     length = getattr(config, "max_position_embeddings", text.max_position_embeddings)
     vocab_size = min(getattr(config, "vocab_size", text.vocab_size), text.vocab_size)
@@ -61,7 +64,70 @@ def verification_inputs(config: PreTrainedConfig, pairs: int = 2) -> Inputs:
     for row, last in zip(input_ids, torch.linspace(length - 1, length // 2, pairs).long()):
         row[last] = end
         row[last + 1 :] = padding
-    return pixel_values, input_ids
+    return images, input_ids
+
+
+def _pixels(config: PreTrainedConfig, pairs: int, generator: torch.Generator) -> Images:
+    size = height_and_width(config.image_size)
+    grids = [*((2 << i, 2 << i) for i in range(pairs - 1)), size]
+    noise = [torch.randn(1, 3, *grid, generator=generator) for grid in grids]
+    return {"pixel_values": torch.cat([F.interpolate(image, size, mode="bilinear") for image in noise])}
+
+
+# Rows by which the columns of patches are multiplied, in the shapes of images to verify with.
+_ASPECTS = (1.0, 0.4, 2.3)
+
+
+def _patches(config: PreTrainedConfig, pairs: int, generator: torch.Generator) -> Images:
+    height, width = height_and_width(config.patch_size)
+    # As many as fill the table of positions, or the budget where that is smaller: more cost time and show nothing.
+    length = min(config.max_num_patches, math.prod(height_and_width(config.position_grid_size)))
+    shapes = []
+    for index in range(pairs):
+        rows = min(length, max(1, round((length * _ASPECTS[index % len(_ASPECTS)]) ** 0.5)))
+        shapes.append((rows, max(1, length // rows - index)))
+    length = max(math.prod(shape) for shape in shapes)
+    patches = torch.zeros(pairs, length, height * width * config.num_channels)
+    for index, (row, (rows, columns)) in enumerate(zip(patches, shapes)):
+        coarse = torch.randn(1, config.num_channels, 2 << index, 2 << index, generator=generator)
+        image = F.interpolate(coarse, (rows * height, columns * width), mode="bilinear")
+        row[: rows * columns] = patchify(image, (height, width))[0]
+    spatial_shapes = torch.tensor(shapes)
+    mask = (torch.arange(length) < spatial_shapes.prod(-1, keepdim=True)).int()
+    return {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": spatial_shapes}
+
+
+def first_and_last(inputs: Inputs) -> Inputs:
+    """The first and the last of images and texts."""
+    images, input_ids = inputs
+    step = len(input_ids) - 1
+    return {name: tensor[::step] for name, tensor in images.items()}, input_ids[::step]
+
+
+def without_padding(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Tokens of images (images, tokens, size) with zeros for padding, where the libraries have any values; others as
+    they are.
+
+    Args:
+        tokens: class and register tokens, if there are any, and as many patches as `mask` has.
+        mask: (images, patches), 0 on padding.
+    """
+    prefix = tokens.shape[1] - mask.shape[1] if tokens.ndim == 3 and len(tokens) == len(mask) else -1
+    if prefix < 0:
+        return tokens
+    return tokens * F.pad(mask, (prefix, 0), value=1).unsqueeze(-1).to(tokens)
+
+
+def open_clip_images(images: Images, dtype: torch.dtype) -> torch.Tensor | dict[str, torch.Tensor]:
+    """Images as open_clip's model takes them, in its dtype."""
+    pixel_values = images["pixel_values"].to(dtype)
+    if "spatial_shapes" not in images:
+        return pixel_values
+    mask, place = images["pixel_attention_mask"].bool(), torch.arange(pixel_values.shape[1])
+    columns = images["spatial_shapes"][:, 1:]
+    # timm finds the size of each image in the coordinates of its patches: those of padding are zeros.
+    coordinates = torch.stack([place // columns, place % columns], dim=-1) * mask.unsqueeze(-1)
+    return {"patches": pixel_values, "patch_coord": coordinates, "patch_valid": mask}
 
 
 def open_clip_outputs(model: torch.nn.Module, inputs: Inputs) -> Outputs:
@@ -70,8 +136,8 @@ def open_clip_outputs(model: torch.nn.Module, inputs: Inputs) -> Outputs:
     Raises:
         Exception: open_clip cannot run it.
     """
-    pixel_values, input_ids = inputs
-    pixel_values = pixel_values.to(model.logit_scale.dtype)
+    images, input_ids = inputs
+    pixel_values = open_clip_images(images, model.logit_scale.dtype)
     if hasattr(model, "text_decoder"):
         (image_features, image_tokens), (text_features, text_tokens) = (
             model.visual(pixel_values),
@@ -102,8 +168,8 @@ def open_clip_outputs(model: torch.nn.Module, inputs: Inputs) -> Outputs:
 
 def our_outputs(model: PreTrainedModel, inputs: Inputs) -> Outputs:
     """Outputs of a converted model, in its dtype."""
-    pixel_values, input_ids = inputs
-    vision_outputs = model.get_image_features(pixel_values)
+    images, input_ids = inputs
+    vision_outputs = model.get_image_features(**images)
     outputs = {
         "image features": vision_outputs.pooler_output,
         "text features": model.get_text_features(input_ids).pooler_output,
@@ -118,15 +184,15 @@ def our_outputs(model: PreTrainedModel, inputs: Inputs) -> Outputs:
 
 def native_outputs(model: PreTrainedModel, inputs: Inputs) -> Outputs:
     """Outputs of a dual model of transformers, or of a single tower, under the names of `our_outputs`."""
-    pixel_values, input_ids = inputs
+    images, input_ids = inputs
     if hasattr(model, "get_image_features"):
         return {
-            "image features": model.get_image_features(pixel_values).pooler_output,
+            "image features": model.get_image_features(**images).pooler_output,
             "text features": model.get_text_features(input_ids).pooler_output,
-            "logits": model(pixel_values=pixel_values, input_ids=input_ids).logits_per_image,
+            "logits": model(input_ids=input_ids, **images).logits_per_image,
         }
     if model.main_input_name == "pixel_values":
-        outputs = model(pixel_values=pixel_values)
+        outputs = model(**images)
         return {"image features": _embedding(outputs, "image_embeds")}
     outputs = model(input_ids=input_ids)
     return {"text features": _embedding(outputs, "text_embeds")}
@@ -152,8 +218,8 @@ def open_clip_losses(model: torch.nn.Module, inputs: Inputs, config: PreTrainedC
     """
     from open_clip.loss import ClipLoss, CoCaLoss, SigLipLoss
 
-    pixel_values, input_ids = inputs
-    pixel_values = pixel_values.to(model.logit_scale.dtype)
+    images, input_ids = inputs
+    pixel_values = open_clip_images(images, model.logit_scale.dtype)
     is_coca, captions = hasattr(model, "text_decoder"), None
     if is_coca:
         outputs = model(pixel_values, input_ids)
@@ -180,11 +246,11 @@ def open_clip_losses(model: torch.nn.Module, inputs: Inputs, config: PreTrainedC
 
 def our_losses(model: PreTrainedModel, inputs: Inputs) -> Losses:
     """Losses of a converted model, under the same names."""
-    pixel_values, input_ids = inputs
+    images, input_ids = inputs
     if not hasattr(model, "lm_head"):
-        return {"contrastive loss": model(input_ids, pixel_values, return_loss=True).loss}
+        return {"contrastive loss": model(input_ids, return_loss=True, **images).loss}
     labels = input_ids.masked_fill(input_ids == model.config.pad_token_id, IGNORED)
-    outputs = model(input_ids, pixel_values, labels=labels, return_loss=True)
+    outputs = model(input_ids, labels=labels, return_loss=True, **images)
     return {
         "contrastive loss": model.contrastive_loss(outputs.logits_per_image),
         "caption loss": F.cross_entropy(outputs.logits[:, :-1].mT, labels[:, 1:], ignore_index=IGNORED),

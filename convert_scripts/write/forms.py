@@ -9,7 +9,7 @@ import torch
 from transformers import ProcessorMixin
 
 from ...modeling.modeling_towers import TEXT_MODELS, VISION_MODELS
-from ...processing.image_settings_open_clip import OpenClipImageSettings
+from ...processing.image_settings_open_clip import ImageSettings
 from ...processing.tokenization_open_clip import OpenClipTokenizer
 from ..common import ConversionError, argument
 from ..mapping.plan import ConversionPlan, DerivedPlan, derive_plan
@@ -35,7 +35,7 @@ class OutputForm:
     """
 
     plan: ConversionPlan | DerivedPlan
-    save_processor: Callable[[OpenClipImageSettings | None, OpenClipTokenizer | None, Path], None]
+    save_processor: Callable[[ImageSettings | None, OpenClipTokenizer | None, Path], None]
     notes: tuple[str, ...] = ()
     processor_notes: tuple[str, ...] = ()
 

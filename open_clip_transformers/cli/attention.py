@@ -103,6 +103,11 @@ def _text_maps(
     """Map how similar the patches are to each text."""
     from ..modeling.attention_maps import patch_similarity
 
+    if not hasattr(model.vision_model, "get_patch_features"):
+        raise UsageError(
+            f"Patches of a tower of type {model.config.vision_config.model_type!r} cannot be compared with texts one "
+            "by one: there is no map to draw."
+        )
     inputs = processor.tokenizer(texts, return_tensors="pt").to(model.device)
     (maps,) = patch_similarity(model, pixel_values, **inputs)
     return list(zip(texts, maps.cpu().numpy()))

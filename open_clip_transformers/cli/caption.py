@@ -101,8 +101,8 @@ def caption(
             set_seed(seed)
         if num_images(shards) > data.batch_size:  # measuring takes about as long as it saves in one batch
             optimize_for_inference(captioner.model)
-        for batch, pixel_values in read_batches(shards, captioner.processor, data.batch_size, data.workers, failures):
-            for sample, text in zip(batch, captioner.captions(pixel_values)):
+        for batch, pixels in read_batches(shards, captioner.processor, data.batch_size, data.workers, failures):
+            for sample, text in zip(batch, captioner.captions(pixels)):
                 if data.as_json:
                     print_record({"image": sample.key, "caption": text})
                 else:
@@ -192,22 +192,25 @@ class Captioner:
             "do_sample", model.generation_config.do_sample
         )
 
-    def __call__(self, pixel_values: "torch.Tensor", samples: "list[Sample]", shard: "Shard") -> dict[str, list[str]]:
+    def __call__(
+        self, images: "dict[str, torch.Tensor]", samples: "list[Sample]", shard: "Shard"
+    ) -> dict[str, list[str]]:
         from transformers import set_seed
 
         if not self.concurrent:
             set_seed((self.seed + zlib.crc32(f"{shard.name} {samples[0].key}".encode())) % 2**32)
-        return {"caption": self.captions(pixel_values)}
+        return {"caption": self.captions(images)}
 
-    def captions(self, pixel_values: "torch.Tensor") -> list[str]:
-        """Caption pixels (images, channels, height, width)."""
+    def captions(self, images: "dict[str, torch.Tensor]") -> list[str]:
+        """Caption images, as the model takes them by name."""
         import torch
+        from transformers import BatchFeature
 
         settings, model = self.settings, self.model
         if self.prompt_ids is not None:
-            settings = {**settings, "input_ids": self.prompt_ids.expand(len(pixel_values), -1)}
+            settings = {**settings, "input_ids": self.prompt_ids.expand(len(images["pixel_values"]), -1)}
         with torch.inference_mode():
-            outputs = model.generate(pixel_values=pixel_values.to(model.device, model.dtype), **settings)
+            outputs = model.generate(**BatchFeature(images).to(model.device, model.dtype), **settings)
         return self.processor.batch_decode(outputs, skip_special_tokens=True)
 
 

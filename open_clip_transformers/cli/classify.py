@@ -88,8 +88,8 @@ def classify(
         classifier = load(data.device)
         if num_images(shards) > data.batch_size:  # measuring takes about as long as it saves in one batch
             optimize_for_inference(classifier.model)
-        for batch, pixel_values in read_batches(shards, classifier.processor, data.batch_size, data.workers, failures):
-            for sample, best in zip(batch, classifier.best_labels(pixel_values)):
+        for batch, pixels in read_batches(shards, classifier.processor, data.batch_size, data.workers, failures):
+            for sample, best in zip(batch, classifier.best_labels(pixels)):
                 if data.as_json:
                     labels = [{"label": label, "score": score} for label, score in best]
                     print_record({"image": sample.key, "labels": labels})
@@ -123,14 +123,14 @@ class Classifier:
         if top > 1:
             self.types = {name: f"{element}[]" for name, element in self.types.items()}
 
-    def best_labels(self, pixel_values: "torch.Tensor") -> list[list[tuple[str, float]]]:
+    def best_labels(self, images: "dict[str, torch.Tensor]") -> list[list[tuple[str, float]]]:
         """Return the most probable labels of each image, with their probabilities."""
         import torch
 
         from ..training.embeddings import embed_images
 
         with torch.inference_mode():
-            logits = self.model.compute_logits(embed_images(self.model, pixel_values), self.label_embeds)
+            logits = self.model.compute_logits(embed_images(self.model, images), self.label_embeds)
             probabilities = logits.sigmoid() if "siglip" in self.model.config.model_type else logits.softmax(-1)
         scores, indices = (tensor.tolist() for tensor in probabilities.topk(min(self.top, len(self.labels))))
         return [
@@ -138,8 +138,8 @@ class Classifier:
             for row, row_scores in zip(indices, scores)
         ]
 
-    def __call__(self, pixel_values: "torch.Tensor", samples: "list[Sample]", shard: "Shard") -> dict[str, list]:
-        columns = [tuple(zip(*best)) for best in self.best_labels(pixel_values)]
+    def __call__(self, images: "dict[str, torch.Tensor]", samples: "list[Sample]", shard: "Shard") -> dict[str, list]:
+        columns = [tuple(zip(*best)) for best in self.best_labels(images)]
         labels, scores = ([list(row[part]) for row in columns] for part in (0, 1))
         if self.top > 1:
             return {"label": labels, "score": scores}

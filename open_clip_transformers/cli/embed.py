@@ -113,8 +113,8 @@ def embed(
         embeddings, rows = {}, {}
         if shards:
             batches = [
-                (batch, embed_images(model, pixel_values).cpu())
-                for batch, pixel_values in read_batches(shards, processor, data.batch_size, data.workers, failures)
+                (batch, embed_images(model, images).cpu())
+                for batch, images in read_batches(shards, processor, data.batch_size, data.workers, failures)
             ]
             if not batches:
                 raise OSError(f"None of the images can be read: {output} was not written.")
@@ -155,11 +155,11 @@ class Embedder:
         self.types = {name: types[name] for name in settings.columns}
 
     def __call__(
-        self, pixel_values: "torch.Tensor", samples: "list[Sample]", shard: "Shard"
+        self, images: "dict[str, torch.Tensor]", samples: "list[Sample]", shard: "Shard"
     ) -> "dict[str, torch.Tensor | list]":
         from ..training.embeddings import embed_images, embed_texts
 
-        columns = {"embedding": embed_images(self.model, pixel_values)}
+        columns = {"embedding": embed_images(self.model, images)}
         if self.settings.text_column:
             texts = [sample.text for sample in samples]
             columns["text_embedding"] = embed_texts(

@@ -42,8 +42,8 @@ def useful_workers(shards: list[Shard], workers: int) -> int:
 
 def read_batches(
     shards: list[Shard], processor: "ProcessorMixin", batch_size: int, workers: int, failures: Failures
-) -> "Iterator[tuple[list[Sample], torch.Tensor]]":
-    """Iterate over `(samples, pixel_values)`, where `pixel_values` is (at most batch_size, channels, height, width).
+) -> "Iterator[tuple[list[Sample], dict[str, torch.Tensor]]]":
+    """Iterate over `(samples, images)`, where `images`, at most batch_size, are as the model takes them by name.
 
     The order is that of the samples. Images that cannot be read are reported and left out. A progress bar is shown on
     a terminal.
@@ -74,9 +74,9 @@ def read_batches(
             batch.append(sample)
             pixels.append(item)
             if len(batch) == batch_size:
-                yield batch, reader.to_pixel_values(pixels)
+                yield batch, reader.to_batch(pixels)
                 progress.update(len(batch))
                 batch, pixels = [], []
         if batch:
-            yield batch, reader.to_pixel_values(pixels)
+            yield batch, reader.to_batch(pixels)
             progress.update(len(batch))

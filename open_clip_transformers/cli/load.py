@@ -13,11 +13,14 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from ..configuration.configuration_coca import CoCaConfig
 from ..configuration.configuration_common import Range, height_and_width
 from ..configuration.configuration_mammut import MaMMUTConfig
+from ..configuration.configuration_naflex_vit import NaFlexVitConfig
 from ..configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
 from ..configuration.configuration_vit import OpenClipVitConfig
 from ..configuration.errors import UserError
 from ..convert_scripts.common import check_no_pointer, failing_as, hub_id_of_address, read_json, user_path
 from ..modeling.generation_captioning import check_numbers
+from ..processing.image_settings_naflex import NaFlexImageSettings
+from ..processing.image_settings_open_clip import ImageSettings
 from ..processing.processing_coca import CoCaProcessor
 from ..processing.processing_open_clip import OpenClipProcessor
 from .messages import UsageError, hide_progress_bars_in_logs
@@ -91,6 +94,21 @@ def _check_files(folder: Path):
             read_json(path)
 
 
+def _image_problem(vision: PreTrainedConfig, image_processor: ImageSettings) -> str | None:
+    """Why images made by an image processor are not those that a vision tower takes; `None` where they are."""
+    takes_patches = vision.model_type == NaFlexVitConfig.model_type
+    if takes_patches != isinstance(image_processor, NaFlexImageSettings):
+        kinds = ("whole images", "patches")
+        return f"its images are {kinds[not takes_patches]}, and the model takes {kinds[takes_patches]}"
+    name, taken = ("patch_size", vision.patch_size) if takes_patches else ("size", vision.image_size)
+    made = getattr(image_processor, name)
+    made = height_and_width(made) if takes_patches else (made["height"], made["width"])
+    if (takes_patches or vision.model_type in FIXED_SIZE) and made != height_and_width(taken):
+        what = "patches" if takes_patches else "images"
+        return f"its {what} have {made} pixels, and the model takes {height_and_width(taken)}"
+    return None
+
+
 def _check_processor(name: str, model: PreTrainedModel, processor: ProcessorMixin):
     """Raise `UsageError` where images and texts would be made ready for another model than this."""
     problem = None
@@ -98,10 +116,9 @@ def _check_processor(name: str, model: PreTrainedModel, processor: ProcessorMixi
         problem = f"its processor is a {type(processor).__name__}"
     else:
         vision, text = model.config.vision_config, model.config.text_config
-        made = processor.image_processor.size["height"], processor.image_processor.size["width"]
         length = processor.tokenizer.model_max_length
-        if vision.model_type in FIXED_SIZE and made != height_and_width(vision.image_size):
-            problem = f"its images have {made} pixels, and the model takes {height_and_width(vision.image_size)}"
+        if images := _image_problem(vision, processor.image_processor):
+            problem = images
         elif length > text.max_position_embeddings:
             problem = f"its texts have {length} tokens, and the model takes {text.max_position_embeddings}"
     if problem:

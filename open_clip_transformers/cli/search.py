@@ -82,8 +82,8 @@ def _embed(data: EmbeddedData, model: str | None, text: str | None, image: str |
     loaded, processor = load_model(AutoModelForZeroShotImageClassification, name, revision, device, settings["dtype"])
     if image is None:
         return embed_texts(loaded, processor.tokenizer, [text], 1, warn)[0].numpy()
-    pixel_values = processor.image_processor(read_image(image), return_tensors="pt").pixel_values
-    return embed_images(loaded, pixel_values)[0].cpu().numpy()
+    images = processor.image_processor(read_image(image), return_tensors="pt")
+    return embed_images(loaded, images)[0].cpu().numpy()
 
 
 def _page(data: EmbeddedData, hits: list[Hit], query: str) -> str:

@@ -12,7 +12,7 @@ import time
 import urllib.parse
 import urllib.request
 import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     import numpy
     import torch
 
-    from ..processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
+    from ..processing.image_settings_open_clip import ImageSettings
+
+# Of an image: `pixel_values` (channels, height, width), or those of a NaFlex tower and what belongs to them.
+Pixels = dict[str, "numpy.ndarray"]
 
 URL_TIMEOUT = 30  # seconds without an answer
 URL_SAFE = "!#$%&'()*+,/:;=?@[]~"
@@ -114,38 +117,27 @@ class PixelReader:
         image_processor: makes pixels of an image, on either back end.
     """
 
-    def __init__(self, image_processor: "OpenClipImageProcessorPil"):
+    def __init__(self, image_processor: "ImageSettings"):
         self.image_processor = image_processor
 
-    def __getitem__(self, source: str | bytes | None) -> "numpy.ndarray | Unreadable | None":
-        """Pixels (channels, height, width) of an image that [`read_image`] takes, or `None` of `None`."""
+    def __getitem__(self, source: str | bytes | None) -> "Pixels | Unreadable | None":
+        """Pixels of an image that [`read_image`] takes, or `None` of `None`."""
         if source is None:
             return None
         try:
-            pixels = self.image_processor(
-                read_image(source), do_rescale=False, do_normalize=False, return_tensors="pt"
-            ).pixel_values
+            image = self.image_processor(read_image(source), do_rescale=False, do_normalize=False, return_tensors="pt")
         except Exception as error:  # Pillow and the network raise nearly everything
             return Unreadable.from_error(error)
         # An array goes through a pipe. A tensor would take shared memory, of which containers have little, and a file
         # descriptor each; and it is not faster.
-        return pixels[0].numpy()
+        return {name: tensor[0].numpy() for name, tensor in image.items()}
 
-    def to_pixel_values(self, images: "list[numpy.ndarray]") -> "torch.Tensor":
-        """Make what the image processor makes (images, channels, height, width) of images that were read."""
+    def to_batch(self, images: "Sequence[Pixels]") -> "dict[str, torch.Tensor]":
+        """What the image processor makes, by name, of images that were read."""
         import torch
 
-        from ..processing.image_batches import to_pixel_values
-
-        settings = self.image_processor
-        return to_pixel_values(
-            [torch.from_numpy(image) for image in images],
-            settings.do_rescale,
-            settings.rescale_factor,
-            settings.do_normalize,
-            settings.image_mean,
-            settings.image_std,
-        )
+        stacked = {name: torch.stack([torch.from_numpy(image[name]) for image in images]) for name in images[0]}
+        return self.image_processor.finish(stacked)
 
 
 def worthwhile_workers(names: list[str], workers: int) -> int:
@@ -156,7 +148,7 @@ def worthwhile_workers(names: list[str], workers: int) -> int:
 
 def load_images(
     sources: "Iterable[str | bytes | None]", reader: PixelReader, ahead: int, workers: int
-) -> "Generator[numpy.ndarray | Unreadable | None]":
+) -> "Generator[Pixels | Unreadable | None]":
     """Iterate over the pixels of `sources`, in their order; closing it ends the processes that read.
 
     Args:

@@ -12,17 +12,16 @@ from itertools import chain, tee
 from typing import TYPE_CHECKING, Protocol
 
 from ..configuration.errors import MissingPackageError
-from .images import PixelReader, Unreadable, load_images
+from .images import PixelReader, Pixels, Unreadable, load_images
 from .outputs import Output, Rows
 from .progress import Progress, Report
 from .shards import Sample, Shard
 
 
 if TYPE_CHECKING:
-    import numpy
     import torch
 
-    from ..processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
+    from ..processing.image_settings_open_clip import ImageSettings
 
 BATCHES_AHEAD = 2
 SHARDS_AHEAD = 2  # that are read before the results of an earlier one are written
@@ -40,7 +39,7 @@ class Task(Protocol):
         concurrent: whether it is fastest on several batches at once, each in a thread of its own.
     """
 
-    image_processor: "OpenClipImageProcessorPil"
+    image_processor: "ImageSettings"
     concurrent: bool
 
     @property
@@ -48,9 +47,9 @@ class Task(Protocol):
         """See the arguments."""
 
     def __call__(
-        self, pixel_values: "torch.Tensor", samples: list[Sample], shard: Shard
+        self, images: "dict[str, torch.Tensor]", samples: list[Sample], shard: Shard
     ) -> "dict[str, torch.Tensor | list]":
-        """Work on pixels (images, channels, height, width); returns column -> (images, dim) or a list.
+        """Work on images, as the model takes them by name; returns column -> (images, dim) or a list.
 
         What it returns may depend on nothing else, not on the batches before.
         """
@@ -158,7 +157,7 @@ class _Model:
         self.pool = ThreadPoolExecutor(report.lanes, "model", torch.set_num_threads, (threads,))
         self.waiting: deque[Future] = deque()
 
-    def __call__(self, pixels: "list[numpy.ndarray]", samples: list[Sample], shard: Shard) -> Future:
+    def __call__(self, pixels: list[Pixels], samples: list[Sample], shard: Shard) -> Future:
         """Begin with a batch; what comes of it is (columns, seconds)."""
         with self.report.timed("model"):
             while len(self.waiting) > self.report.lanes:
@@ -166,11 +165,11 @@ class _Model:
         self.waiting.append(self.pool.submit(self._work, pixels, samples, shard))
         return self.waiting[-1]
 
-    def _work(self, pixels: "list[numpy.ndarray]", samples: list[Sample], shard: Shard) -> tuple[dict, float]:
+    def _work(self, pixels: list[Pixels], samples: list[Sample], shard: Shard) -> tuple[dict, float]:
         import torch
 
         start = time.perf_counter()
-        columns = self.task(self.reader.to_pixel_values(pixels), samples, shard)
+        columns = self.task(self.reader.to_batch(pixels), samples, shard)
         columns = {
             name: values.cpu() if isinstance(values, torch.Tensor) else values for name, values in columns.items()
         }
@@ -186,11 +185,11 @@ class _ShardWork:
     def __init__(self, shard: Shard, model: _Model, batch_size: int):
         self.shard, self.model, self.batch_size = shard, model, batch_size
         self.samples: list[Sample] = []
-        self.pixels: list[numpy.ndarray] = []
+        self.pixels: list[Pixels] = []
         self.batch: list[Sample] = []
         self.batches: list[Future] = []
 
-    def add(self, sample: Sample, pixels: "numpy.ndarray | Unreadable | None"):
+    def add(self, sample: Sample, pixels: "Pixels | Unreadable | None"):
         if isinstance(pixels, Unreadable):
             sample = replace(sample, error=pixels)
         sample = replace(sample, image=None)  # its bytes are not needed any more

@@ -35,14 +35,14 @@ def any_file_is_worth_a_process(monkeypatch):
 class StandIn:
     """An image processor that neither rescales nor normalises."""
 
-    do_rescale = do_normalize = False
-    rescale_factor = image_mean = image_std = None
-
     def __init__(self, pixels):
         self.pixels = pixels
 
     def __call__(self, image, **settings):
-        return types.SimpleNamespace(pixel_values=self.pixels(image))
+        return {"pixel_values": self.pixels(image)}
+
+    def finish(self, images):
+        return images
 
 
 @pytest.fixture
@@ -67,8 +67,8 @@ def numbered(tmp_path):
 
 def read_batches(names, *arguments):
     """The batches of these files, with their names."""
-    for samples, pixel_values in cli_images.read_batches([FileShard("images", "files", tuple(names))], *arguments):
-        yield [sample.key for sample in samples], pixel_values
+    for samples, images in cli_images.read_batches([FileShard("images", "files", tuple(names))], *arguments):
+        yield [sample.key for sample in samples], images["pixel_values"]
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=in_processes), pytest.param(3, marks=in_processes)])
@@ -190,14 +190,14 @@ def test_reader_can_be_sent_to_a_process(numbered, clip):
     # As where processes do not fork.
     reader = PixelReader(AutoImageProcessor.from_pretrained(clip))
     sent = pickle.loads(pickle.dumps(reader))
-    pixels = sent[numbered[3]]
-    assert numpy.array_equal(pixels, reader[numbered[3]])
+    pixels = sent[numbered[3]]["pixel_values"]
+    assert numpy.array_equal(pixels, reader[numbered[3]]["pixel_values"])
     assert pixels.dtype == numpy.uint8 and pixels.shape[0] == 3
 
 
 def test_reader_makes_the_pixels_of_the_image_processor(numbered, clip):
     reader = PixelReader(AutoImageProcessor.from_pretrained(clip))
-    made = reader.to_pixel_values([reader[name] for name in numbered[:4]])
+    made = reader.to_batch([reader[name] for name in numbered[:4]])["pixel_values"]
     images = [Image.open(name) for name in numbered[:4]]
     assert torch.equal(made, reader.image_processor(images, return_tensors="pt").pixel_values)
 

@@ -9,7 +9,11 @@ import pytest
 
 
 ROOT = Path(__file__).parents[2]
+NAFLEX = ("ViT-B-16-SigLIP2-naflex", "ViT-SO400M-16-SigLIP2-naflex")
 OF_OPEN_CLIP_4 = {
+    *NAFLEX,
+    *(f"naflex_ViT-B-{patch}" for patch in (16, 32)),
+    *(f"moderntext-naflex_ViT-{size}" for size in ("B-16", "B-32", "B-deep-16", "SO150M2-16")),
     *("coca2_ViT-B-32", "gte-modernbert-base-ViT-B-32-256", "mammut2_ViT-B-32", "moderntext-ViT-B-32-256"),
     *(f"mammut_ViT-{size}-{patch}" for size in "SMBLH" for patch in (14, 16, 32)),
 }
@@ -26,10 +30,11 @@ def test_models_lists_every_architecture_and_tag(run):
     import open_clip
 
     rows = table(run("models").stdout)
-    assert {(row["MODEL"], row["TAG"]) for row in rows if row["TAG"] != "-"} == set(open_clip.list_pretrained())
+    tags = {*open_clip.list_pretrained(), *((name, "webli") for name in NAFLEX)}
+    assert {(row["MODEL"], row["TAG"]) for row in rows if row["TAG"] != "-"} == tags
     assert {row["MODEL"] for row in rows} == set(open_clip.list_models()) | OF_OPEN_CLIP_4
     without = {row["MODEL"] for row in rows if row["TAG"] == "-"}
-    assert len(rows) == 196 + len(without)
+    assert len(rows) == 196 + len(NAFLEX) + len(without)
 
 
 def test_models_says_what_each_is_made_of_and_needs(run):

@@ -29,6 +29,9 @@ from tiny_models import (
     RESNET,
     SIGLIP,
     tiny_config,
+    tiny_naflex_vit_config,
+    tiny_naflex_vit_dual_config,
+    tiny_patches,
     tiny_siglip_vit_config,
     tiny_siglip_vit_dual_config,
     tiny_timm_config,
@@ -52,6 +55,7 @@ from open_clip_transformers.modeling.modeling_mammut import (
 from open_clip_transformers.modeling.modeling_mammut_text import MaMMUTTextModel
 from open_clip_transformers.modeling.modeling_modern_text import ModernTextModel
 from open_clip_transformers.modeling.modeling_modified_resnet import ModifiedResNetBackbone, ModifiedResNetModel
+from open_clip_transformers.modeling.modeling_naflex_vit import NaFlexVitModel
 from open_clip_transformers.modeling.modeling_open_clip import (
     OpenClipForImageClassification,
     OpenClipModel,
@@ -64,6 +68,7 @@ from open_clip_transformers.modeling.modeling_siglip_vit import SiglipVitBackbon
 from open_clip_transformers.modeling.modeling_text import OpenClipTextModel
 from open_clip_transformers.modeling.modeling_timm_vision import TimmVisionModel
 from open_clip_transformers.modeling.modeling_vit import OpenClipVitBackbone, OpenClipVitModel
+from open_clip_transformers.processing.image_processing_naflex import NaFlexImageProcessor
 from open_clip_transformers.processing.image_processing_open_clip import OpenClipImageProcessor
 from open_clip_transformers.processing.image_processing_pil_open_clip import OpenClipImageProcessorPil
 from open_clip_transformers.processing.processing_coca import CoCaProcessor
@@ -162,6 +167,56 @@ class SiglipVitPlain(SiglipVit):
         options = {"use_class_token": False, "num_register_tokens": 0, "use_pre_layer_norm": False, "qk_norm": False}
         options |= {"layer_scale_init_value": None, "proj_type": "none", "projection_dim": None, "proj_bias": False}
         return tiny_siglip_vit_config(num_hidden_layers=2, **options)
+
+
+_MASKS = ("_sdpa_kernels", "", "_no_attn_mask_sdpa_kernels", "_no_attn_mask")
+_OF_SDPA = [
+    *(
+        f"{dtype}_pad_{side}{mask}"
+        for dtype in ("fp16", "fp32", "bf16")
+        for side in ("left", "right")
+        for mask in _MASKS
+    ),
+    "fp32_pad_left_output_attentions",
+]
+_NO_SHAPES = {
+    f"test_eager_matches_sdpa_inference_{number:02d}_{name}": "draws numbers for spatial_shapes, which are no shapes"
+    for number, name in enumerate(_OF_SDPA)
+}
+
+
+class NaFlexVit(_Vision):
+    """Patches of images of several shapes, with padding behind them."""
+
+    model_classes = base_classes = (NaFlexVitModel,)
+    auto_classes = {"AutoModel": NaFlexVitModel}
+    pipeline_model_mapping = {"image-feature-extraction": NaFlexVitModel}
+    tester = {"seq_length": 12 + 3}  # class token, two registers, 12 patches
+    config_changes = {"hidden_size": 96}
+    ignore = _NO_SHAPES
+
+    def config(self):
+        return tiny_naflex_vit_config()
+
+    def inputs(self, config):
+        return tiny_patches(config, self.batch_size)
+
+    def processing(self, config):
+        settings = {"patch_size": config.patch_size, "max_num_patches": config.max_num_patches}
+        return {"image_processor": NaFlexImageProcessor(**settings)}
+
+
+class NaFlexVitPlain(_Vision):
+    """As SigLIP 2 has it: no prefix tokens, attention pooling, no projection; images are given whole."""
+
+    model_classes = base_classes = (NaFlexVitModel,)
+    auto_classes = {"AutoModel": NaFlexVitModel}
+    tester = {"seq_length": 12}
+
+    def config(self):
+        options = {"use_class_token": False, "num_register_tokens": 0, "qk_norm": False, "proj_bias": False}
+        options |= {"layer_scale_init_value": None, "proj_type": "none", "projection_dim": None}
+        return tiny_naflex_vit_config(**options)
 
 
 class ResNet(_Vision):
@@ -471,6 +526,22 @@ class Siglip(_Dual):
 
     def processing(self, config):
         return {"tokenizer": word_tokenizer(fixed_length=True), "image_processor": image_processor(self.size)}
+
+
+class SiglipNaFlex(Siglip):
+    """With a NaFlex tower, whose layers have gates."""
+
+    ignore = _NO_SHAPES
+
+    def config(self):
+        return tiny_naflex_vit_dual_config()
+
+    def inputs(self, config):
+        images = tiny_patches(config.vision_config, self.batch_size)
+        return {**super().inputs(config), **images}
+
+    def processing(self, config):
+        return {**super().processing(config), **NaFlexVit.processing(self, config.vision_config)}
 
 
 class CoCaZeroShot(_Dual):

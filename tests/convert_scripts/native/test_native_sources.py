@@ -17,6 +17,8 @@ from transformers import (
     CLIPModel,
     MetaClip2Config,
     MetaClip2Model,
+    Siglip2Config,
+    Siglip2Model,
     SiglipConfig,
     SiglipImageProcessorPil,
     SiglipModel,
@@ -55,6 +57,12 @@ def siglip(**text) -> SiglipModel:
     return SiglipModel(SiglipConfig(vision_config=VISION, text_config=text))
 
 
+def siglip_2(**text) -> Siglip2Model:
+    text = {**TEXT, "hidden_size": 40, "num_attention_heads": 5, **text}
+    vision = {**STACK, "patch_size": 8, "num_patches": 25}
+    return Siglip2Model(Siglip2Config(vision_config=vision, text_config=text))
+
+
 MODELS = {
     "clip": clip,
     "clip-argmax": lambda: clip(eos_token_id=2),
@@ -62,6 +70,8 @@ MODELS = {
     "clip-two-activations": lambda: clip(hidden_act="gelu"),
     "metaclip-2": metaclip_2,
     "siglip": siglip,
+    "siglip-2": siglip_2,
+    "siglip-2-other-width": lambda: siglip_2(hidden_size=36, num_attention_heads=3, projection_size=40),
     "siglip-other-width": lambda: siglip(hidden_size=36, num_attention_heads=3, projection_size=40),
 }
 
@@ -92,12 +102,16 @@ def test_ours_equals_transformers(tmp_path, make):
     assert report.verification.differences.keys() == {"image features", "text features", "logits"}
     model = AutoModel.from_pretrained(tmp_path / "out").eval()
     source = type(source).from_pretrained(tmp_path / "source").eval()
-    images = torch.randn(3, 3, 24, 24)
+    images = {"pixel_values": torch.randn(3, 3, 24, 24)}
+    if isinstance(source, Siglip2Model):
+        shapes = torch.tensor([[3, 5], [4, 4], [1, 9]])
+        mask = (torch.arange(16) < shapes.prod(-1, keepdim=True)).int()
+        images = {"pixel_values": torch.randn(3, 16, 192), "pixel_attention_mask": mask, "spatial_shapes": shapes}
     texts = torch.randint(3, 95, (3, 11))
     texts[[0, 1, 2], [10, 6, 3]] = model.config.text_config.eos_token_id or 96
     with torch.inference_mode():
-        expected = source(pixel_values=images, input_ids=texts)
-        outputs = model(pixel_values=images, input_ids=texts)
+        expected = source(input_ids=texts, **images)
+        outputs = model(input_ids=texts, **images)
     assert relative_difference(outputs.logits_per_image, expected.logits_per_image) <= BOUND
     assert relative_difference(outputs.text_embeds, expected.text_embeds) <= BOUND
 

@@ -61,9 +61,6 @@ def test_get_architecture_helps_with_unknown_names(name, message):
         ("naflexclap_base_pf8_pt16_moderntext", "a model of audio and text"),
         ("naflexgenlip_b16", "a GenLIP, one generative transformer"),
         ("naflexgenlap_betwixt", "a GenLAP, one generative transformer"),
-        ("ViT-B-16-SigLIP2-naflex", "a NaFlex model.*not supported yet"),
-        ("naflex_ViT-B-16", "a NaFlex model"),
-        ("moderntext-naflex_ViT-B-32", "a NaFlex model"),
         ("coca2-moderntext_ViT-B-32", "a CoCa whose decoder.*not supported yet"),
     ],
 )
@@ -74,8 +71,15 @@ def test_get_architecture_says_what_names_of_open_clip_4_are_that_it_cannot_give
 
 
 def test_get_pretrained_says_what_models_of_open_clip_4_are_that_it_cannot_give():
-    with pytest.raises(ConversionError, match=r"^ViT-SO400M-16-SigLIP2-naflex is a NaFlex model"):
-        get_pretrained("ViT-SO400M-16-SigLIP2-naflex", "webli")
+    with pytest.raises(ConversionError, match=r"^naflexgenlip_b16 is a GenLIP"):
+        get_pretrained("naflexgenlip_b16", "webli")
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP2-naflex", "ViT-SO400M-16-SigLIP2-naflex"])
+def test_tags_of_open_clip_4_are_known(name):
+    tag = get_pretrained(name, "webli")
+    assert tag.hub_id == f"timm/{name}"
+    assert tag.preprocess_cfg["mean"] == [0.5, 0.5, 0.5] and tag.preprocess_cfg["interpolation"] == "bicubic"
 
 
 TOWERS = data_table("open_clip_towers")

@@ -119,12 +119,12 @@ def test_patch_dropout_does_not_hide_the_embeddings():
 )
 def test_verification_inputs_end_texts_where_the_tower_looks(model_cfg):
     config = build_config(model_cfg)
-    pixel_values, input_ids = verification_inputs(config)
-    assert pixel_values.shape == (2, 3, 24, 24)
+    images, input_ids = verification_inputs(config)
+    assert images["pixel_values"].shape == (2, 3, 24, 24)
     assert input_ids.shape == (2, config.text_config.max_position_embeddings)
     end = 5 if config.text_config.pool_type == "eos" else 96
     assert (input_ids == end).sum(dim=1).tolist() == [1, 1]
     assert (input_ids[1] == config.text_config.pad_token_id).any()
     assert input_ids.min() >= 0 and input_ids.max() <= 96
     again = verification_inputs(config)
-    assert torch.equal(again[0], pixel_values) and torch.equal(again[1], input_ids)
+    assert torch.equal(again[0]["pixel_values"], images["pixel_values"]) and torch.equal(again[1], input_ids)

@@ -21,8 +21,11 @@ from open_clip.coca_model import CoCa
 from open_clip.generation import MultimodalGenerationWrapper
 from open_clip.loss import CoCaLoss
 from open_clip.model import CustomTextCLIP
+from open_clip.transform import PreprocessCfg, naflex_eval_transform_v2
 from open_clip.transformer import AttentionalPooler, LayerNorm
+from PIL import Image
 from safetensors.torch import save_file
+from timm.data.naflex_dataset import NaFlexCollator
 
 
 FOLDER = Path(__file__).parent
@@ -151,6 +154,44 @@ _MODERNBERT = {
     **{"global_attn_every_n_layers": 2, "global_rope_theta": 500.0, "local_rope_theta": 90.0},
     **{"pad_token_id": PAD, "bos_token_id": BOS, "cls_token_id": BOS, "eos_token_id": EOS, "sep_token_id": EOS},
 }
+
+
+def _naflex(embed_dim: int = 10, arguments: dict | None = None, **vision: object) -> dict:
+    sizes = {"patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 3, "mlp_ratio": 1.7}
+    return {
+        "embed_dim": embed_dim,
+        "vision_cfg": {
+            **{"image_size": 16, "image_seq_len": 20, "timm_model_kwargs": {**sizes, **(arguments or {})}},
+            **{"timm_model_name": "naflexvit_base_patch16_siglip", "timm_pool": "map", **vision},
+        },
+        "text_cfg": {"context_length": 12, "vocab_size": VOCAB_SIZE, "width": 8, "heads": 2, "layers": 1},
+        "custom_text": True,
+    }
+
+
+_GAP = {"timm_model_name": "naflexvit_base_patch16_gap", "timm_pool": "avg"}
+_MAP = {"timm_model_name": "naflexvit_base_patch16_map"}
+_GATED = {"swiglu_mlp": True, "mlp_ratio": 2.6666667, "attn_pool_mlp_ratio": 4.0}
+MODELS |= {
+    # As ViT-B-16-SigLIP2-naflex, with a table of positions that is no square.
+    "naflex_siglip": {
+        **_naflex(12, {"pos_embed_grid_size": [3, 4]}, timm_proj="none"),
+        "init_logit_bias": -10,
+    },
+    # As naflex_ViT-B-32.
+    "naflex_gap": _naflex(arguments={"pos_embed_grid_size": [7, 7]}, **_GAP),
+    # As the vision tower of moderntext-naflex_ViT-B-16.
+    "naflex_map_gated": _naflex(arguments=_GATED, **_MAP),
+    "naflex_aspect_ratio": _naflex(
+        arguments={"pos_embed_grid_size": [5, 3]},
+        **{**_GAP, "timm_model_name": "naflexvit_base_patch16_par_gap", "timm_proj": "mlp"},
+    ),
+    "naflex_class_token": _naflex(
+        arguments={"class_token": True, "qk_norm": True, "qkv_bias": False}, **{**_MAP, "timm_pool": "token"}
+    ),
+    "naflex_mean_of_map": _naflex(arguments={"pool_include_prefix": True}, **{**_MAP, "timm_pool": "avg"}),
+    "naflex_classifier": _naflex(**{**_MAP, "timm_pool": "avg", "timm_proj": None}),
+}
 # Model -> `config.json` of its encoder of transformers.
 ENCODERS = {"modernbert": _MODERNBERT, "modernbert_mean": _MODERNBERT}
 
@@ -169,8 +210,8 @@ def build_model(name: str) -> torch.nn.Module:
     with torch.no_grad():
         for key, parameter in sorted(model.named_parameters()):
             noise = torch.randn(parameter.shape, generator=generator)
-            if key == "logit_scale":
-                parameter.fill_(1.7)
+            if key in ("logit_scale", "logit_bias"):
+                parameter.fill_(1.7 if key == "logit_scale" else -1.3)
             elif key == "text.token_embedding.weight" and model.text.token_embedding.padding_idx is not None:
                 parameter.copy_(noise)[model.text.token_embedding.padding_idx] = 0
             elif parameter.ndim == 1 and (key.endswith(".weight") or key.endswith(".gamma")):
@@ -220,20 +261,50 @@ def make_inputs(model_cfg: dict) -> dict[str, torch.Tensor]:
         # One without an end, one of padding alone.
         input_ids[1, length // 2 :] = pad_id
         input_ids[3] = pad_id
+    if "image_seq_len" in model_cfg["vision_cfg"]:
+        return {**make_patches(model_cfg["vision_cfg"], generator), "input_ids": input_ids}
     return {"pixel_values": torch.randn(4, 3, size, size, generator=generator).half(), "input_ids": input_ids}
+
+
+def make_patches(vision_cfg: dict, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Images of several shapes, and their patches as open_clip's evaluation has them, named as transformers does."""
+    max_seq_len, patch_size = vision_cfg["image_seq_len"], vision_cfg["timm_model_kwargs"]["patch_size"]
+    transform = naflex_eval_transform_v2(PreprocessCfg())(max_seq_len=max_seq_len, patch_size=(patch_size,) * 2)
+    images = [
+        torch.randint(0, 256, (height, width, 3), generator=generator).byte()
+        for height, width in ((13, 9), (8, 31), (20, 20), (40, 3))
+    ]
+    batch, _ = NaFlexCollator(max_seq_len)([(transform(Image.fromarray(image.numpy())), 0) for image in images])
+    return {
+        **{f"image_{index}": image for index, image in enumerate(images)},
+        "pixel_values": batch["patches"],
+        "pixel_attention_mask": batch["patch_valid"].int(),
+        "spatial_shapes": batch["patch_coord"].amax(dim=1) + 1,
+    }
+
+
+def open_clip_images(inputs: dict[str, torch.Tensor]) -> torch.Tensor | dict[str, torch.Tensor]:
+    """Images as open_clip's model takes them."""
+    pixel_values = inputs["pixel_values"].float()
+    if "spatial_shapes" not in inputs:
+        return pixel_values
+    valid, columns = inputs["pixel_attention_mask"].bool(), inputs["spatial_shapes"][:, 1:]
+    place = torch.arange(valid.shape[1])
+    coordinates = torch.stack([place // columns, place % columns], dim=-1) * valid.unsqueeze(-1)
+    return {"patches": pixel_values, "patch_coord": coordinates, "patch_valid": valid}
 
 
 @torch.no_grad()
 def compute_values(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    pixel_values, input_ids = inputs["pixel_values"].float(), inputs["input_ids"]
-    outputs = model(pixel_values, input_ids)
+    input_ids = inputs["input_ids"]
+    outputs = model(open_clip_images(inputs), input_ids)
     if not isinstance(outputs, dict):
-        outputs = dict(zip(("image_features", "text_features", "logit_scale"), outputs))
+        outputs = dict(zip(("image_features", "text_features", "logit_scale", "logit_bias"), outputs))
     features = outputs["image_features"], outputs["text_features"]
     values = {
         "image_embeds": features[0],
         "text_embeds": features[1],
-        "logits_per_image": outputs["logit_scale"] * features[0] @ features[1].T,
+        "logits_per_image": outputs["logit_scale"] * features[0] @ features[1].T + outputs.get("logit_bias", 0),
     }
     if hasattr(model, "text_decoder"):
         values["logits"] = outputs["logits"]
