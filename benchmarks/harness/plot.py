@@ -19,6 +19,8 @@ VARIANTS = {
     "ours_int8_bf16": "P",
     "ours_int8_dynamic": "^",
     "ours_mini_batches": "v",
+    "ours_ray": "d",
+    "ours_ray_2": "P",
 }
 PEERS = ["open_clip", "transformers", "timm", "blip", "transformers_pil", "torch", "read", "onednn", "onednn_packed"]
 PEERS += ["onednn_of_columns", "mkl_of_columns", "copy"]

@@ -402,7 +402,7 @@ def test_cells_of_a_suite_hold_together(name, device, quick):
     suite = suites.load(name)
     rows = suite.cells(Options(device=device, quick=quick))
     assert suite.TITLE and suite.ABOUT.strip()
-    assert bool(rows) == (device == "cpu" or name not in {"conversion", "linear", "quantization", "startup"})
+    assert bool(rows) == (device == "cpu" or name not in {"conversion", "datasets", "linear", "quantization", "startup"})
     assert len({cell.name for cell in rows}) == len(rows)
     groups = [cell.group or cell.name for cell in rows]
     assert sum(group != before for before, group in pairwise(["", *groups])) == len(set(groups))
