@@ -130,15 +130,15 @@ def check_model_cfg(model_cfg: Cfg):
     """Raise `ConversionError` where fields of `model_cfg` are not known, or of another kind than open_clip's."""
     cfg = MODEL.complete(model_cfg)
     _select(VISION_TOWERS, "vision_cfg", cfg).complete(cfg["vision_cfg"])
-    text, text_cfg = _text_part(cfg)
+    text, text_cfg = _text_part(model_cfg, cfg)
     text.complete(text_cfg)
     if cfg["multimodal_cfg"] is not None and text_cfg is not cfg["multimodal_cfg"]:
         DECODER.complete(cfg["multimodal_cfg"])
 
 
-def _text_part(cfg: Cfg) -> tuple[ConfigTable, Cfg]:
+def _text_part(model_cfg: Cfg, cfg: Cfg) -> tuple[ConfigTable, Cfg]:
     """The table of the text tower's fields, and these: open_clip 4 keeps those of a MaMMUT in `multimodal_cfg`."""
-    if cfg["text_cfg"] is not None:
+    if "text_cfg" in model_cfg:
         return _select(TEXT_TOWERS, "text_cfg", cfg), cfg["text_cfg"]
     if cfg["multimodal_cfg"] is None:
         raise ConversionError("model_cfg lacks text_cfg.")
@@ -147,7 +147,7 @@ def _text_part(cfg: Cfg) -> tuple[ConfigTable, Cfg]:
 
 def _build_config(model_cfg: Cfg, token_ids: TokenIds | None) -> PreTrainedConfig:
     cfg = MODEL.complete(model_cfg)
-    vision, (text, text_cfg) = _select(VISION_TOWERS, "vision_cfg", cfg), _text_part(cfg)
+    vision, (text, text_cfg) = _select(VISION_TOWERS, "vision_cfg", cfg), _text_part(model_cfg, cfg)
     _check_custom_text(cfg)
     handed_down = {"quick_gelu": cfg["quick_gelu"], "embed_dim": cfg["embed_dim"]}
     vision_fields = vision.translate(cfg["vision_cfg"], **handed_down)

@@ -64,10 +64,11 @@ def peak_memory(folder, shards, layout):
 @pytest.mark.parametrize("layout", sorted(FORMATS))
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path, layout):
     peak_memory(tmp_path / "imports", 1, layout)
-    few, memory_of_few = peak_memory(tmp_path / "few", 2, layout)
+    few, memory_of_few = peak_memory(tmp_path / "few", 6, layout)
     many, memory_of_many = peak_memory(tmp_path / "many", 20, layout)
-    assert (few, many) == (100, 1000)
-    assert memory_of_many < memory_of_few + 200_000  # the images of the larger one have 20 MB
+    assert (few, many) == (300, 1000)
+    # The larger one has 14 MB more of images, of which a shard has 1 MB. How many shards wait is a matter of time.
+    assert memory_of_many < memory_of_few + 1_000_000
 
 
 def test_shards_are_written_while_the_next_one_is_read(tmp_path):

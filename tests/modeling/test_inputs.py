@@ -339,5 +339,6 @@ def test_forward_takes_its_arguments_in_the_order_of_clip():
     from transformers import CLIPModel
 
     expected = list(signature(CLIPModel.forward).parameters)
-    assert list(signature(type(tiny_model("clip")).forward).parameters) == expected
+    # Those of NaFlex towers follow.
+    assert list(signature(type(tiny_model("clip")).forward).parameters)[: len(expected) - 1] == expected[:-1]
     assert list(signature(type(tiny_model("coca")).forward).parameters)[:5] == expected[:5]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from awkward_texts import ALL_TEXTS
-from open_clip.tokenizer import HFTokenizer, SigLipTokenizer
+from open_clip.tokenizer import HFTokenizer, SigLipTokenizer, basic_clean, get_clean_fn, whitespace_clean
 from tiny_tokenizers import TINY_TOKENIZERS, nllb, save_tiny_tokenizer
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -33,6 +33,11 @@ TEXTS = EVERY_TEXT[::8] + SPECIAL_TEXTS
 CONTEXT_LENGTH = 19
 # What the configurations of open_clip's models say of each family; all of them are tried with every family below.
 CLEANERS = tuple(TEXT_CLEANERS)
+# open_clip 4 has two more than 3.3.0.
+CLEANERS_4 = {
+    "none": lambda text: text,
+    "whitespace_underscore": lambda text: whitespace_clean(basic_clean(text).replace("_", " ")),
+}
 SETTINGS = {
     "siglip": {"clean": "canonicalize"},
     "siglip2": {"clean": "canonicalize"},
@@ -68,10 +73,13 @@ def differing_texts(ids, expected, texts=TEXTS) -> list[str]:
 @every_family
 @pytest.mark.parametrize("clean", CLEANERS)
 def test_ids_of_every_family_equal_open_clip(folder_of, name, clean):
-    reference = open_clip_tokenizer(folder_of(name), clean=clean)
+    reference = open_clip_tokenizer(folder_of(name))
+    reference.clean_fn = CLEANERS_4.get(clean) or get_clean_fn(clean)
     tokenizer = OpenClipTokenizer.from_hf_tokenizer(folder_of(name), context_length=CONTEXT_LENGTH, clean=clean)
-    ids = tokenizer(EVERY_TEXT, return_tensors="pt").input_ids
-    assert differing_texts(ids, reference(EVERY_TEXT), EVERY_TEXT) == []
+    # Half of a surrogate pair, which cleaning mends, is no text for tokenizers.
+    texts = [text for text in EVERY_TEXT if clean != "none" or text == text.encode(errors="ignore").decode()]
+    ids = tokenizer(texts, return_tensors="pt").input_ids
+    assert differing_texts(ids, reference(texts), texts) == []
 
 
 def test_tiny_tokenizers_know_most_texts(folder_of):

@@ -6,6 +6,7 @@ import pytest
 from tiny_configs import tiny_clip_cfg, tiny_coca_cfg, tiny_siglip_cfg
 
 from open_clip_transformers.configuration.configuration_modern_text import ModernTextConfig
+from open_clip_transformers.configuration.configuration_naflex_vit import NaFlexVitConfig
 from open_clip_transformers.convert_scripts.common import ConversionError
 from open_clip_transformers.convert_scripts.mapping.config import (
     MODEL,
@@ -45,7 +46,9 @@ class ReadFields(dict):
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES.keys())
 def test_every_open_clip_field_is_translated_or_said_to_be_without_effect(table):
-    towers = {"hf_model_name": "roberta-base", "timm_model_name": "vit_base_patch16_siglip_224"}
+    is_naflex = table.config_class is NaFlexVitConfig
+    timm_model_name = "naflexvit_base_patch16_siglip" if is_naflex else "vit_base_patch16_siglip_224"
+    towers = {"hf_model_name": "roberta-base", "timm_model_name": timm_model_name}
     given = {"quick_gelu": False, "embed_dim": 3, "eos_id": 3, **towers}
     cfg = ReadFields(table.defaults | given)
     for ours in table.fields.values():
@@ -227,8 +230,8 @@ REFUSALS = {
         "timm_model_kwargs.*cannot be honoured",
     ),
     "naflex": (
-        {"vision_cfg": {"timm_model_name": "naflexvit_base_patch16_siglip", "image_seq_len": 256}},
-        "naflexvit_base_patch16_siglip is a NaFlex tower.*one of a fixed size would be another model",
+        {"vision_cfg": {"timm_model_name": "naflexvit_base_patch16_parfac_gap", "image_seq_len": 256}},
+        "naflexvit_base_patch16_parfac_gap.*is not one of the NaFlex models that can be converted",
     ),
     "audio": (
         {"audio_cfg": {"model_type": "HTSAT"}},
