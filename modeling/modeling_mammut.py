@@ -104,6 +104,8 @@ class MaMMUTModel(CaptioningModel):
     """
 
     config: MaMMUTConfig
+    # Not to be moved from device to device as tensors are that one module hands to another.
+    _skip_keys_device_placement = [*(CaptioningModel._skip_keys_device_placement or ()), "text_model"]
 
     def build_decoder(self) -> MaMMUTDecoderModel:
         return MaMMUTDecoderModel._from_config(

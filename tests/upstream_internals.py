@@ -86,6 +86,12 @@ INTERNALS = (
         "group beam search goes on until every process is done",
         "all-reduce there",
     ),
+    Internal(
+        MODEL,
+        "_skip_keys_device_placement",
+        why="hands a module to another without accelerate moving it",
+        when_gone="find what arguments transformers' device maps leave alone now",
+    ),
     Internal(MODULE, "_compiled_call_impl", why="whether model.compile() was called", when_gone="drop with _prefill"),
     # Models.
     Internal(

@@ -271,7 +271,6 @@ class Timm(_Vision):
     tester = {"num_hidden_layers": 2, "num_attention_heads": 2}
     ignore = {  # as transformers' own test of TimmWrapper skips them
         "test_can_init_all_missing_weights": "timm draws its weights itself, without transformers' seed",
-        "test_retain_grad_hidden_states_attentions": "timm gives copies beside the path to the output",
         "test_gradient_checkpointing_enable_disable": "timm has no GradientCheckpointingLayer, but its own, see below",
     }
 

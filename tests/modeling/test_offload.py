@@ -13,12 +13,12 @@ PLACES = {
     "decoder_on_disk": {"multimodal_decoder": "disk"},
     "head_on_disk": {"lm_head": "disk"},
 }
-OF_COCA_ALONE = ("decoder_on_disk", "head_on_disk")
+OF_CAPTIONERS = ("decoder_on_disk", "head_on_disk")
 CASES = [
     (name, place)
-    for name in ("clip", "siglip", "coca")
+    for name in ("clip", "siglip", "coca", "mammut")
     for place in PLACES
-    if name == "coca" or place not in OF_COCA_ALONE
+    if name in ("coca", "mammut") or place not in OF_CAPTIONERS
 ]
 
 
