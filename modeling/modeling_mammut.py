@@ -5,6 +5,7 @@ open_clip: `MaMMUT` in `mammut_model.py` and `MultimodalTransformer` in `transfo
 
 import torch
 from torch import nn
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
@@ -16,7 +17,7 @@ from .modeling_layers import Attention, CrossAttention, ResidualCrossAttentionBl
 from .modeling_mammut_text import MaMMUTTextModel
 from .modeling_open_clip import OpenClipForImageClassification, OpenClipModel
 from .modeling_pretrained import OpenClipPreTrainedModel, positions_of, select_hidden_states
-from .transformers_compat import named_cache
+from .transformers_compat import CACHE_NAME, named_cache
 
 
 class MaMMUTDecoderModel(OpenClipPreTrainedModel):
@@ -110,6 +111,16 @@ class MaMMUTModel(CaptioningModel):
     def build_decoder(self) -> MaMMUTDecoderModel:
         return MaMMUTDecoderModel._from_config(
             self.config.multimodal_config, image_token_dim=self.config.vision_config.token_dim
+        )
+
+    def create_masks_for_generate(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, **kwargs):
+        """Make the causal mask of a step over a static cache, which transformers calls by this name.
+
+        Its own function follows the text tower's configuration in early releases, which is that of embedding texts.
+        """
+        cache = kwargs.get(CACHE_NAME)
+        return create_causal_mask(
+            config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask, **named_cache(cache)
         )
 
     def decode_all(self, input_ids, image_hidden_states, position_ids, attention_mask, inputs_embeds, **kwargs):

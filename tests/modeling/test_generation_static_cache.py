@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tiny_configs import tiny_coca_cfg
-from tiny_models import BOS, PAD, tiny_config
+from tiny_models import BOS, PAD, tiny_config, tiny_inputs, tiny_model
 from transformers import CompileConfig
 
 from open_clip_transformers.acceleration import AcceleratedLinear, LinearWays
@@ -161,3 +161,15 @@ def test_compiled_model_encodes_the_first_tokens_uncompiled(pixel_values):
     assert graphs == []
     model.generate(pixel_values=pixel_values, max_new_tokens=2, eos_token_id=None, **STATIC)
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("name", ["coca", "mammut"])
+def test_prompts_are_continued_alike_with_a_static_cache(name):
+    model = tiny_model(name)
+    inputs = {"pixel_values": tiny_inputs(model)["pixel_values"], "max_new_tokens": 3, "eos_token_id": None}
+    prompts = torch.tensor([[95, 7, 8, 9], [PAD, 95, 9, 10], [95, 9, 11, 12]])
+    inputs |= {"input_ids": prompts, "attention_mask": (prompts != PAD).long(), "return_dict_in_generate": True}
+    dynamic, static = (
+        model.generate(**inputs, output_logits=True, cache_implementation=cache) for cache in (None, "static")
+    )
+    torch.testing.assert_close(static.logits, dynamic.logits, rtol=1e-4, atol=1e-5)
