@@ -1,4 +1,4 @@
-"""How long a data set takes on many workers that fail now and then, and what it leaves: shards, files, bytes.
+"""Simulate a data set on many workers that fail now and then: hours, shards, files and bytes.
 
     python examples/plan_dataset.py --images 1e8 1e9 --workers 8 64 --rate 1000 --hours-between-failures 24
 
@@ -60,7 +60,7 @@ class Plan:
 
 @dataclass
 class Outcome:
-    """What a simulated run took: seconds of the clock, failures, and images that were worked on again."""
+    """Result of a simulated run: seconds of the clock, number of failures, and images that were worked on again."""
 
     seconds: float
     failures: int

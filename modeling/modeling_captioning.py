@@ -1,4 +1,4 @@
-"""What dual models that also caption have in common: their cache, their output, and a model without its decoder.
+"""Common parts of dual models that also caption: their cache, their output, and a model without its decoder.
 
 open_clip: `CoCa` in `coca_model.py`, `MaMMUT` in `mammut_model.py`.
 """

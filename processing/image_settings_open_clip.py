@@ -66,7 +66,7 @@ class OpenClipImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[c
 
 
 class ImageSettings(AutoClassMixin):
-    """What image processors have in common: inputs, colours, and checks. A mixin for a back end of transformers.
+    """Common part of the image processors: inputs, colours, and checks. A mixin for a back end of transformers.
 
     Args:
         resample: filter of the resize, `PILImageResampling.BICUBIC` (3) or `BILINEAR` (2); open_clip: `interpolation`.

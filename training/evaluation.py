@@ -369,7 +369,7 @@ class PixelDataset(torch.utils.data.Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """What the image processor gives. Raises `OSError` for what is no image, with the row's number."""
+        """Prepare the image of a row. Raises `OSError` for what is no image, with the row's number."""
         source = self.dataset[index][self.image_column]
         try:
             if isinstance(source, dict):

@@ -13,7 +13,7 @@ from .losses import check_even
 
 
 def rank_share(dataset: IterableDataset, rank: int, num_ranks: int) -> IterableDataset | None:
-    """What one rank reads of a streamed data set, or `None` where that is not known: it may be the same on all ranks.
+    """Return the part of a streamed data set that a rank reads; `None` where all ranks may read the same.
 
     A data set of datasets is shared out here, by its `split_dataset_by_node`, unless it has been. Tars of webdataset
     are shared out by a stage of their pipeline, or drawn anew on each rank.

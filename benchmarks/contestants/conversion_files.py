@@ -6,14 +6,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
+from harness import machine
 from harness.cells import NotRun
 from safetensors.torch import load_file
 
@@ -112,7 +111,7 @@ class Conversion(FromDisk):
         command = [sys.executable, "-c", CHILD]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
             _answer(child)
-            with watched_memory(child.pid) as sizes:
+            with machine.sampled(partial(private_memory, child.pid), SAMPLE_SECONDS) as sizes:
                 start = time.perf_counter()
                 child.stdin.write(json.dumps(arguments) + "\n")
                 child.stdin.flush()
@@ -140,24 +139,6 @@ def _answer(child: subprocess.Popen) -> str:
     if not line:
         raise OSError(f"The conversion failed with exit code {child.wait()}.")
     return line
-
-
-@contextmanager
-def watched_memory(pid: int) -> Iterator[list[int]]:
-    """Sample the private memory of a process every few milliseconds while the body runs, first before it."""
-    sizes, stop = [private_memory(pid)], threading.Event()
-
-    def watch():
-        while not stop.wait(SAMPLE_SECONDS):
-            sizes.append(private_memory(pid))
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield sizes
-    finally:
-        stop.set()
-        thread.join()
 
 
 CONTESTANTS = {"ours": Conversion, "copy": Copy}

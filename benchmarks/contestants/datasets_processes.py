@@ -5,14 +5,13 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import numpy
 import pyarrow.parquet
+from harness import machine
 from harness.measure import python_of
 
 from contestants.processing_inputs import jpeg, photograph
@@ -135,7 +134,7 @@ class Command:
             output = Path(temporary) / "out"
             command = self.command(output)
             child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            with child, watched_tree(child.pid) as sizes:
+            with child, machine.sampled(partial(proportional_memory, child.pid), SAMPLE_SECONDS) as sizes:
                 stdout, stderr = child.communicate()
             if child.returncode:
                 raise OSError(f"The process failed:\n{stderr[-2000:]}")
@@ -225,24 +224,6 @@ def proportional_memory(pid: int) -> int:
             lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
             total += next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
     return total
-
-
-@contextmanager
-def watched_tree(pid: int) -> Iterator[list[int]]:
-    """Sample the memory of a process and its descendants while the body runs."""
-    sizes, stop = [proportional_memory(pid)], threading.Event()
-
-    def watch():
-        while not stop.wait(SAMPLE_SECONDS):
-            sizes.append(proportional_memory(pid))
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield sizes
-    finally:
-        stop.set()
-        thread.join()
 
 
 CONTESTANTS = {

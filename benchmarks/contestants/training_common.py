@@ -21,7 +21,7 @@ def batch(settings: dict) -> dict[str, torch.Tensor]:
 
 
 class MeasuredSteps:
-    """What contestants of training report beside their times."""
+    """Mixin of the training contestants: reports the memory of a step, in MB."""
 
     def figures(self) -> dict[str, str]:
         """The memory of a step: activations, gradients and what comes and goes, but no weights or optimizer states."""

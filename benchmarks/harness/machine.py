@@ -4,8 +4,9 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -127,3 +128,21 @@ def _fields(path: str) -> dict[str, str]:
             name, _, value = line.partition(":")
             fields.setdefault(name.strip(), value.strip())
     return fields
+
+
+@contextlib.contextmanager
+def sampled(measure: Callable[[], int], seconds: float) -> Iterator[list[int]]:
+    """Collect what `measure()` returns, once before the body and then every so many seconds while it runs."""
+    values, stop = [measure()], threading.Event()
+
+    def watch():
+        while not stop.wait(seconds):
+            values.append(measure())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield values
+    finally:
+        stop.set()
+        thread.join()

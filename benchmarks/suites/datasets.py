@@ -1,4 +1,4 @@
-"""Whole data sets of JPEG files, by our commands and by the loops that one would write instead."""
+"""Embed and caption folders of JPEG files: our commands, a loop with open_clip, and transformers' pipelines."""
 
 from harness.cells import Cell, Options
 

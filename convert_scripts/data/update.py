@@ -72,7 +72,11 @@ def collect_towers(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def count_towers(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """What `collect_towers` says of an architecture, by our own model: for what the installed open_clip lacks."""
+    """Count the parameters of an architecture in our own model, which the installed open_clip cannot build.
+
+    Returns:
+        The row that `collect_towers` makes of an architecture.
+    """
     config = build_config(model_cfg)
     with torch.device("meta"):
         model = MODEL_CLASSES[config.model_type](config)

@@ -80,7 +80,7 @@ def is_architecture(name: str) -> bool:
 
 
 def find_unsupported(name: str) -> str | None:
-    """What an architecture of open_clip 4 is that cannot be converted; `None` for any other name."""
+    """Return a description of an architecture of open_clip 4 that cannot be converted; `None` for any other name."""
     return next((what for pattern, what in UNSUPPORTED.items() if fnmatchcase(name, pattern)), None)
 
 

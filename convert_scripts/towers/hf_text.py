@@ -87,7 +87,7 @@ def _hf_config(cfg: Cfg) -> PreTrainedConfig:
 
 
 def _hf_model_config(config: PreTrainedConfig) -> dict[str, Any] | None:
-    """What differs from the configuration that open_clip finds at `hf_model_name`; open_clip 3 has no field for it."""
+    """Return the encoder's fields that differ from those at `hf_model_name`; `None` for encoders of open_clip 3."""
     if config.hf_config.model_type not in _OF_OPEN_CLIP_4:
         return None
     ours, named = config.hf_config.to_dict(), find_encoder_config(_hf_model_name(config)).to_dict()

@@ -83,7 +83,11 @@ def open_clip_transform(source: Source, config: PreTrainedConfig) -> Callable[[I
 
 
 def _patches_transform(cfg: dict, config: PreTrainedConfig) -> Callable[[Image.Image], torch.Tensor]:
-    """What open_clip 4's `naflex_eval_transform_v2` asks timm for, behind its data loaders' conversion to RGB."""
+    """Make timm's transform with the arguments of open_clip 4's `naflex_eval_transform_v2`, for images of any mode.
+
+    Returns:
+        A function from an image to patches (max_num_patches, values of a patch), zeros behind those of the image.
+    """
     transform = import_timm().data.create_transform(
         naflex=True,
         patchify=True,

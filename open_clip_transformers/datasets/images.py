@@ -133,7 +133,7 @@ class PixelReader:
         return {name: tensor[0].numpy() for name, tensor in image.items()}
 
     def to_batch(self, images: "Sequence[Pixels]") -> "dict[str, torch.Tensor]":
-        """What the image processor makes, by name, of images that were read."""
+        """Stack images that were read into the batch that the image processor makes of them, by name."""
         import torch
 
         stacked = {name: torch.stack([torch.from_numpy(image[name]) for image in images]) for name in images[0]}

@@ -1,4 +1,4 @@
-"""What vLLM reads of transformers' own models: a stand-in for its loader, as vLLM itself needs a GPU or a build.
+"""The files of transformers' own models as vLLM reads them: a stand-in for its loader, which needs a GPU or a build.
 
 It follows vllm/model_executor/models/{registry,clip,siglip}.py of September 2026: the names of parameters that its
 modules have, the prefixes that it skips, and what its processors ask of a tokenizer.
