@@ -46,7 +46,9 @@ def build_demo(
 
 
 def launch_demo(page: "gradio.Blocks", **settings: Any) -> tuple[Any, str, str]:
-    """Serve a page of [`build_demo`], at `127.0.0.1` and without a share link unless `settings` say otherwise.
+    """Serve a page of [`build_demo`], to this machine alone and without a share link unless told otherwise.
+
+    gradio's environment variables tell it too: a Space sets `GRADIO_SERVER_NAME`.
 
     Args:
         settings: of gradio's `Blocks.launch`, such as `server_port`.
@@ -54,9 +56,9 @@ def launch_demo(page: "gradio.Blocks", **settings: Any) -> tuple[Any, str, str]:
     Returns:
         What `launch` does: the application, its address, and its shared address.
     """
-    from .page import LAUNCH
+    from .page import settings_of_launch
 
-    return page.launch(**{**LAUNCH, **settings})
+    return page.launch(**{**settings_of_launch(), **settings})
 
 
 __all__ = ["build_demo", "launch_demo"]

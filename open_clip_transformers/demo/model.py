@@ -19,7 +19,7 @@ from ..cli.heat_maps import draw_heat
 from ..cli.load import KINDS, load_model
 from ..configuration.errors import UserError
 from ..modeling.attention_maps import group_words, patch_similarity, word_attention
-from ..training.embeddings import embed_images, embed_texts
+from ..training.embeddings import embed_images, embed_texts, token_counts
 
 
 PANEL = 768  # pixels of the longer edge of pictures with heat
@@ -54,7 +54,7 @@ class Captions:
         words: the words of each, once all are written.
         tokens: how many were written.
         seconds: since the start.
-        source: what [`DemoModel.word_maps`] needs, once all are written.
+        source: what [`DemoModel.words`] needs, once all are written.
     """
 
     texts: list[str]
@@ -66,12 +66,27 @@ class Captions:
 
 @dataclass
 class Written:
-    """An image with the token ids (captions, length) of its captions, and the maps of their words once asked for."""
+    """An image with the token ids (captions, length) of its captions, and their words once they are asked for."""
 
     picture: Image.Image
     inputs: BatchFeature
     ids: torch.Tensor
-    maps: list[list[np.ndarray]] | None = None
+    words: "list[list[Word]] | None" = None
+
+
+class Word(NamedTuple):
+    """A word, and a map (rows, columns) from 0 to 1 of where the model looked as it wrote it."""
+
+    text: str
+    heat: np.ndarray
+
+
+class Found(NamedTuple):
+    """An image with the heat of each text over it, and the cosines at both ends of the colours."""
+
+    drawn: list[Image.Image]
+    least: float
+    most: float
 
 
 class _Tokens(BaseStreamer):
@@ -215,9 +230,9 @@ class DemoModel:
             arguments["min_new_tokens"] = shortest
         return {**arguments, "max_new_tokens": longest}
 
-    def word_maps(self, written: Written) -> list[list[np.ndarray]]:
-        """Maps (rows, columns) from 0 to 1 of where the model looked as it wrote each word of each caption."""
-        if written.maps is None:
+    def words(self, written: Written) -> list[list["Word"]]:
+        """The words of each caption, and where the model looked as it wrote them."""
+        if written.words is None:
             with self.lock:
                 usual = self.model.config._attn_implementation
                 # Eager attention alone gives weights.
@@ -227,8 +242,10 @@ class DemoModel:
                     captions = word_attention(self.model, self.processor.tokenizer, pixels, ids)
                 finally:
                     self.model.set_attn_implementation(usual)
-            written.maps = [[between_0_and_1(heat.cpu().numpy(), 0.0) for _, heat in words] for words in captions]
-        return written.maps
+            written.words = [
+                [Word(text, between_0_and_1(heat.cpu().numpy(), 0.0)) for text, heat in words] for words in captions
+            ]
+        return written.words
 
     def draw(self, picture: Image.Image, heat: np.ndarray) -> Image.Image:
         """Draw a map of patches, from 0 to 1, over a picture."""
@@ -254,25 +271,21 @@ class DemoModel:
         probabilities = logits.sigmoid() if self.sigmoid else logits.softmax(-1)
         return dict(zip(labels, probabilities.tolist()))
 
-    def find(
-        self, picture: Image.Image, texts: list[str], warn: Callable[[str], object] | None = None
-    ) -> list[tuple[Image.Image, float]]:
-        """Draw where texts are found in an image, in colours of one scale, each with the cosine of its best place.
+    def find(self, picture: Image.Image, texts: list[str], warn: Callable[[str], object] | None = None) -> "Found":
+        """Draw where texts are found in an image.
 
         Raises:
             UserError: there is no text.
         """
-        texts = list(filter(None, map(str.strip, texts)))
         if not texts:
-            raise UserError("There is nothing to look for: type a text.")
-        self._warn_of_length(texts, warn)
+            raise UserError("There is nothing to look for yet: type a text.")
+        token_counts(self.processor.tokenizer, texts, warn)
         with self.lock, torch.inference_mode():
             tokens = self.processor.tokenizer(texts, return_tensors="pt").to(self.model.device)
             (maps,) = patch_similarity(self.model, self._pixels(picture)["pixel_values"], **tokens)
-        heats = maps.cpu().numpy()
-        picture = _panel(picture)
-        scaled = between_0_and_1(heats, heats.min())
-        return [(self.draw(picture, heat), float(values.max())) for heat, values in zip(scaled, heats)]
+        heat, picture = maps.cpu().numpy(), _panel(picture)
+        drawn = [self.draw(picture, scaled) for scaled in between_0_and_1(heat, heat.min())]
+        return Found(drawn, float(heat.min()), float(heat.max()))
 
     def embed_texts(self, texts: list[str], warn: Callable[[str], object] | None = None) -> torch.Tensor:
         """(texts, projection_dim) of length 1, on the CPU."""
@@ -287,12 +300,6 @@ class DemoModel:
     def _pixels(self, picture: Image.Image) -> BatchFeature:
         images = self.processor.image_processor(picture, return_tensors="pt")
         return images.to(self.model.device, self.model.dtype)
-
-    def _warn_of_length(self, texts: list[str], warn: Callable[[str], object] | None):
-        tokenizer = self.processor.tokenizer
-        lengths = [len(ids) for ids in tokenizer(texts, truncation=False, padding=False, verbose=False).input_ids]
-        if warn is not None and max(lengths) > tokenizer.model_max_length:
-            warn(f"The text was cut to the {tokenizer.model_max_length} tokens that the model reads.")
 
 
 def _check_decoding(chosen: dict[str, Any], count: int):

@@ -1,6 +1,7 @@
 """Search among embedded images, of which those in one folder are shown."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -11,6 +12,14 @@ from ..datasets.search import EmbeddedData, Hit
 
 
 THUMBNAIL = (512, 512)
+
+
+class Picture(NamedTuple):
+    """An image that was found, with its cosine; shown or not."""
+
+    name: str
+    score: float
+    picture: Image.Image | None
 
 
 class ImageSearch:
@@ -37,10 +46,10 @@ class ImageSearch:
             raise UserError(f"{folder}: there is no such folder of images.")
         self.folder = None if folder is None else Path(folder).resolve()
 
-    def nearest(self, query: torch.Tensor, count: int) -> list[tuple[str, float, Image.Image | None]]:
-        """Find images by the cosine with `query` (projection_dim,): name, cosine, and what is shown, if it is."""
+    def nearest(self, query: torch.Tensor, count: int) -> list[Picture]:
+        """Find the images nearest to `query` (projection_dim,), the nearest first."""
         hits = self.data.nearest(query.cpu().numpy(), count)
-        return [(Path(hit.key).name, hit.score, self._picture(hit)) for hit in hits]
+        return [Picture(Path(hit.key).name, hit.score, self._picture(hit)) for hit in hits]
 
     def _picture(self, hit: Hit) -> Image.Image | None:
         files = self.data.manifest["shards"][hit.shard]["source"] == "files"
