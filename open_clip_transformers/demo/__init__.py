@@ -28,7 +28,7 @@ def build_demo(
         device: such as `"cpu"` or `"cuda:1"`; `"auto"` for the accelerator of this machine, if it has one.
         dtype: such as `"bfloat16"`; `"auto"` for the one it was saved in.
         revision: branch, tag or commit of the Hub repository.
-        examples: a folder of images to try, of which the first 12 are shown.
+        examples: a folder of images to try, of which the first 8 are shown.
         embeddings: an output of `embed` with this model, for the tab that searches.
         images: the folder of the images that were embedded. What is found is shown where it is a file in there, and
             named elsewhere.

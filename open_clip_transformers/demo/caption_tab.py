@@ -57,10 +57,15 @@ def caption_tab(model: DemoModel, image: "gr.Image"):
     decoding, prompt, controls = _controls(model)
     button = gr.Button("Caption", variant="primary")
     words = gr.HTML(
-        {"captions": []}, html_template=TEMPLATE, css_template=CSS, js_on_load=SCRIPT, elem_id="captions", padding=True
+        {"captions": []},
+        html_template=TEMPLATE,
+        css_template=CSS,
+        js_on_load=SCRIPT,
+        apply_default_css=False,
+        elem_id="captions",
     )
     speed = gr.Markdown(elem_classes="quiet")
-    heat = heat_image("Where the model looked", height=340, elem_id="attention")
+    heat = heat_image("Where the model looked", elem_id="attention")
     written = gr.State(None, time_to_live=KEPT_SECONDS)
 
     def captions(picture, decoding, prompt, *settings) -> Iterator[Captions]:

@@ -19,25 +19,36 @@ else:
     from .parts import gr
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-MAX_EXAMPLES = 12
+MAX_EXAMPLES = 8
 MAX_WAITING = 64  # requests
 SESSIONS = 200  # visits whose captions are kept for clicks on their words
 
 _COLOURS = ", ".join(f"rgb{colour}" for colour in COLOURS)
 CSS = f"""
 .gradio-container {{max-width: 1120px !important; margin: 0 auto !important}}
-.quiet, .heat-scale {{font-size: .9rem; color: var(--body-text-color-subdued)}}
+.quiet *, .heat-scale {{font-size: .9rem; color: var(--body-text-color-subdued)}}
 .heat-scale {{display: flex; align-items: center; gap: .6rem}}
 .heat-scale i {{flex: 0 1 12rem; height: .6rem; border-radius: .3rem}}
 .heat-scale i {{background: linear-gradient(to right, {_COLOURS})}}
+/* Small images are shown as large as there is room, and titles beside what they name, not on it. */
+#image img {{width: 100%; height: 100%; object-fit: contain}}
+.titled label[data-testid=block-label] {{position: static; margin: 0; padding: .5rem 5rem .5rem .75rem; border: 0;
+  width: auto; max-width: none; background: none; box-shadow: none; white-space: normal; overflow-wrap: anywhere}}
+.titled label[data-testid=block-label] > span {{display: none}}
+.titled .image-container {{height: auto}}
+.titled img {{width: 100%; max-height: 26rem; object-fit: contain}}
+.titled .icon-button-wrapper {{top: -2.1rem}}
+#found .grid-wrap {{height: auto; max-height: none}}
 """
 
 
 def settings_of_launch() -> dict[str, Any]:
     """Arguments of gradio's `launch` for a page."""
-    fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # of the visitor: no page needs a network
+    fonts = ["system-ui", "sans-serif"]  # of the visitor: the page needs no other machine
     return {
-        "theme": gr.themes.Soft(font=fonts[0], font_mono=fonts[1]),
+        "theme": gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=fonts, font_mono=fonts).set(
+            body_text_color_subdued="*neutral_500",
+        ),
         "css": CSS,
         "share": False,
         "show_error": True,
@@ -86,9 +97,16 @@ def build_page(
         gr.Markdown(f"# {html.escape(name)}\n{_summary(model)}")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                image = image_input("Image")
+                image = image_input("Image", "image")
                 if files:
-                    gr.Examples(files, image, label="Examples", cache_examples=False, api_visibility="private")
+                    gr.Examples(
+                        files,
+                        image,
+                        label="Examples",
+                        examples_per_page=MAX_EXAMPLES,
+                        cache_examples=False,
+                        api_visibility="private",
+                    )
             with gr.Column(scale=3, min_width=300), gr.Tabs():
                 if model.captions:
                     with gr.Tab("Caption"):

@@ -48,13 +48,15 @@ def warn(message: str):
     gr.Warning(html.escape(message, quote=False))
 
 
-def image_input(label: str, height: int = 340) -> "gr.Image":
+def image_input(label: str, elem_id: str, height: int = 340) -> "gr.Image":
     """Add a place for an image that is uploaded, pasted or taken."""
     image = gr.Image(
         type="filepath",
         image_mode=None,
         label=label,
+        show_label=False,
         height=height,
+        elem_id=elem_id,
         sources=["upload", "clipboard", "webcam"],
         buttons=["fullscreen"],
     )
@@ -97,7 +99,14 @@ def given(picture: Image.Image | None) -> Image.Image:
 
 def heat_image(label: str, **settings) -> "gr.Image":
     """Add a place for an image with heat."""
-    return gr.Image(label=label, interactive=False, visible=False, buttons=["fullscreen", "download"], **settings)
+    return gr.Image(
+        label=label,
+        interactive=False,
+        visible=False,
+        buttons=["fullscreen", "download"],
+        elem_classes="titled",
+        **settings,
+    )
 
 
 def on_model(

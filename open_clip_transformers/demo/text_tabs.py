@@ -81,15 +81,21 @@ def search_tab(model: DemoModel, image: "gr.Image", search: ImageSearch):
         by_text = gr.Button("Search by text", variant="primary", min_width=200)
         by_image = gr.Button("Search by the image", min_width=200)
     gallery = gr.Gallery(
-        label="Found, the nearest first", columns=4, height="auto", visible=False, buttons=["fullscreen"]
+        label="Found",
+        elem_id="found",
+        show_label=False,
+        columns=3,
+        height="auto",
+        visible=False,
+        buttons=["fullscreen"],
     )
     table = gr.Dataframe(headers=["image", "cosine"], datatype=["str", "number"], interactive=False, visible=False)
 
     def show(query, count):
         hits = search.nearest(query, int(count))
-        pictures = [(hit.picture, f"{hit.name} · {hit.score:.3f}") for hit in hits if hit.picture is not None]
+        pictures = [(hit.picture, f"{hit.score:.3f} {hit.name}") for hit in hits if hit.picture is not None]
         rows = [[hit.name, round(hit.score, 4)] for hit in hits]
-        return gr.Gallery(pictures, visible=bool(pictures)), gr.Dataframe(rows, visible=True)
+        return gr.Gallery(pictures, visible=bool(pictures)), gr.Dataframe(rows, visible=len(pictures) < len(hits))
 
     def search_by_text(text, count):
         """Find the images nearest to a text: pictures, and rows of name and cosine."""
