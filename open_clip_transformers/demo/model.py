@@ -141,6 +141,15 @@ class DemoModel:
         self.sigmoid = "siglip" in self.model.config.model_type
 
     @property
+    def summary(self) -> str:
+        """Sentences on what the model is and lacks, for the page."""
+        size = sum(parameter.numel() for parameter in self.model.parameters())
+        lacks = [] if self.captions else ["It writes no captions, for which a CoCa or a MaMMUT is needed."]
+        if not self.finds:
+            lacks.append("Its image tower does not tell where in an image a text is found.")
+        return " ".join([f"{self.kind}, {size:,} parameters, on {self.model.device}.", *lacks])
+
+    @property
     def longest_caption(self) -> int:
         """Tokens of the longest caption without a prompt."""
         return self.model.config.max_position_embeddings - 1

@@ -11,6 +11,7 @@ from .model import DemoModel
 from .parts import KEPT_SECONDS, image_input
 from .search import ImageSearch
 from .text_tabs import find_tab, search_tab, zero_shot_tab
+from .tower import DemoTower, compare_tab, is_tower
 
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ CSS = f"""
 .titled img {{width: 100%; max-height: 26rem; object-fit: contain}}
 .titled .icon-button-wrapper {{top: -2.1rem}}
 #found .grid-wrap {{height: auto; max-height: none}}
+@media (max-width: 480px) {{
+  .tab-container button {{padding: 0 .45rem}}
+}}
 """
 
 
@@ -71,14 +75,6 @@ def _example_files(folder: str | Path | None) -> list[str]:
     return files[:MAX_EXAMPLES]
 
 
-def _summary(model: DemoModel) -> str:
-    size = sum(parameter.numel() for parameter in model.model.parameters()) / 1e6
-    lacks = [] if model.captions else ["It writes no captions, for which a CoCa or a MaMMUT is needed."]
-    if not model.finds:
-        lacks.append("Where in an image a text is found cannot be shown with its image tower.")
-    return " ".join([f"{model.kind}, {size:,.1f} million parameters, on {model.model.device}.", *lacks])
-
-
 def build_page(
     model_id: str,
     device: str,
@@ -90,33 +86,49 @@ def build_page(
 ) -> "gr.Blocks":
     """Build the page, as `build_demo` says."""
     files = _example_files(examples)
-    search = None if embeddings is None else ImageSearch(embeddings, model_id, revision, images)
-    model = DemoModel(model_id, revision, device, dtype)
     name = Path(model_id).resolve().name if Path(model_id).is_dir() else model_id
+    model: DemoModel | DemoTower
+    if is_tower(model_id, revision):
+        if files or embeddings is not None:
+            raise UserError(
+                f"{model_id} is one tower alone, whose page has no examples and no search: leave them out."
+            )
+        model, search = DemoTower(model_id, revision, device, dtype), None
+    else:
+        search = None if embeddings is None else ImageSearch(embeddings, model_id, revision, images)
+        model = DemoModel(model_id, revision, device, dtype)
     with gr.Blocks(title=f"{name} · demo", analytics_enabled=False, delete_cache=(600, KEPT_SECONDS)) as page:
-        gr.Markdown(f"# {html.escape(name)}\n{_summary(model)}")
-        with gr.Row():
-            with gr.Column(scale=2, min_width=300):
-                image = image_input("Image", "image")
-                if files:
-                    gr.Examples(
-                        files,
-                        image,
-                        label="Examples",
-                        examples_per_page=MAX_EXAMPLES,
-                        cache_examples=False,
-                        api_visibility="private",
-                    )
-            with gr.Column(scale=3, min_width=300), gr.Tabs():
-                if model.captions:
-                    with gr.Tab("Caption"):
-                        caption_tab(model, image)
-                with gr.Tab("Zero-shot"):
-                    zero_shot_tab(model, image)
-                if model.finds:
-                    with gr.Tab("Find"):
-                        find_tab(model, image)
-                if search is not None:
-                    with gr.Tab("Search"):
-                        search_tab(model, image, search)
+        gr.Markdown(f"# {html.escape(name)}\n{model.summary}")
+        if isinstance(model, DemoTower):
+            compare_tab(model)
+        else:
+            _tabs(model, search, files)
     return page.queue(max_size=MAX_WAITING, api_open=False)
+
+
+def _tabs(model: DemoModel, search: ImageSearch | None, examples: list[str]):
+    """Add the image, and a tab for each thing that the model can do with it."""
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            image = image_input("Image", "image")
+            if examples:
+                gr.Examples(
+                    examples,
+                    image,
+                    label="Examples",
+                    examples_per_page=MAX_EXAMPLES,
+                    cache_examples=False,
+                    api_visibility="private",
+                )
+        with gr.Column(scale=3, min_width=300), gr.Tabs():
+            if model.captions:
+                with gr.Tab("Caption"):
+                    caption_tab(model, image)
+            with gr.Tab("Zero-shot"):
+                zero_shot_tab(model, image)
+            if model.finds:
+                with gr.Tab("Find"):
+                    find_tab(model, image)
+            if search is not None:
+                with gr.Tab("Search"):
+                    search_tab(model, image, search)
