@@ -4,7 +4,9 @@ import html
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from inspect import Parameter, Signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageOps
@@ -61,18 +63,23 @@ def image_input(label: str, elem_id: str, height: int = 340) -> "gr.Image":
         buttons=["fullscreen"],
     )
     # gradio's own reader has no limit of pixels, and shows paths where it fails.
-    image.preprocess = _read_upload
+    image.preprocess = partial(_read_upload, Path(image.GRADIO_CACHE).resolve())
     return image
 
 
-def _read_upload(payload: Any) -> Image.Image | None:
+def _read_upload(uploads: Path, payload: Any) -> Image.Image | None:
     """Open an uploaded image as it is shown, turned as its EXIF data says.
 
-    gradio has checked that the path is one of an upload.
+    Args:
+        uploads: the folder of uploads. gradio checks that files are in there, but not for requests that do not mark
+            theirs as files.
+        payload: of gradio, with the path of an upload.
     """
     if payload is None:
         return None
     with sentences():
+        if not payload.path or not Path(payload.path).resolve().is_relative_to(uploads):
+            raise UserError("The image was not uploaded: upload it, and name the file that it became.")
         try:
             with Image.open(payload.path) as header:
                 width, height = header.size
