@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoProcessor, pipeline
 from open_clip_transformers.configuration.errors import UserError
 
 
+pytest.importorskip("gradio")
 gradio_client = pytest.importorskip("gradio_client")
 AppError = gradio_client.exceptions.AppError
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 
+pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect
 

@@ -10,6 +10,9 @@ from typer.testing import CliRunner
 from open_clip_transformers.cli import app
 
 
+pytest.importorskip("gradio")
+
+
 def run(*arguments):
     return CliRunner().invoke(app, ["demo", *map(str, arguments)])
 
