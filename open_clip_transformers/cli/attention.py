@@ -78,8 +78,8 @@ def attention(
             else:
                 title, maps = _word_maps(model, processor, pixel_values, max_new_tokens)
                 print_columns(image, title)
-        maps = [(label, _between_0_and_1(heat, heat.min() if text else 0.0)) for label, heat in maps]
-        box = _patch_box(model, processor, picture.size, maps)
+        maps = [(label, between_0_and_1(heat, heat.min() if text else 0.0)) for label, heat in maps]
+        box = patch_box(model, processor, picture.size, maps)
         sheet = draw_maps(picture, maps, box, title, str(font) if font else None)
         with written_whole(output) as temporary:
             sheet.save(temporary)
@@ -113,12 +113,12 @@ def _text_maps(
     return list(zip(texts, maps.cpu().numpy()))
 
 
-def _between_0_and_1(heat: "np.ndarray", least: float) -> "np.ndarray":
+def between_0_and_1(heat: "np.ndarray", least: float) -> "np.ndarray":
     """Scale `heat` to 0 for `least` and 1 for its largest value."""
     return (heat - least) / max(heat.max() - least, 1e-12)
 
 
-def _patch_box(
+def patch_box(
     model: "PreTrainedModel", processor: "ProcessorMixin", size: tuple[int, int], maps: "list[tuple[str, np.ndarray]]"
 ) -> tuple[float, float, float, float]:
     """Left, top, right and bottom of the patches in pixels of the picture, whose width and height are `size`."""

@@ -1,0 +1,140 @@
+"""What all tabs are made of: images that visitors upload, errors as sentences, and events that wait for the model."""
+
+import html
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from inspect import Parameter, Signature
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageOps
+
+from ..configuration.errors import UserError
+from ..datasets.extras import import_extra
+from ..datasets.images import read_image
+
+
+if TYPE_CHECKING:
+    import gradio as gr
+else:
+    gr = import_extra("gradio", "demo")
+
+logger = logging.getLogger(__name__)
+
+MAX_PIXELS = 64_000_000  # of an upload
+MAX_LETTERS = 1000  # of a text
+KEPT_SECONDS = 3600  # uploads, and what was made of them
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Turn errors into sentences on the page; what is not meant for users goes to the log."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        raise _sentence(str(error)) from error
+    except Exception as error:
+        logger.exception("A request failed.")
+        raise _sentence(f"Something went wrong ({type(error).__name__}). The log of the server says more.") from error
+
+
+def _sentence(message: str) -> Exception:
+    # gradio shows messages as HTML.
+    return gr.Error(html.escape(message, quote=False), title="This did not work", print_exception=False)
+
+
+def warn(message: str):
+    """Show a warning on the page."""
+    gr.Warning(html.escape(message, quote=False))
+
+
+def image_input(label: str, elem_id: str, height: int = 340) -> "gr.Image":
+    """Add a place for an image that is uploaded, pasted or taken."""
+    image = gr.Image(
+        type="filepath",
+        image_mode=None,
+        label=label,
+        show_label=False,
+        height=height,
+        elem_id=elem_id,
+        sources=["upload", "clipboard", "webcam"],
+        buttons=["fullscreen"],
+    )
+    # gradio's own reader has no limit of pixels, and shows paths where it fails.
+    image.preprocess = _read_upload
+    return image
+
+
+def _read_upload(payload: Any) -> Image.Image | None:
+    """Open an uploaded image as it is shown, turned as its EXIF data says.
+
+    gradio has checked that the path is one of an upload.
+    """
+    if payload is None:
+        return None
+    with sentences():
+        try:
+            with Image.open(payload.path) as header:
+                width, height = header.size
+            if width * height > MAX_PIXELS:
+                raise UserError(
+                    f"The image has {width} x {height} pixels, and at most {MAX_PIXELS // 10**6} million are read: "
+                    "make it smaller."
+                )
+            return ImageOps.exif_transpose(read_image(payload.path))
+        except UserError:
+            raise
+        except Exception as error:  # Pillow raises nearly everything
+            raise UserError(
+                "This file is no image that can be read, or a damaged one: try a PNG, JPEG or WebP."
+            ) from error
+
+
+def given(picture: Image.Image | None) -> Image.Image:
+    """Return the image, once it is clear that there is one."""
+    if picture is None:
+        raise UserError("There is no image yet: upload, paste or take one, or pick an example.")
+    return picture
+
+
+def heat_image(label: str, **settings) -> "gr.Image":
+    """Add a place for an image with heat."""
+    return gr.Image(
+        label=label,
+        interactive=False,
+        visible=False,
+        buttons=["fullscreen", "download"],
+        elem_classes="titled",
+        **settings,
+    )
+
+
+def on_model(
+    listener: Callable[..., Any],
+    function: Callable[..., Any],
+    inputs: Sequence[Any],
+    outputs: Any,
+    api_name: str | None = None,
+    parameters: Sequence[str] = (),
+):
+    """Have an event of the page wait for the model, and visitors see their place in the queue.
+
+    Args:
+        listener: such as the `click` of a button.
+        api_name: of the endpoint for gradio's client; without a name there is none.
+        parameters: of the endpoint, where `function` takes any number.
+    """
+    if parameters:
+        kind = Parameter.POSITIONAL_OR_KEYWORD
+        function.__signature__ = Signature([Parameter(name, kind) for name in parameters])  # type: ignore[attr-defined]
+    listener(
+        function,
+        inputs,
+        outputs,
+        api_name=api_name,
+        api_visibility="public" if api_name else "private",
+        # Events of one group, of which one runs.
+        concurrency_id="model",
+        concurrency_limit=1,
+        show_progress="minimal",
+    )
