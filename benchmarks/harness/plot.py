@@ -7,8 +7,8 @@ import suites
 from .cells import Record, Result, is_ours
 
 
-# One colour a contestant on all pages, all at least three times as dark as the paper: of our variants a shade of blue by
-# its place here, and a shape of its own.
+# One colour a contestant on all pages, in contrast to the paper: of our variants a shade of blue by its place here,
+# and a shape of its own.
 VARIANTS = {
     "ours": "",
     "ours_optimized": "D",
