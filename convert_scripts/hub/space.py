@@ -39,7 +39,6 @@ from .push import (
 
 
 SPACE = "space"
-OLDEST_GRADIO = "6.5.0"  # as in setup.cfg, for a Space that is written without gradio
 # Folders that are sub-packages: beside the package in a checkout, inside it once it is installed.
 SUB_PACKAGES = ("configuration", "modeling", "processing", "convert_scripts", "training")
 # `model_type` of a tower -> the extra that it needs.
@@ -251,6 +250,19 @@ def requirements(extras: list[str]) -> Iterator[str]:
         yield str(requirement)
 
 
+def _gradio_version() -> str:
+    """The installed gradio, or the oldest that the page is made for."""
+    needed = next(line for line in map(Requirement, _declared(["demo"])) if line.name == "gradio").specifier
+    try:
+        installed = version("gradio")
+    except PackageNotFoundError:
+        installed = None
+    if installed and needed.contains(installed):
+        return installed
+    oldest = next(each.version for each in needed if each.operator == ">=")
+    return ".".join([*oldest.split("."), "0"][:3])
+
+
 def _declared(extras: list[str]) -> list[str]:
     setup = _checkout() / "setup.cfg"
     if setup.is_file():
@@ -349,17 +361,13 @@ def _card(folder: Path, model_id: str, has_code: bool) -> str:
     name = model_id.rpartition("/")[2]
     card = folder / CARD_FILE
     stated = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict() if card.is_file() else {}
-    try:
-        gradio = version("gradio")
-    except PackageNotFoundError:
-        gradio = OLDEST_GRADIO
     data = SpaceCardData(
         title=name,
         emoji="🔎",
         colorFrom="indigo",
         colorTo="blue",
         sdk="gradio",
-        sdk_version=gradio,
+        sdk_version=_gradio_version(),
         python_version="3.12",
         app_file="app.py",
         models=[model_id],

@@ -16,7 +16,7 @@ else:
 # Setting of a way of decoding -> least, most and first value, step, and label.
 SLIDERS = {
     "num_beams": (1, 16, 6, 1, "Beams"),
-    "num_beam_groups": (1, 8, 3, 1, "Groups of beams"),
+    "num_beam_groups": (2, 8, 3, 1, "Groups of beams"),
     "diversity_penalty": (0, 5, 0.5, 0.1, "Diversity between groups"),
     "top_k": (0, 200, 50, 1, "Top-k: that many most probable words, 0 for all"),
     "top_p": (0.05, 1, 0.95, 0.05, "Top-p: words that make up this probability"),

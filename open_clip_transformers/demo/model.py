@@ -315,8 +315,6 @@ def _check_decoding(chosen: dict[str, Any], count: int):
     beams, groups = chosen.get("num_beams", 1), chosen.get("num_beam_groups", 1)
     if beams % groups:
         raise UserError(f"{beams} beams cannot be split into {groups} groups of one size: open_clip takes 6 and 3.")
-    if groups > 1 and beams == 1:
-        raise UserError("Groups need more beams than one.")
     if count > beams and not chosen["do_sample"]:
         raise UserError(f"{beams} beams give at most {beams} captions, not {count}: take more beams.")
 

@@ -32,7 +32,7 @@ CSS = f"""
 .heat-scale i {{flex: 0 1 12rem; height: .6rem; border-radius: .3rem}}
 .heat-scale i {{background: linear-gradient(to right, {_COLOURS})}}
 /* Small images are shown as large as there is room, and titles beside what they name, not on it. */
-#image img {{width: 100%; height: 100%; object-fit: contain}}
+.upload img {{width: 100%; height: 100%; object-fit: contain}}
 .titled label[data-testid=block-label] {{position: static; margin: 0; padding: .5rem 5rem .5rem .75rem; border: 0;
   width: auto; max-width: none; background: none; box-shadow: none; white-space: normal; overflow-wrap: anywhere}}
 .titled label[data-testid=block-label] > span {{display: none}}
@@ -110,7 +110,7 @@ def _tabs(model: DemoModel, search: ImageSearch | None, examples: list[str]):
     """Add the image, and a tab for each thing that the model can do with it."""
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            image = image_input("Image", "image")
+            image = image_input("Image")
             if examples:
                 gr.Examples(
                     examples,

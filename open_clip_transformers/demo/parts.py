@@ -2,9 +2,11 @@
 
 import html
 import logging
+from abc import ABCMeta
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from inspect import Parameter, Signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageOps
@@ -48,31 +50,20 @@ def warn(message: str):
     gr.Warning(html.escape(message, quote=False))
 
 
-def image_input(label: str, elem_id: str, height: int = 340) -> "gr.Image":
-    """Add a place for an image that is uploaded, pasted or taken."""
-    image = gr.Image(
-        type="filepath",
-        image_mode=None,
-        label=label,
-        show_label=False,
-        height=height,
-        elem_id=elem_id,
-        sources=["upload", "clipboard", "webcam"],
-        buttons=["fullscreen"],
-    )
-    # gradio's own reader has no limit of pixels, and shows paths where it fails.
-    image.preprocess = _read_upload
-    return image
-
-
-def _read_upload(payload: Any) -> Image.Image | None:
+def _read_upload(component: Any, payload: Any) -> Image.Image | None:
     """Open an uploaded image as it is shown, turned as its EXIF data says.
 
-    gradio has checked that the path is one of an upload.
+    Args:
+        component: the place that it was uploaded to.
+        payload: of gradio, with the path of an upload.
     """
     if payload is None:
         return None
     with sentences():
+        # gradio checks that files are uploads, but not for requests that do not mark theirs as files.
+        uploads = Path(component.GRADIO_CACHE).resolve()
+        if not payload.path or not Path(payload.path).resolve().is_relative_to(uploads):
+            raise UserError("The image was not uploaded: upload it, and name the file that it became.")
         try:
             with Image.open(payload.path) as header:
                 width, height = header.size
@@ -88,6 +79,28 @@ def _read_upload(payload: Any) -> Image.Image | None:
             raise UserError(
                 "This file is no image that can be read, or a damaged one: try a PNG, JPEG or WebP."
             ) from error
+
+
+# gradio's own reader has no limit of pixels, and shows paths where it fails. A `class` statement would have gradio
+# write a stub file beside this one; a template looks as the class that it is made of.
+ImageInput = ABCMeta.__new__(
+    type(gr.Image),
+    "ImageInput",
+    (gr.Image,),
+    {"__module__": __name__, "is_template": True, "preprocess": _read_upload},
+)
+
+
+def image_input(label: str, height: int = 340) -> "gr.Image":
+    """Add a place for an image that is uploaded, pasted or taken."""
+    return ImageInput(
+        label=label,
+        show_label=False,
+        height=height,
+        elem_classes="upload",
+        sources=["upload", "clipboard", "webcam"],
+        buttons=["fullscreen"],
+    )
 
 
 def given(picture: Image.Image | None) -> Image.Image:

@@ -89,7 +89,7 @@ def compare_tab(tower: DemoTower):
     """Add what compares two images or two texts."""
     with gr.Row():
         if tower.takes == "image":
-            inputs = [image_input(label, f"image-{index}") for index, label in enumerate(("First", "Second"))]
+            inputs = [image_input(label) for label in ("First", "Second")]
         else:
             inputs = [gr.Textbox("", label=label, max_length=MAX_LETTERS) for label in ("First", "Second")]
     button = gr.Button("Compare", variant="primary")

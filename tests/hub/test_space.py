@@ -104,6 +104,17 @@ def test_space_card_says_what_the_hub_reads(folder, tmp_path, run):
     }
 
 
+def test_space_written_without_gradio_asks_for_the_oldest(folder, monkeypatch):
+    def missing(name):
+        raise space.PackageNotFoundError(name)
+
+    monkeypatch.setattr(space, "version", missing)
+    oldest = metadata_of(space.space_files(folder, SPACE)["README.md"])["sdk_version"]
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert setup["options.extras_require"]["demo"].startswith(f"gradio>={oldest.removesuffix('.0')}")
+
+
 def test_space_has_the_package_as_it_is_installed(folder):
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
