@@ -23,6 +23,7 @@ from . import (
     models,
     push,
     search,
+    space,
     to_open_clip,
     verify,
 )
@@ -42,6 +43,7 @@ COMMANDS = (
     bundle.bundle,
     card.card,
     push.push,
+    space.space,
     to_open_clip.to_open_clip,
 )
 

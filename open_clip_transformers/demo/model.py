@@ -14,8 +14,8 @@ from transformers import AutoModel, BatchFeature, PreTrainedModel, ProcessorMixi
 from transformers.generation import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from ..cli.attention import between_0_and_1, patch_box
-from ..cli.heat_maps import draw_heat
+from ..cli.attention import patch_box
+from ..cli.heat_maps import between_0_and_1, draw_heat
 from ..cli.load import KINDS, load_model
 from ..configuration.errors import UserError
 from ..modeling.attention_maps import group_words, patch_similarity, word_attention
