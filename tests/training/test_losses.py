@@ -80,6 +80,13 @@ def test_loss_of_one_process_gathers_nothing(kind):
     assert loss.item() == pytest.approx(expected["loss"].item(), rel=1e-5)
 
 
+def test_sigmoid_loss_needs_no_bias():
+    model = workers.model_of("sigmoid")
+    embeds, scale = model.embed(*workers.pairs()), model.logit_scale.exp()
+    expected = SigLipLoss()(*embeds, scale, None)
+    assert sigmoid_contrastive_loss(*embeds, scale).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 @pytest.mark.parametrize(
     ("images", "texts", "message"),

@@ -16,7 +16,7 @@ SIZES = {3: 12}  # what ranks can share evenly, also by four batches
 BOUND = 1e-5
 CFGS = {"clip": tiny_clip_cfg(), "siglip": tiny_siglip_cfg(), "coca": tiny_coca_cfg()}
 ACCUMULATIONS = [{"gradient_accumulation_steps": steps} for steps in (1, 2, 4)]
-PARTS = [{"mini_batch_size": size} for size in (1, 3, SIZE)]
+PARTS = [{"mini_batch_size": size} for size in (1, 3, SIZE, 4 * SIZE)]
 ALL = [*ACCUMULATIONS, *PARTS, {"mini_batch_size": 3, "gradient_accumulation_steps": 2}]
 SOME = [{}, {"mini_batch_size": 3, "gradient_accumulation_steps": 2}]
 # On more ranks everything again takes a minute or two.
