@@ -96,6 +96,10 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
             report_to="none",
         )
         # The batch is that of all processes, however many there are.
+        if args.batch_size % training_args.world_size:
+            parser.error(
+                f"--batch-size {args.batch_size} is not shared evenly by {training_args.world_size} processes"
+            )
         training_args.per_device_train_batch_size = args.batch_size // training_args.world_size
 
         # A model that captions learns that too; a dual model has no decoder.
