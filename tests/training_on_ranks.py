@@ -285,6 +285,12 @@ def launched():
         print("RESULT", json.dumps(result))
 
 
+def world_size_by_default(folder: str) -> int:
+    """The number of ranks as torchrun alone tells it."""
+    del os.environ["ACCELERATE_USE_CPU"]
+    return ContrastiveTrainingArguments(folder).world_size
+
+
 def trained_by_plain_trainer(folder: str) -> list[str]:
     """Warnings of transformers' own Trainer on several ranks."""
     import logging

@@ -75,6 +75,8 @@ class ContrastiveTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Drop columns that forward does not take."})
 
     def __post_init__(self):
+        # accelerate would leave out ranks that have no device but the CPU, and each would train alone.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         size = self.mini_batch_size
         if size is not None and (not isinstance(size, int) or size < 1):

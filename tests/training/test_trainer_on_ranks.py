@@ -124,6 +124,10 @@ def test_plain_trainer_says_once_that_it_gathers_nothing(tmp_path):
     assert len(first) == 1 and "Training on 2 ranks" in first[0] and not second
 
 
+def test_ranks_without_gpus_are_one_training(tmp_path):
+    assert on_ranks(workers.world_size_by_default, 2, tmp_path, str(tmp_path)) == [2, 2]
+
+
 def test_one_process_is_not_warned(tmp_path, caplog):
     model = OpenClipModel(tiny_model("clip").config).train()
     model(**workers.training_batch(model, 4), return_loss=True)
