@@ -76,7 +76,8 @@ class ContrastiveTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         # accelerate would leave out ranks that have no device but the CPU, and each would train alone.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
         super().__post_init__()
         size = self.mini_batch_size
         if size is not None and (not isinstance(size, int) or size < 1):
