@@ -1,10 +1,12 @@
 """Run a model over shards in a pool of Ray actors. Ray schedules the shards, and repeats those of actors that die."""
 
 import pickle
+import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, redirect_stdout
 from functools import partial
+from types import ModuleType
 
 from .extras import import_extra
 from .outputs import Output
@@ -35,11 +37,9 @@ def run_on_ray(
     """
     if not places:
         return Report()
-    ray, data = import_extra("ray", "ray"), import_extra("ray.data", "ray")
-    # Without an address Ray would join whatever cluster it finds.
-    ray.init(address=address or "local", log_to_driver=False)
-    report, start = Report(), time.perf_counter()
-    try:
+    data = import_extra("ray.data", "ray")
+    with _cluster(address) as ray:
+        report, start = Report(), time.perf_counter()
         if gpus_per_actor is None:
             gpus_per_actor = float(ray.cluster_resources().get("GPU", 0) > 0)
         data.DataContext.get_current().enable_progress_bars = False
@@ -60,10 +60,21 @@ def run_on_ray(
                 report += part
                 report.cores, report.lanes = actors * part.cores, actors * part.lanes
                 progress.shard(part.rows)
-    finally:
-        ray.shutdown()
-    report.seconds = time.perf_counter() - start
+        report.seconds = time.perf_counter() - start
     return report
+
+
+@contextmanager
+def _cluster(address: str | None) -> Iterator[ModuleType]:
+    """Join a cluster, or start one. What Ray says of lost nodes goes to stderr: stdout is the summary's."""
+    ray = import_extra("ray", "ray")
+    with redirect_stdout(sys.stderr):
+        # Without an address Ray would join whatever cluster it finds.
+        ray.init(address=address or "local", log_to_driver=False)
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
 
 
 class _Actor:

@@ -31,7 +31,7 @@ def photos(tmp_path):
 
 @pytest.fixture
 def environment(monkeypatch):
-    """Where processes find the package; actors take half a second for a batch, so that there is time to kill them."""
+    """Where processes find the package."""
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     return os.environ
