@@ -16,7 +16,7 @@ from ..configuration.errors import UserError
 from ..datasets.images import is_remote
 from ..datasets.outputs import FORMATS, Output
 from ..datasets.progress import Report
-from ..datasets.run import Ranks, Task, run
+from ..datasets.run import Place, Ranks, Task, run
 from ..datasets.shards import Fields, Shard, find_shards
 from .images import read_arguments, useful_workers
 from .messages import INPUT_FAILED, Failures, UsageError, warn
@@ -242,8 +242,8 @@ def work_on_shards(
             "threads": torch.get_num_threads(),
             "shard_size": data.shard_size or DEFAULT_SHARD_SIZE,
         }
-        notes = _claim(output, settings, shards, notes)
-        places = output.unfinished(shards)
+        notes, places = _claim(output, settings, shards, notes)
+        unfinished = output.unfinished(places)
         how: dict[str, Any] = {
             "batch_size": data.batch_size,
             "workers": workers,
@@ -254,13 +254,13 @@ def work_on_shards(
             from ..datasets.run_on_ray import run_on_ray
 
             how |= {"address": data.address, "actors": data.actors or 1, "gpus_per_actor": data.gpus_per_actor}
-            report = run_on_ray(functools.partial(load, data.device), places, output, **how)
+            report = run_on_ray(functools.partial(load, data.device), unfinished, output, **how)
         else:
-            mine = ranks.part(places)  # without any, no model is needed
+            mine = ranks.part(unfinished)  # without any, no model is needed
             report = run(load(ranks.device(data.device)), mine, output, **how) if mine else Report()
-        unfinished = {index for index, _ in places}
-        for index, shard in ranks.part(list(enumerate(shards))):
-            if index not in unfinished:
+        worked_on = {index for index, _ in unfinished}
+        for index, shard in ranks.part(places):
+            if index not in worked_on:
                 num_rows, errors = output.found(shard.name, index)
                 report.rows_done_before += num_rows
                 report.shards_done_before += 1
@@ -272,7 +272,7 @@ def work_on_shards(
     raise typer.Exit(INPUT_FAILED if failed else 0)
 
 
-def _claim(output: Output, settings: dict, shards: list[Shard], notes: dict) -> dict:
+def _claim(output: Output, settings: dict, shards: list[Shard], notes: dict) -> tuple[dict, list[Place]]:
     try:
         return output.prepare(settings, shards, notes)
     except UserError as error:

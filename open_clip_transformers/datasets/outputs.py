@@ -74,8 +74,8 @@ class Output:
         """Make what the `files` of a shard hold."""
         raise NotImplementedError
 
-    def prepare(self, settings: dict, shards: Sequence[Shard], notes: dict) -> dict:
-        """Write the manifest, or compare that of an earlier run.
+    def prepare(self, settings: dict, shards: Sequence[Shard], notes: dict) -> tuple[dict, list[tuple[int, Shard]]]:
+        """Write the manifest, or compare that of an earlier run and add the shards that are new.
 
         Args:
             settings: what the outputs follow from, beside the data.
@@ -83,7 +83,8 @@ class Output:
             notes: what else to keep, of the run that began.
 
         Returns:
-            The notes of the run that began.
+            The notes of the run that began, and the shards with the places that the manifest gives them: those of new
+            ones follow on those of all that were there before.
 
         Raises:
             UserError: this output is of other data, other settings, or of something else.
@@ -107,7 +108,9 @@ class Output:
         finally:
             os.close(folder)
 
-    def _extend_manifest(self, settings: dict, shards: Sequence[Shard], notes: dict) -> dict:
+    def _extend_manifest(
+        self, settings: dict, shards: Sequence[Shard], notes: dict
+    ) -> tuple[dict, list[tuple[int, Shard]]]:
         found = self.read_manifest()
         manifest = found or {"version": MANIFEST_VERSION, "settings": settings, "notes": notes, "shards": {}}
         differences = [
@@ -115,15 +118,15 @@ class Output:
             for name in {**manifest["settings"], **settings}
             if manifest["settings"].get(name) != settings.get(name)
         ]
-        known = {shard["data"]: name for name, shard in manifest["shards"].items()}
-        for index, shard in enumerate(shards):
-            entry = {"index": index, "data": shard.identity, "source": shard.source}
-            there = manifest["shards"].setdefault(shard.name, entry)
-            if there != entry and not differences:
-                differences.append(f"shard {shard.name!r} was number {there['index']}, of {there['data']}, and is "
-                                   f"number {index}, of {entry['data']}")  # fmt: skip
-            elif known.get(shard.identity, shard.name) != shard.name and not differences:
-                differences.append(f"{shard.identity} was shard {known[shard.identity]!r} and is {shard.name!r}")
+        entries = manifest["shards"]
+        known = {entry["data"]: name for name, entry in entries.items()}
+        for shard in shards:
+            data, before = shard.identity, len(entries)
+            there = entries.setdefault(shard.name, {"index": before, "data": data, "source": shard.source})
+            if there["data"] != data and not differences:
+                differences.append(f"shard {shard.name!r} was of {there['data']} and is of {data}")
+            elif known.get(data, shard.name) != shard.name and not differences:
+                differences.append(f"{data} was shard {known[data]!r} and is {shard.name!r}")
         if differences:
             raise UserError(
                 f"{self.address} holds the outputs of another run: {'; '.join(differences)}. Give another output, or "
@@ -131,7 +134,7 @@ class Output:
             )
         text = json.dumps(manifest, indent=1, ensure_ascii=False)
         self.put(MANIFEST, text.encode("utf-8", "backslashreplace"))
-        return manifest["notes"]
+        return manifest["notes"], [(entries[shard.name]["index"], shard) for shard in shards]
 
     def read_manifest(self) -> dict | None:
         """Read the manifest, if there is one.
@@ -159,11 +162,11 @@ class Output:
         names = (posixpath.relpath(path, self.root) for path in self.file_system.find(self.root))
         return [name for name in names if not _is_temporary(name)]
 
-    def unfinished(self, shards: Sequence[Shard]) -> list[tuple[int, Shard]]:
-        """List the shards whose outputs are not there, with their places."""
+    def unfinished(self, places: Iterable[tuple[int, Shard]]) -> list[tuple[int, Shard]]:
+        """List the shards, with their places, whose outputs are not there."""
         self.sweep()
         there = set(self._names())
-        return [(index, shard) for index, shard in enumerate(shards) if self.files(shard.name, index)[-1] not in there]
+        return [(index, shard) for index, shard in places if self.files(shard.name, index)[-1] not in there]
 
     def has(self, name: str, index: int) -> bool:
         """Whether the output of a shard is there."""
@@ -232,6 +235,9 @@ class Output:
         except FileNotFoundError:
             if not os.path.exists(path):
                 raise
+        except OSError as error:
+            error.filename, error.filename2 = path, None  # which writing does not name
+            raise
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)

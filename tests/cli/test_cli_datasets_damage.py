@@ -164,7 +164,7 @@ def test_changed_tables_are_refused(embed):
     write_parquet("in.parquet", image=PICTURES[:2])
     embed("in.parquet")
     write_parquet("in.parquet", image=[PICTURES[0], picture(9)[:700]])
-    assert "holds the outputs of another run: shard 'in' was" in embed("in.parquet", exit_code=2)
+    assert "holds the outputs of another run: shard 'in' was of" in embed("in.parquet", exit_code=2)
 
 
 def test_only_one_of_two_runs_at_once_claims_an_output(tmp_path, monkeypatch):
@@ -186,6 +186,22 @@ def test_only_one_of_two_runs_at_once_claims_an_output(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="dtype was 'float32' and is 'float16'"):
         second.prepare({"dtype": "float16"}, shards, {})
     thread.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="limits the size of files of a process that it forks")
+@pytest.mark.parametrize("output", ["out/", "out.npy", "out.safetensors"])
+def test_no_space_left_names_the_file_and_leaves_nothing(run, clip, output):
+    import resource
+
+    write("a.png", PICTURES[0])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, before[1]))
+    try:
+        message = run("embed", clip, "a.png", "-o", output, "--workers", 0, exit_code=1).stderr
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert output.strip("/") in message and "should not happen" not in message
+    assert not [path for _, _, files in os.walk(".") for path in files if path != "a.png"]
 
 
 def test_failed_uploads_leave_nothing(monkeypatch):
