@@ -224,9 +224,10 @@ def work_on_shards(
         raise UsageError(f"--columns {clashing.pop()}: the output has a column of that name already.")
     workers = useful_workers(shards, data.workers)
     with Ranks() as ranks:
+        fingerprint = model_fingerprint(name, data.revision, captions=command == "caption")
         settings = {
             "command": command,
-            "model": model_fingerprint(name, data.revision, captions=command == "caption"),
+            "model": fingerprint,
             "dtype": data.dtype.value,
             "device": data.device,
             "batch_size": data.batch_size,
@@ -254,7 +255,8 @@ def work_on_shards(
             from ..datasets.run_on_ray import run_on_ray
 
             how |= {"address": data.address, "actors": data.actors or 1, "gpus_per_actor": data.gpus_per_actor}
-            report = run_on_ray(functools.partial(load, data.device), unfinished, output, **how)
+            load_same = functools.partial(_load_unchanged, load, name, data.revision, fingerprint, data.device)
+            report = run_on_ray(load_same, unfinished, output, **how)
         else:
             mine = ranks.part(unfinished)  # without any, no model is needed
             report = run(load(ranks.device(data.device)), mine, output, **how) if mine else Report()
@@ -270,6 +272,14 @@ def work_on_shards(
             _say(report, data.as_json)
     failed = report.errors or report.shards_failed or failures.exit_code()
     raise typer.Exit(INPUT_FAILED if failed else 0)
+
+
+def _load_unchanged(load: Callable[..., Task], name: str, revision: str | None, fingerprint: str, device: str) -> Task:
+    """Load a model, long after its fingerprint was taken."""
+    task = load(device)
+    if model_fingerprint(name, revision) != fingerprint:
+        raise UserError(f"{name} is not the model that it was when the run began.")
+    return task
 
 
 def _claim(output: Output, settings: dict, shards: list[Shard], notes: dict) -> tuple[dict, list[Place]]:

@@ -235,9 +235,8 @@ class Output:
         except FileNotFoundError:
             if not os.path.exists(path):
                 raise
-        except OSError as error:
-            error.filename, error.filename2 = path, None  # which writing does not name
-            raise
+        except OSError as error:  # which writing gives no name
+            raise OSError(error.errno, error.strerror or str(error), path) from error
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
