@@ -267,6 +267,20 @@ class CaptioningGenerationMixin(GenerationMixin):
             _release_static_addresses(outputs[CACHE_NAME])
         return outputs
 
+    def _get_candidate_generator(self, generation_config, *args, **kwargs):
+        # Drafts from the prompt go on behind the longest caption, and so behind the last position. The model adds a
+        # token to each draft.
+        generator = super()._get_candidate_generator(generation_config, *args, **kwargs)
+        draft, longest = generator.get_candidates, generation_config.max_length - 1
+
+        def get_candidates(input_ids: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+            candidates, logits = draft(input_ids, **kwargs)
+            candidates = candidates[:, :longest]
+            return candidates, None if logits is None else logits[:, : candidates.shape[1] - input_ids.shape[1]]
+
+        generator.get_candidates = get_candidates
+        return generator
+
     def _expand_inputs_for_generation(
         self, expand_size=1, is_encoder_decoder=False, input_ids=None, image_hidden_states=None, **kwargs
     ):

@@ -46,6 +46,13 @@ INTERNALS = (
     ),
     Internal(
         GENERATION,
+        "_get_candidate_generator",
+        ("generation_config",),
+        "assisted decoding drafts no further than the longest caption",
+        "drop the override; drafts from the prompt then raise of the text that is too long",
+    ),
+    Internal(
+        GENERATION,
         "_prefill",
         ("input_ids", "generation_config", "model_kwargs"),
         "of a compiled model the first pass, of another length, stays uncompiled; group beam search begins with it",

@@ -434,3 +434,15 @@ def test_generate_refuses_penalties_that_no_score_can_be_made_of(model, pixel_va
         model.generation_config.update(**{name: value})
         with pytest.raises(ValueError, match=f"generate: {name} must be a number in"):
             model.generate(pixel_values=pixel_values, num_beams=4, num_beam_groups=2)
+
+
+@pytest.mark.parametrize("max_length", [10, 9], ids=["positions", "shorter"])
+def test_generate_drafts_no_further_than_the_longest_caption(model, pixel_values, max_length):
+    assert model.config.max_position_embeddings == 10
+    # What stands behind the first 3 and 4 is drafted: more tokens than are left.
+    prompt = torch.tensor([[BOS, 3, 4, 3, 4, 3, 4]])
+    kwargs = {"pixel_values": pixel_values[:1], "max_length": max_length}
+    assert torch.equal(
+        model.generate(prompt, prompt_lookup_num_tokens=20, **kwargs),
+        model.generate(prompt, **kwargs),
+    )
