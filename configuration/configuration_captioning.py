@@ -35,6 +35,15 @@ class CaptioningConfig(OpenClipDualConfig):
             if getattr(self, name) is None:
                 setattr(self, name, getattr(self.text_config, name))
 
+    def validate_architecture(self):
+        super().validate_architecture()
+        if self.vision_config.model_type == "open_clip_naflex_vit":
+            raise ValueError(
+                f"{type(self).__name__}: a captioner whose vision_config is a NaFlex tower is not supported yet: its "
+                "decoder would attend to the padding of images of other shapes. Without multimodal_config the two "
+                "towers are a dual model."
+            )
+
     @property
     def can_cache(self) -> bool:
         """Whether no token changes the states of those before it, so that `generate` can keep these."""

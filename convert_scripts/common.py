@@ -19,6 +19,9 @@ from ..configuration.errors import UserError, printable
 
 # The import package that this folder is part of.
 PACKAGE = __package__.rpartition(".")[0]
+# Most patches of a NaFlex model's images where none is stated: open_clip evaluates with the longest of the lengths
+# that it trains with.
+MAX_NUM_PATCHES = 1024
 DATA_FOLDER = Path(__file__).with_name("data")
 # How the file begins that Git LFS leaves in place of another.
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"

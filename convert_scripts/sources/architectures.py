@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
-from ..common import ConversionError, argument, data_table, listing
+from ..common import MAX_NUM_PATCHES, ConversionError, argument, data_table, listing
 
 
 # Of open_clip 3.3.0; those of open_clip 4 that can be converted are in tables of their own.
@@ -30,6 +30,7 @@ UNSUPPORTED = {
 }
 QUICK_GELU_SUFFIX = "-quickgelu"
 TIMM_TOWER = "open_clip_timm_vision"
+NAFLEX_TOWER = "open_clip_naflex_vit"
 
 
 @cache
@@ -173,7 +174,8 @@ class ListedModel:
         vision_parameters: numbers in the vision tower.
         text_parameters: numbers in the text tower.
         parameters: numbers in the whole model.
-        image_size: pixels, (height, width) where they differ.
+        image_size: pixels, (height, width) where they differ; of a NaFlex tower those that its positions are for.
+        max_num_patches: most patches of an image for a NaFlex tower, which takes images of any shape; else `None`.
         context_length: tokens of a text.
         timm_model: timm's name of the vision tower where timm is needed for it.
         tokenizer: Hub id of the tokenizer whose files are needed, or tiktoken's name of it; `None` for CLIP's, which
@@ -188,6 +190,7 @@ class ListedModel:
     text_parameters: int
     parameters: int
     image_size: int | list[int]
+    max_num_patches: int | None
     context_length: int
     timm_model: str | None
     tokenizer: str | None
@@ -234,13 +237,15 @@ def _listed(model: str, pretrained: PretrainedTag | None) -> ListedModel:
     model_cfg, towers = get_architecture(model), {**data_table(TOWERS), **data_table(TOWERS_4)}[model]
     # open_clip 4 has the text tower of a MaMMUT in the other part.
     vision_cfg, text_cfg = model_cfg["vision_cfg"], model_cfg.get("text_cfg") or model_cfg["multimodal_cfg"]
+    tower = towers["vision_tower"]
     return ListedModel(
         model=model,
         pretrained=pretrained,
         **towers,
         image_size=vision_cfg.get("image_size", 224),
+        max_num_patches=vision_cfg.get("image_seq_len", MAX_NUM_PATCHES) if tower == NAFLEX_TOWER else None,
         context_length=text_cfg.get("context_length", 77),
-        timm_model=vision_cfg["timm_model_name"] if towers["vision_tower"] == TIMM_TOWER else None,
+        timm_model=vision_cfg["timm_model_name"] if tower == TIMM_TOWER else None,
         tokenizer=text_cfg.get("hf_tokenizer_name") or _tiktoken_name(text_cfg),
     )
 

@@ -8,8 +8,8 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from ...configuration.configuration_common import height_and_width
 from ...configuration.configuration_naflex_vit import NaFlexVitConfig
-from ..common import ConversionError, listing, plain
-from ..mapping.config_table import Cfg, ConfigTable
+from ..common import MAX_NUM_PATCHES, ConversionError, listing, plain
+from ..mapping.config_table import FIELD_KINDS, SWITCH, Cfg, ConfigTable
 from ..mapping.state_dict import Rename, SplitGateFirst, SplitQKV, Table, under
 from .base import TIMM_DEFAULTS, TOKENS_RETURNED, VISION_DEFAULTS, Changes, Intermediate, Tensors, TowerConversion
 from .siglip_vit import (
@@ -49,6 +49,14 @@ _DEFAULTS: dict[str, Any] = {
     "pos_drop_rate": 0.0,
     "proj_drop_rate": 0.0,
 }
+_KINDS = {
+    **dict.fromkeys(("patch_size", "pos_embed_grid_size"), FIELD_KINDS["patch_size"]),
+    **dict.fromkeys(("mlp_ratio", "attn_pool_mlp_ratio"), FIELD_KINDS["mlp_ratio"]),
+    **dict.fromkeys(("attn_drop_rate", "pos_drop_rate", "proj_drop_rate"), FIELD_KINDS["timm_drop"]),
+    **dict.fromkeys(("fc_norm", *(name for name, value in _DEFAULTS.items() if isinstance(value, bool))), SWITCH),
+    **{"embed_dim": FIELD_KINDS["embed_dim"], "num_heads": FIELD_KINDS["heads"], "depth": FIELD_KINDS["layers"]},
+    **{"init_values": FIELD_KINDS["ls_init_value"], "reg_tokens": FIELD_KINDS["reg_tokens"]},
+}
 _GAP = {"init_values": 1e-5, "global_pool": "avg", "reg_tokens": 4, "fc_norm": True}
 _SIGLIP = {"act_layer": "gelu_tanh", "pos_embed_interp_mode": "bilinear"}
 _SO150M2 = {"embed_dim": 832, "depth": 21, "num_heads": 13, "mlp_ratio": 34 / 13, "init_values": 1e-5}
@@ -68,8 +76,6 @@ TIMM_MODELS: dict[str, dict[str, Any]] = {
 }
 ACTIVATIONS = {None: "gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
 POOLS = ("map", "avg", "token")
-# open_clip evaluates with the longest of the lengths that it trains with.
-MAX_NUM_PATCHES = 1024
 
 
 def _selects(cfg: Cfg) -> bool:
@@ -96,6 +102,9 @@ def timm_cfg(cfg: Cfg) -> dict[str, Any]:
             "They make other layers or other values: the model cannot be converted. Those that are honoured are "
             f"{', '.join(_DEFAULTS)}."
         )
+    for key, kind in _KINDS.items():
+        if kwargs.get(key) is not None:
+            kind.check("vision_cfg: timm_model_kwargs", key, kwargs[key])
     fields = {**_DEFAULTS, **TIMM_MODELS[name], **kwargs}
     # Without a projection of its own, open_clip has timm build the model with its pooling.
     if not has_own_projection(cfg):

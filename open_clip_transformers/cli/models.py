@@ -33,7 +33,8 @@ def models(
     """List open_clip's architectures and their pretrained tags, which convert takes.
 
     Says what each is made of, and what it needs beside this package: timm for some vision towers, and the files of the
-    tokenizers that are not CLIP's. The columns are aligned, and - stands for nothing; --json tells more.
+    tokenizers that are not CLIP's. Images are in pixels, or where they keep their shapes in the most patches of one.
+    The columns are aligned, and - stands for nothing; --json tells more.
     """
     with errors_as_messages(traceback):
         from ..convert_scripts.sources.architectures import close_names, list_models
@@ -54,6 +55,7 @@ def models(
 
 def _row(model: "ListedModel") -> tuple[str, ...]:
     size = model.image_size
+    image = str(size) if isinstance(size, int) else "x".join(map(str, size))
     needs = ["timm"] if model.timm_model else []
     needs += [f"tokenizer {model.tokenizer}"] if model.tokenizer else []
     return (
@@ -62,7 +64,7 @@ def _row(model: "ListedModel") -> tuple[str, ...]:
         model.vision_tower.removeprefix("open_clip_"),
         model.text_tower.removeprefix("open_clip_"),
         f"{model.parameters / 1e6:.1f}M",
-        str(size) if isinstance(size, int) else "x".join(map(str, size)),
+        image if model.max_num_patches is None else f"{model.max_num_patches}-patches",
         str(model.context_length),
         ", ".join(needs) or "-",
     )

@@ -54,6 +54,7 @@ def test_models_says_what_each_is_made_of_and_needs(run):
     assert rows["coca_ViT-B-32"]["CONTEXT"] == "76"
     assert rows["moderntext-ViT-B-32-256"]["NEEDS"] == "tokenizer r50k_base"
     assert rows["gte-modernbert-base-ViT-B-32-256"]["NEEDS"] == "tokenizer Alibaba-NLP/gte-modernbert-base"
+    assert table(run("models", "ViT-B-16-SigLIP2-naflex").stdout)[0]["IMAGE"] == "576-patches"
     assert table(run("models", "MobileCLIP-S1").stdout)[0]["NEEDS"] == "timm"
 
 

@@ -109,7 +109,9 @@ REFUSALS = {
     "other-positions": ({"rope_type": "axial"}, {}, "timm_model_kwargs has arguments.*rope_type = 'axial'"),
     "activation": ({"act_layer": "relu"}, {}, "act_layer must be one of"),
     "filter": ({"pos_embed_interp_mode": "nearest"}, {}, "position_interpolation must be one of"),
-    "type": ({"depth": "many"}, {}, "num_hidden_layers"),
+    "type": ({"depth": "many"}, {}, "timm_model_kwargs: depth must be a whole number"),
+    "ratio": ({"mlp_ratio": "a"}, {}, "timm_model_kwargs: mlp_ratio must be .*a number"),
+    "switch": ({"swiglu_mlp": "no"}, {}, "timm_model_kwargs: swiglu_mlp must be true or false"),
     "patch-size": ({"patch_size": [16, 16, 16]}, {}, "patch_size"),
     "attention-pooling": ({}, {"timm_pool": "map"}, "no attention pooling"),
     "no-pooling": (
@@ -118,6 +120,7 @@ REFUSALS = {
         "pool",
     ),
     "unknown-name": ({}, {"timm_model_name": "naflexvit_base_patch16_parfac_gap"}, "is not one of the NaFlex models"),
+    "use-naflex": ({"use_naflex": True}, {}, "timm_model_kwargs has arguments.*use_naflex = True"),
     "budget": ({}, {"image_seq_len": 0}, "image_seq_len must lie in"),
 }
 
@@ -127,6 +130,13 @@ def test_what_cannot_be_honoured_is_refused_by_name(kwargs, vision_cfg, message)
     with pytest.raises(ConversionError, match=rf"(?s){message}") as raised:
         build_config(naflex_cfg(kwargs, **vision_cfg))
     assert "remove" not in str(raised.value)
+
+
+def test_captioner_over_images_of_any_shape_is_refused():
+    model_cfg = naflex_cfg()
+    model_cfg["multimodal_cfg"] = {**model_cfg.pop("text_cfg"), "proj_type": "linear"}
+    with pytest.raises(ConversionError, match="MaMMUTConfig: a captioner whose vision_config is a NaFlex tower"):
+        build_config(model_cfg)
 
 
 @pytest.mark.parametrize("name", ["naflex_siglip", "naflex_gap", "naflex_map_gated"])
