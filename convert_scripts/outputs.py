@@ -142,7 +142,11 @@ def _claimed(folder: Path, output: Path, parents: bool = False) -> Iterator[None
     with _locked(folder, output):
         for path in folder.iterdir():
             _remove(path)
-        (folder / MARKER).write_text("Of open_clip_transformers, which writes here, or was killed as it did.\n")
+        try:
+            (folder / MARKER).write_text("Of open_clip_transformers, which writes here, or was killed as it did.\n")
+        except OSError:  # no space left
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         yield
 
 

@@ -92,6 +92,7 @@ def main() -> None:
     draw_sheet(shown, captions).save(sheet)
     print(f"The images with their captions: {sheet}")
     print(f"Caption them again: .venv/bin/open-clip-transformers caption {folder} {image_folder}")
+    print(f"Try it in the browser: .venv/bin/open-clip-transformers demo {folder} --examples {image_folder}")
 
 
 if __name__ == "__main__":

@@ -73,16 +73,16 @@ class SimulatedOutput(ParquetOutput):
     def __init__(self, shards: int):
         super().__init__("memory://plan", ("embedding",))
         self.file_system.store.clear()
-        self.shards = [FileShard(f"{number:06d}", "files", ()) for number in range(shards)]
+        self.places = [(number, FileShard(f"{number:06d}", "files", ())) for number in range(shards)]
 
     def finish(self, index: int):
-        self.put(self.files(self.shards[index].name, index)[-1], b"")
+        self.put(self.files(self.places[index][1].name, index)[-1], b"")
 
 
 def simulate_actors(plan: Plan, generator: random.Random) -> Outcome:
     """A pool of actors: each takes the next shard, and one that fails loses what it did of its own."""
     output = SimulatedOutput(plan.shards)
-    waiting = [index for index, _ in output.unfinished(output.shards)][::-1]
+    waiting = [index for index, _ in output.unfinished(output.places)][::-1]
     free = [(0.0, worker) for worker in range(plan.workers)]
     failures, repeated, end = 0, 0.0, 0.0
     while waiting:
@@ -97,7 +97,7 @@ def simulate_actors(plan: Plan, generator: random.Random) -> Outcome:
         output.finish(index)
         end = max(end, now + plan.seconds_of_shard)
         heapq.heappush(free, (now + plan.seconds_of_shard, worker))
-    assert not output.unfinished(output.shards)
+    assert not output.unfinished(output.places)
     return Outcome(end, failures, repeated)
 
 
@@ -106,7 +106,7 @@ def simulate_ranks(plan: Plan, generator: random.Random) -> Outcome:
     output, ranks = SimulatedOutput(plan.shards), Ranks()
     ranks.world_size = plan.workers
     now, failures, repeated = 0.0, 0, 0.0
-    while places := output.unfinished(output.shards):
+    while places := output.unfinished(output.places):
         parts = []
         for ranks.rank in range(plan.workers):
             parts.append([index for index, _ in ranks.part(places)])

@@ -17,7 +17,10 @@ last transformers that it runs on. `transformers` is its pipeline with batches o
 on BLIP of base size with weights of its own. Captions are greedy, of 20 tokens.
 
 *Memory* is the most that all processes of a contestant took together (proportional set size, sampled once a second).
-*Cores* are the seconds of processors over those of the clock, of all processes."""
+*Cores* are the seconds of processors over those of the clock, of all processes. *Model busy* is the share of the time
+in which each core has a batch in the model: the rest is reading's, which takes the same cores.
+
+Rates of a loop do not depend on the number of images: 20,000 are worked on once, by ours and by the faster peer."""
 
 SMALL, LARGE, CAPTIONER = "ViT-S-32-alt", "ViT-B-32", "coca_ViT-B-32"
 PEERS = ("open_clip", "transformers")
@@ -33,10 +36,10 @@ def cells(options: Options) -> list[Cell]:
         return [_cell(options, *row, None) for row in rows]
     return [
         _cell(options, "embed", SMALL, 2000, PEERS, GOAL),
-        _cell(options, "embed", SMALL, 20000, PEERS, GOAL),
-        _cell(options, "embed", LARGE, 500, PEERS, GOAL),
+        _cell(options, "embed", SMALL, 20000, ("transformers",), GOAL),
+        _cell(options, "embed", LARGE, 300, PEERS, GOAL),
         _cell(options, "embed", SMALL, 1000, ("ours_ray", "ours_ray_2"), None),
-        _cell(options, "caption", CAPTIONER, 48, PEERS, GOAL),
+        _cell(options, "caption", CAPTIONER, 32, PEERS, GOAL),
     ]
 
 

@@ -16,7 +16,7 @@ from ..configuration.errors import UserError
 from ..datasets.images import is_remote
 from ..datasets.outputs import FORMATS, Output
 from ..datasets.progress import Report
-from ..datasets.run import Ranks, Task, run
+from ..datasets.run import Place, Ranks, Task, run
 from ..datasets.shards import Fields, Shard, find_shards
 from .images import read_arguments, useful_workers
 from .messages import INPUT_FAILED, Failures, UsageError, warn
@@ -224,9 +224,10 @@ def work_on_shards(
         raise UsageError(f"--columns {clashing.pop()}: the output has a column of that name already.")
     workers = useful_workers(shards, data.workers)
     with Ranks() as ranks:
+        fingerprint = model_fingerprint(name, data.revision, captions=command == "caption")
         settings = {
             "command": command,
-            "model": model_fingerprint(name, data.revision, captions=command == "caption"),
+            "model": fingerprint,
             "dtype": data.dtype.value,
             "device": data.device,
             "batch_size": data.batch_size,
@@ -242,8 +243,8 @@ def work_on_shards(
             "threads": torch.get_num_threads(),
             "shard_size": data.shard_size or DEFAULT_SHARD_SIZE,
         }
-        notes = _claim(output, settings, shards, notes)
-        places = output.unfinished(shards)
+        notes, places = _claim(output, settings, shards, notes)
+        unfinished = output.unfinished(places)
         how: dict[str, Any] = {
             "batch_size": data.batch_size,
             "workers": workers,
@@ -254,13 +255,14 @@ def work_on_shards(
             from ..datasets.run_on_ray import run_on_ray
 
             how |= {"address": data.address, "actors": data.actors or 1, "gpus_per_actor": data.gpus_per_actor}
-            report = run_on_ray(functools.partial(load, data.device), places, output, **how)
+            load_same = functools.partial(_load_unchanged, load, name, data.revision, fingerprint, data.device)
+            report = run_on_ray(load_same, unfinished, output, **how)
         else:
-            mine = ranks.part(places)  # without any, no model is needed
+            mine = ranks.part(unfinished)  # without any, no model is needed
             report = run(load(ranks.device(data.device)), mine, output, **how) if mine else Report()
-        unfinished = {index for index, _ in places}
-        for index, shard in ranks.part(list(enumerate(shards))):
-            if index not in unfinished:
+        worked_on = {index for index, _ in unfinished}
+        for index, shard in ranks.part(places):
+            if index not in worked_on:
                 num_rows, errors = output.found(shard.name, index)
                 report.rows_done_before += num_rows
                 report.shards_done_before += 1
@@ -272,7 +274,15 @@ def work_on_shards(
     raise typer.Exit(INPUT_FAILED if failed else 0)
 
 
-def _claim(output: Output, settings: dict, shards: list[Shard], notes: dict) -> dict:
+def _load_unchanged(load: Callable[..., Task], name: str, revision: str | None, fingerprint: str, device: str) -> Task:
+    """Load a model, long after its fingerprint was taken."""
+    task = load(device)
+    if model_fingerprint(name, revision) != fingerprint:
+        raise UserError(f"{name} is not the model that it was when the run began.")
+    return task
+
+
+def _claim(output: Output, settings: dict, shards: list[Shard], notes: dict) -> tuple[dict, list[Place]]:
     try:
         return output.prepare(settings, shards, notes)
     except UserError as error:

@@ -1,5 +1,6 @@
 """`open-clip-transformers demo`."""
 
+import socket
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,7 @@ import typer
 
 from .messages import UsageError, errors_as_messages
 from .options import Device, Dtype, Model, ModelDtype, Revision, Traceback
+from .output import print_text
 
 
 def demo(
@@ -43,6 +45,7 @@ def demo(
     with errors_as_messages(traceback):
         if images is not None and embeddings is None:
             raise UsageError("--images shows what a search finds: give --embeddings too.")
+        _check_address(host, port)
 
         from ..demo import build_demo, launch_demo
 
@@ -55,4 +58,19 @@ def demo(
             embeddings=embeddings,
             images=images,
         )
-        launch_demo(page, server_name=host, server_port=port, share=share)
+        addresses = launch_demo(
+            page, server_name=host, server_port=port, share=share, quiet=True, prevent_thread_lock=True
+        )[1:]
+        print_text(f"The page is at {' and '.join(filter(None, addresses))}. Ctrl-C stops it.")
+        page.block_thread()
+
+
+def _check_address(host: str, port: int | None):
+    """Raise `UsageError` where nothing can be served, before a model is loaded."""
+    try:
+        socket.create_server((host, port or 0)).close()
+    except OSError as error:
+        place = host if port is None else f"{host}, port {port}"
+        raise UsageError(
+            f"The page cannot be served at {place}: {error.strerror}. Give another --host or --port."
+        ) from error

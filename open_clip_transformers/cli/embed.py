@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from ..configuration.errors import UserError
+from ..convert_scripts.common import failing_as
 from ..convert_scripts.outputs import written_whole
 from .data import (
     OUTPUT_HELP,
@@ -201,7 +203,7 @@ def _save_embeddings(path: Path, embeddings: dict, names: dict[str, list[str]]):
         embeddings: name -> float32 tensor (inputs, projection_dim) on the CPU.
         names: metadata key -> name of each row.
     """
-    with written_whole(path) as temporary:
+    with failing_as(f"{path} cannot be written", UserError), written_whole(path) as temporary:
         if path.suffix.lower() == ".npy":
             import numpy
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..configuration.errors import UserError
+from ..convert_scripts.common import failing_as
 from ..convert_scripts.outputs import written_whole
 from ..datasets.search import EmbeddedData, Hit
 from .data import model_fingerprint
@@ -63,7 +64,7 @@ def search(
         if data.unfinished:
             warn(f"{data.unfinished} shards are not embedded yet, and were not searched.")
         if output is not None:
-            with written_whole(output) as path:
+            with failing_as(f"{output} cannot be written", UserError), written_whole(output) as path:
                 path.write_text(_page(data, hits, text or image or ""), encoding="utf-8")
 
 

@@ -4,8 +4,8 @@ import json
 import os
 import posixpath
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import TYPE_CHECKING, cast
@@ -13,14 +13,19 @@ from typing import TYPE_CHECKING, cast
 from ..configuration.errors import UserError
 from .extras import file_system_of, import_extra
 from .images import Unreadable
-from .shards import MANIFEST, Sample, Shard
+from .shards import MANIFEST, Sample, Shard, as_text, as_unicode
 
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     import numpy
     import pyarrow
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION, MANIFEST_PARTS = 1, {"settings", "notes", "shards"}
 
 
 @dataclass
@@ -69,8 +74,8 @@ class Output:
         """Make what the `files` of a shard hold."""
         raise NotImplementedError
 
-    def prepare(self, settings: dict, shards: Sequence[Shard], notes: dict) -> dict:
-        """Write the manifest, or compare that of an earlier run.
+    def prepare(self, settings: dict, shards: Sequence[Shard], notes: dict) -> tuple[dict, list[tuple[int, Shard]]]:
+        """Write the manifest, or compare that of an earlier run and add the shards that are new.
 
         Args:
             settings: what the outputs follow from, beside the data.
@@ -78,11 +83,34 @@ class Output:
             notes: what else to keep, of the run that began.
 
         Returns:
-            The notes of the run that began.
+            The notes of the run that began, and the shards with the places that the manifest gives them: those of new
+            ones follow on those of all that were there before.
 
         Raises:
             UserError: this output is of other data, other settings, or of something else.
         """
+        if self.file_system.isfile(self.root):
+            raise UserError(f"{self.address} is a file: give a folder.")
+        with self._claimed():
+            return self._extend_manifest(settings, shards, notes)
+
+    @contextmanager
+    def _claimed(self) -> Iterator[None]:
+        """Let no other process of this machine look at the manifest, or write it, in here."""
+        if not self.is_local or fcntl is None:
+            yield
+            return
+        os.makedirs(self.root, exist_ok=True)
+        folder = os.open(self.root, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+
+    def _extend_manifest(
+        self, settings: dict, shards: Sequence[Shard], notes: dict
+    ) -> tuple[dict, list[tuple[int, Shard]]]:
         found = self.read_manifest()
         manifest = found or {"version": MANIFEST_VERSION, "settings": settings, "notes": notes, "shards": {}}
         differences = [
@@ -90,34 +118,41 @@ class Output:
             for name in {**manifest["settings"], **settings}
             if manifest["settings"].get(name) != settings.get(name)
         ]
-        known = {shard["data"]: name for name, shard in manifest["shards"].items()}
-        for index, shard in enumerate(shards):
-            entry = {"index": index, "data": shard.identity, "source": shard.source}
-            there = manifest["shards"].setdefault(shard.name, entry)
-            if there != entry and not differences:
-                differences.append(f"shard {shard.name!r} was number {there['index']}, of {there['data']}, and is "
-                                   f"number {index}, of {entry['data']}")  # fmt: skip
-            elif known.get(shard.identity, shard.name) != shard.name and not differences:
-                differences.append(f"{shard.identity} was shard {known[shard.identity]!r} and is {shard.name!r}")
+        entries = manifest["shards"]
+        known = {entry["data"]: name for name, entry in entries.items()}
+        for shard in shards:
+            data, before = shard.identity, len(entries)
+            there = entries.setdefault(shard.name, {"index": before, "data": data, "source": shard.source})
+            if there["data"] != data and not differences:
+                differences.append(f"shard {shard.name!r} was of {there['data']} and is of {data}")
+            elif known.get(data, shard.name) != shard.name and not differences:
+                differences.append(f"{data} was shard {known[data]!r} and is {shard.name!r}")
         if differences:
             raise UserError(
                 f"{self.address} holds the outputs of another run: {'; '.join(differences)}. Give another output, or "
                 "the same settings and data."
             )
-        self.put(MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
-        return manifest["notes"]
+        text = json.dumps(manifest, indent=1, ensure_ascii=False)
+        self.put(MANIFEST, text.encode("utf-8", "backslashreplace"))
+        return manifest["notes"], [(entries[shard.name]["index"], shard) for shard in shards]
 
     def read_manifest(self) -> dict | None:
         """Read the manifest, if there is one.
 
         Raises:
-            UserError: there are files without one, or it is of another release.
+            UserError: there are files without one, or it is damaged, or of another release.
         """
         path = posixpath.join(self.root, MANIFEST)
         if self.file_system.exists(path):
-            manifest = json.loads(self.file_system.cat_file(path))
-            if manifest.get("version") != MANIFEST_VERSION:
-                raise UserError(f"{path} is not of this release: its version is {manifest.get('version')}.")
+            try:
+                manifest = json.loads(self.file_system.cat_file(path))
+                version, is_whole = manifest["version"], manifest.keys() >= MANIFEST_PARTS
+            except (ValueError, LookupError, TypeError):
+                version, is_whole = None, False
+            if version not in (None, MANIFEST_VERSION):
+                raise UserError(f"{path} is not of this release: its version is {version}.")
+            if not is_whole:
+                raise UserError(f"{path} is damaged, or no file of these commands: give a new or an empty folder.")
             return manifest
         if self.file_system.exists(self.root) and self._names() and not self.file_system.exists(path):
             raise UserError(f"{self.address} holds other files and no {MANIFEST}: give a new or an empty folder.")
@@ -127,11 +162,11 @@ class Output:
         names = (posixpath.relpath(path, self.root) for path in self.file_system.find(self.root))
         return [name for name in names if not _is_temporary(name)]
 
-    def unfinished(self, shards: Sequence[Shard]) -> list[tuple[int, Shard]]:
-        """List the shards whose outputs are not there, with their places."""
+    def unfinished(self, places: Iterable[tuple[int, Shard]]) -> list[tuple[int, Shard]]:
+        """List the shards, with their places, whose outputs are not there."""
         self.sweep()
         there = set(self._names())
-        return [(index, shard) for index, shard in enumerate(shards) if self.files(shard.name, index)[-1] not in there]
+        return [(index, shard) for index, shard in places if self.files(shard.name, index)[-1] not in there]
 
     def has(self, name: str, index: int) -> bool:
         """Whether the output of a shard is there."""
@@ -176,12 +211,17 @@ class Output:
     def put(self, name: str, content: bytes):
         """Write a file that is there once it is whole.
 
-        Object stores take whole objects only. On this machine the file gets its name at the end; where another process
-        wrote the same meanwhile, it may have swept this one's.
+        Object stores take whole objects only; what is left elsewhere where that fails is removed. On this machine the
+        file gets its name at the end; where another process wrote the same meanwhile, it may have swept this one's.
         """
         path = posixpath.join(self.root, name)
         if not self.is_local:
-            self.file_system.pipe_file(path, content)
+            try:
+                self.file_system.pipe_file(path, content)
+            except BaseException:
+                with suppress(Exception):  # which says less than the first
+                    self.file_system.rm_file(path)
+                raise
             return
         folder, base = os.path.split(path)
         os.makedirs(folder, exist_ok=True)
@@ -195,6 +235,8 @@ class Output:
         except FileNotFoundError:
             if not os.path.exists(path):
                 raise
+        except OSError as error:  # which writing gives no name
+            raise OSError(error.errno, error.strerror or str(error), path) from error
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
@@ -217,15 +259,16 @@ class Output:
         usable = [sample.error is None for sample in rows.samples]
         arrays = {
             "key": pa.array([sample.key for sample in samples], pa.string()),
-            "shard": pa.array([rows.shard.name] * len(samples), pa.string()),
+            "shard": pa.array([as_unicode(rows.shard.name)] * len(samples), pa.string()),
         }
         for name in columns:
             column = _spread(rows.values.get(name, []), usable, rows.types[name])
             arrays[name] = column.filter(pa.array(kept, pa.bool_()))
-        errors = [sample.error and str(sample.error) for sample in samples]
+        errors = [sample.error and as_unicode(str(sample.error)) for sample in samples]
         arrays["error"] = pa.array(errors, pa.string())
         for name, kind in rows.shard.column_types().items():
-            arrays[name] = pa.array([sample.columns.get(name) for sample in samples], kind)
+            values = [sample.columns.get(name) for sample in samples]
+            arrays[name] = pa.array(map(as_text, values) if kind == pa.string() else values, kind)
         return pa.table(arrays)
 
 

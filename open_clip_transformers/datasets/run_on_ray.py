@@ -1,11 +1,14 @@
 """Run a model over shards in a pool of Ray actors. Ray schedules the shards, and repeats those of actors that die."""
 
 import pickle
+import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, redirect_stdout
+from functools import cache, partial
+from types import ModuleType
 
+from ..configuration.errors import UserError
 from .extras import import_extra
 from .outputs import Output
 from .progress import Progress, Report
@@ -35,11 +38,9 @@ def run_on_ray(
     """
     if not places:
         return Report()
-    ray, data = import_extra("ray", "ray"), import_extra("ray.data", "ray")
-    # Without an address Ray would join whatever cluster it finds.
-    ray.init(address=address or "local", log_to_driver=False)
-    report, start = Report(), time.perf_counter()
-    try:
+    data = import_extra("ray.data", "ray")
+    with _cluster(address) as ray:
+        report, start = Report(), time.perf_counter()
         if gpus_per_actor is None:
             gpus_per_actor = float(ray.cluster_resources().get("GPU", 0) > 0)
         data.DataContext.get_current().enable_progress_bars = False
@@ -54,26 +55,50 @@ def run_on_ray(
         )
         with closing(Progress(len(places))) as progress:
             for row in done.iter_rows():
-                part, warnings = pickle.loads(row["report"])
+                part, warnings, error = pickle.loads(row["report"])
+                if error is not None:
+                    raise error
                 for warning in warnings:
                     warn(warning)
                 report += part
                 report.cores, report.lanes = actors * part.cores, actors * part.lanes
                 progress.shard(part.rows)
-    finally:
-        ray.shutdown()
-    report.seconds = time.perf_counter() - start
+        report.seconds = time.perf_counter() - start
     return report
 
 
+@contextmanager
+def _cluster(address: str | None) -> Iterator[ModuleType]:
+    """Join a cluster, or start one. What Ray says of lost nodes goes to stderr: stdout is the summary's."""
+    ray = import_extra("ray", "ray")
+    with redirect_stdout(sys.stderr):
+        # Without an address Ray would join whatever cluster it finds.
+        ray.init(address=address or "local", log_to_driver=False)
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
 class _Actor:
-    """A model that is loaded once, and works on one shard after the other."""
+    """A model that is loaded once, and works on one shard after the other.
+
+    Errors go to the driver as what it returns: Ray would load a model again and again, and print each traceback.
+    """
 
     def __init__(self, load: Callable[[], Task], work: Callable, output: Output, places: list[Place]):
-        self.task, self.work, self.output, self.places = load(), work, output, places
+        self.load, self.work, self.output, self.places = cache(load), work, output, places
 
     def __call__(self, batch: dict) -> dict:
-        return {"report": [pickle.dumps(self._work_on(self.places[number])) for number in batch["place"]]}
+        return {"report": [pickle.dumps(self._report(self.places[number])) for number in batch["place"]]}
+
+    def _report(self, place: Place) -> tuple[Report, list[str], Exception | None]:
+        try:
+            return *self._work_on(place), None
+        except (UserError, OSError) as error:
+            return Report(), [], UserError(str(error))
+        except Exception as error:  # not all of which can be sent
+            return Report(), [], RuntimeError(f"{type(error).__name__}: {error}")
 
     def _work_on(self, place: Place) -> tuple[Report, list[str]]:
         index, shard = place
@@ -83,4 +108,4 @@ class _Actor:
             report.add_errors(shard.name, errors)
             return report, []
         warnings: list[str] = []
-        return self.work(self.task, [place], warn=warnings.append), warnings
+        return self.work(self.load(), [place], warn=warnings.append), warnings

@@ -5,6 +5,7 @@ that is always the same.
 """
 
 import glob
+import gzip
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from functools import lru_cache
 from itertools import count, groupby, islice
 from typing import IO, TYPE_CHECKING, ClassVar
 
-from ..configuration.errors import UserError
+from ..configuration.errors import MissingPackageError, UserError
 from .extras import file_system_of, import_extra
 from .images import Unreadable, is_remote, is_url
 
@@ -36,8 +37,10 @@ IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_path", "path", "f
 KEY_COLUMNS = ("key", "__key__")
 
 HUB_DATASETS = "hf://datasets/"
+DEFAULT_SPLIT = "train"
 SAVED_DATASET = ("state.json", "dataset_dict.json")  # what `save_to_disk` of datasets leaves
 ROWS_READ_AT_ONCE = 32
+CHECKED_AT_ONCE = 1 << 20  # bytes
 MANIFEST = "_manifest.json"  # of an output; readers of folders of parquet files pass over names that begin so
 
 
@@ -58,6 +61,14 @@ class Sample:
     text: str | None = None
     columns: dict[str, object] = field(default_factory=dict)
     error: Unreadable | None = None
+
+    def __post_init__(self):
+        self.key = as_unicode(self.key)
+
+
+def as_unicode(text: str) -> str:
+    """Write as escapes what no file can hold: of names that are no UTF-8, and half characters in JSON."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass(frozen=True)
@@ -139,7 +150,7 @@ class ListShard(Shard):
         with open_binary(self.source) as file:
             file.seek(self.start)
             for line in islice(file, self.count):
-                if name := line.decode("utf-8", "replace").removeprefix("\ufeff").strip():
+                if name := line.decode("utf-8", "surrogateescape").removeprefix("\ufeff").strip():
                     yield name
 
     @property
@@ -179,7 +190,7 @@ class TarShard(Shard):
     def _whole_sample(self, key: str, files: dict[str, bytes]) -> Sample:
         wanted = (self.fields.image_key,) if self.fields.image_key else IMAGE_KEYS
         image = next((files[extension] for extension in wanted if extension in files), None)
-        text = self.fields.text_column and self._value(files, self.fields.text_column)
+        text = as_text(self._value(files, self.fields.text_column)) if self.fields.text_column else None
         sample = Sample(key, image, text, {name: self._value(files, name) for name in self.fields.columns})
         if image is None:
             looked = f".{self.fields.image_key}" if self.fields.image_key else "image"
@@ -188,19 +199,18 @@ class TarShard(Shard):
             sample.error = Unreadable("MissingText", f"no {self.fields.text_column!r}, only .{', .'.join(files)}")
         return sample
 
-    def _value(self, files: dict[str, bytes], name: str) -> str | None:
-        """Return a text of a sample: the file of that extension, or that entry of its `.json`."""
+    def _value(self, files: dict[str, bytes], name: str) -> object:
+        """Return a value of a sample: the text of the file of that extension, or that entry of its `.json`."""
         if name in files:
             return files[name].decode("utf-8", "replace")
         try:
-            value = json.loads(files["json"])[name]
+            return json.loads(files["json"])[name]
         except (KeyError, ValueError, TypeError):
             return None
-        return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
     @property
     def identity(self) -> str:
-        return self.source if is_remote(self.source) else f"{self.source}:{os.path.getsize(self.source)}"
+        return _with_size(self.source)
 
     def column_types(self) -> "dict[str, pyarrow.DataType]":
         return dict.fromkeys(self.fields.columns, import_extra("pyarrow", "data").string())
@@ -219,6 +229,13 @@ class _CheckedTarInfo(tarfile.TarInfo):
             raise tarfile.ReadError(str(error)) from error
 
 
+class _CheckedGzip(gzip.GzipFile):
+    """A gzip file whose checksum is compared, which `tarfile` does not do; gives all that is before a damage."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self.read1(-1 if size is None else size)
+
+
 def _tar_members(address: str) -> Iterator[tuple[str, str, bytes]]:
     """Read (name without extensions, extensions, bytes) of the files in a tar.
 
@@ -228,9 +245,10 @@ def _tar_members(address: str) -> Iterator[tuple[str, str, bytes]]:
     base_plus_ext = import_extra("webdataset.tariterators", "data").base_plus_ext
     offset = 0
     with open_binary(address) as file:
+        content = _CheckedGzip(fileobj=file) if address.lower().endswith("gz") else file
         try:
             # As a stream, which any file system and compression allows.
-            with tarfile.open(fileobj=file, mode="r|*", tarinfo=_CheckedTarInfo) as archive:
+            with tarfile.open(fileobj=content, mode="r|*", tarinfo=_CheckedTarInfo) as archive:
                 for member in archive:
                     archive.members = []  # type: ignore[attr-defined]  # it keeps the headers of all files otherwise
                     name, extension = base_plus_ext(member.name)
@@ -240,7 +258,9 @@ def _tar_members(address: str) -> Iterator[tuple[str, str, bytes]]:
                             raise tarfile.ReadError("unexpected end of data")
                         yield name, extension.lower(), data
                     offset = archive.offset
-        except (tarfile.TarError, EOFError, zlib.error) as error:
+            while content is not file and content.read(CHECKED_AT_ONCE):
+                pass
+        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
             reason = f"{error or 'the file ends too early'}"
             message = f"the tar is damaged from byte {offset} on, and what follows is left out: {reason}"
             raise tarfile.ReadError(message, offset) from error
@@ -258,7 +278,7 @@ class ParquetShard(Shard):
     rows: int
 
     def __iter__(self) -> Iterator[Sample]:
-        with _open_parquet(self.source) as file:
+        with open_parquet(self.source) as file:
             fields = complete_fields(self.fields, file.schema_arrow.names, self.source)
             groups = range(self.first, self.last)
             row = sum(file.metadata.row_group(index).num_rows for index in range(self.first))
@@ -269,20 +289,20 @@ class ParquetShard(Shard):
 
     @property
     def identity(self) -> str:
-        return f"{self.source}#{self.first}-{self.last}:{self.rows}"
+        return f"{_with_size(self.source)}#{self.first}-{self.last}:{self.rows}"
 
     def column_types(self) -> "dict[str, pyarrow.DataType]":
-        with _open_parquet(self.source) as file:
+        with open_parquet(self.source) as file:
             return {name: file.schema_arrow.field(name).type for name in self.fields.columns}
 
 
-def _open_parquet(address: str) -> "pyarrow.parquet.ParquetFile":
+def open_parquet(address: str) -> "pyarrow.parquet.ParquetFile":
     parquet = import_extra("pyarrow.parquet", "data")
     source = import_extra("fsspec", "data").open(address).open() if is_remote(address) else address
     try:
         # Column chunks are read in parts: a row group may hold more images than there is memory.
         return parquet.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20)
-    except import_extra("pyarrow", "data").ArrowInvalid as error:
+    except (import_extra("pyarrow", "data").ArrowInvalid, UnicodeEncodeError) as error:
         raise OSError(f"{address} cannot be read as parquet: {error}") from error
 
 
@@ -291,7 +311,7 @@ class DatasetShard(Shard):
     """A part of a Hugging Face data set.
 
     Args:
-        split: its split.
+        split: its split; by default train, or the only one that there is.
         revision: the commit of a data set of the Hub; `None` for one that was saved on this machine.
         index: the part of `count` that this shard is.
         count: parts of the data set.
@@ -300,7 +320,7 @@ class DatasetShard(Shard):
     USES = frozenset({"image_column", "text_column", "key_column", "columns", "split", "subset"})
 
     fields: Fields
-    split: str
+    split: str | None
     revision: str | None
     index: int
     count: int
@@ -319,7 +339,7 @@ class DatasetShard(Shard):
     def identity(self) -> str:
         version = self.revision or self._open()._fingerprint
         subset = f"{self.fields.subset}/" if self.fields.subset else ""
-        return f"{self.source}@{version}:{subset}{self.split}#{self.index}/{self.count}"
+        return f"{self.source}@{version}:{subset}{self.split or DEFAULT_SPLIT}#{self.index}/{self.count}"
 
     def _open(self):
         return _open_dataset(self.source, self.fields.subset, self.split, self.revision)
@@ -330,12 +350,14 @@ class DatasetShard(Shard):
 
 
 @lru_cache(maxsize=1)
-def _open_dataset(address: str, subset: str | None, split: str, revision: str | None):
+def _open_dataset(address: str, subset: str | None, split: str | None, revision: str | None):
     datasets = import_extra("datasets", "data")
     if address.startswith(HUB_DATASETS):
         name = address.removeprefix(HUB_DATASETS)
         try:
-            dataset = datasets.load_dataset(name, subset, revision=revision, split=split, streaming=True)
+            dataset = datasets.load_dataset(
+                name, subset, revision=revision, split=split or DEFAULT_SPLIT, streaming=True
+            )
         except ValueError as error:  # it lists splits and subsets that there are
             raise UserError(f"{address} cannot be opened, see --split and --subset: {error}") from error
         return dataset if dataset.features else dataset._resolve_features()
@@ -343,10 +365,13 @@ def _open_dataset(address: str, subset: str | None, split: str, revision: str | 
         raise UserError(f"{address} was saved on this machine and has no subsets: leave out --subset {subset}.")
     dataset = datasets.load_from_disk(address)
     if not isinstance(dataset, datasets.DatasetDict):
+        if split and split != str(dataset.split):
+            raise UserError(f"{address} is one data set, and not of split {split!r}: leave out --split {split}.")
         return dataset
-    if split not in dataset:
-        raise UserError(f"{address} has no split {split!r}: it has {', '.join(map(repr, dataset))}.")
-    return dataset[split]
+    name = split or DEFAULT_SPLIT
+    if name not in dataset:
+        raise UserError(f"{address} has no split {name!r}: it has {', '.join(map(repr, dataset))}.")
+    return dataset[name]
 
 
 def complete_fields(fields: Fields, names: Sequence[str], source: str) -> Fields:
@@ -358,6 +383,8 @@ def complete_fields(fields: Fields, names: Sequence[str], source: str) -> Fields
     wanted = (fields.image_column, fields.text_column, fields.key_column, *fields.columns)
     image = fields.image_column or next((name for name in IMAGE_COLUMNS if name in names), None)
     missing = [name for name in wanted if name is not None and name not in names]
+    if several := [name for name in (image, *wanted) if name is not None and list(names).count(name) > 1]:
+        raise UserError(f"{source} has several columns {several[0]!r}, of which one cannot be told from the others.")
     if missing or image is None:
         lacks = f"column {missing[0]!r}" if missing else "column of images that is known"
         raise UserError(
@@ -379,7 +406,7 @@ def sample_of_row(row: dict, fields: Fields, default_key: str, source: str) -> S
     image = row[fields.image_column]
     if isinstance(image, dict):
         image = image.get("bytes") or image.get("path")
-    if isinstance(image, str) and not is_remote(image) and not os.path.isabs(image):
+    if isinstance(image, str) and image and not is_remote(image) and not os.path.isabs(image):
         folder = source.rpartition("/")[0] if is_remote(source) else os.path.dirname(source)
         image = os.path.join(folder, image)
     text = row[fields.text_column] if fields.text_column else None
@@ -394,10 +421,22 @@ def sample_of_row(row: dict, fields: Fields, default_key: str, source: str) -> S
     return sample
 
 
+def as_text(value: object) -> str | None:
+    """Return an entry of a `.json` as text: what is no text as JSON."""
+    if value is None:
+        return None
+    return as_unicode(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
 def open_binary(address: str) -> IO[bytes]:
     if is_remote(address):
         return import_extra("fsspec", "data").open(address, "rb").open()
     return open(address, "rb")
+
+
+def _with_size(address: str) -> str:
+    """An address and, of a file on this machine, its size: others would have to be asked for theirs one by one."""
+    return address if is_remote(address) else f"{address}:{os.path.getsize(address)}"
 
 
 def _digest(text: str) -> str:
@@ -447,7 +486,7 @@ def find_shards(
 def _files_of(arguments: Iterable[str], report: Callable[[str, Exception], None]) -> Iterator[str]:
     for argument in arguments:
         try:
-            yield from _find(argument)
+            yield from find_files(argument)
         except OSError as error:
             report(argument, error)
 
@@ -457,7 +496,7 @@ def _parts(names: Iterator[str], size: int) -> Iterator[tuple[str, ...]]:
         yield part
 
 
-def _find(argument: str) -> list[str]:
+def find_files(argument: str) -> list[str]:
     """List the files that an argument stands for: images, tars, parquet files, lists and data sets."""
     path = argument if is_remote(argument) else os.path.expanduser(argument)
     # A file may have a name that reads like a pattern.
@@ -472,7 +511,7 @@ def _find(argument: str) -> list[str]:
     if "{" in path and "}" in path:
         addresses = import_extra("webdataset.shardlists", "data").expand_urls(path)
         if addresses != [path]:
-            return [found for address in addresses for found in _find(address)]
+            return [found for address in addresses for found in find_files(address)]
     if is_remote(path):
         return _find_remote(path)
     if not glob.has_magic(path):
@@ -513,13 +552,18 @@ def _find_remote(address: str) -> list[str]:
 
 def _files_below(folder: str) -> Iterator[str]:
     """List files in `folder` and below, without hidden ones and outputs of these commands."""
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=_raise):
         if MANIFEST in files:
             folders[:] = []
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths = (os.path.join(parent, name) for name in sorted(files) if not name.startswith("."))
-        yield from filter(os.path.isfile, paths)
+        # A link to nothing is an image that cannot be read.
+        yield from (path for path in paths if os.path.isfile(path) or not os.path.exists(path))
+
+
+def _raise(error: OSError):
+    raise error
 
 
 def _data_or_images(files: list[str]) -> list[str]:
@@ -555,7 +599,7 @@ def _tar_shards(path: str, fields: Fields, shard_size: int) -> list[Shard]:
 
 
 def _parquet_shards(path: str, fields: Fields, shard_size: int) -> list[Shard]:
-    with _open_parquet(path) as file:
+    with open_parquet(path) as file:
         complete_fields(fields, file.schema_arrow.names, path)
         rows = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
     parts, first, size = [], 0, 0
@@ -583,20 +627,26 @@ def _list_shards(path: str, fields: Fields, shard_size: int) -> list[Shard]:
 
 
 def _dataset_shards(path: str, fields: Fields, shard_size: int) -> list[Shard]:
-    split, revision = fields.split or "train", None
-    if path.startswith(HUB_DATASETS):
-        name, _, wanted = path.removeprefix(HUB_DATASETS).partition("@")
-        from huggingface_hub import HfApi
+    revision = None
+    try:
+        if path.startswith(HUB_DATASETS):
+            name, _, wanted = path.removeprefix(HUB_DATASETS).partition("@")
+            from huggingface_hub import HfApi
 
-        path, revision = f"{HUB_DATASETS}{name}", HfApi().dataset_info(name, revision=wanted or None).sha
-    else:
-        path = _absolute(path)
-    dataset = _open_dataset(path, fields.subset, split, revision)
+            path, revision = f"{HUB_DATASETS}{name}", HfApi().dataset_info(name, revision=wanted or None).sha
+        else:
+            path = _absolute(path)
+        dataset = _open_dataset(path, fields.subset, fields.split, revision)
+    except (UserError, MissingPackageError):
+        raise
+    except Exception as error:  # the library and the network raise nearly everything
+        raise OSError(f"the data set cannot be opened: {type(error).__name__}: {error}") from error
     complete_fields(fields, list(dataset.features), path)
     parts = dataset.num_shards if revision else -(-len(dataset) // shard_size)
     name = "-".join(filter(None, [path.rstrip("/").rpartition("/")[2], fields.subset]))
+    split = fields.split or DEFAULT_SPLIT
     return [
-        DatasetShard(f"{name}-{split}-{index:05d}-of-{parts:05d}", path, fields, split, revision, index, parts)
+        DatasetShard(f"{name}-{split}-{index:05d}-of-{parts:05d}", path, fields, fields.split, revision, index, parts)
         for index in range(parts)
     ]
 

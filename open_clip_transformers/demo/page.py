@@ -39,6 +39,7 @@ CSS = f"""
 .titled .image-container {{height: auto}}
 .titled img {{width: 100%; max-height: 26rem; object-fit: contain}}
 .titled .icon-button-wrapper {{top: -2.1rem}}
+#probabilities * {{overflow-wrap: anywhere; min-width: 0}}
 #found .grid-wrap {{height: auto; max-height: none}}
 @media (max-width: 480px) {{
   .tab-container button {{padding: 0 .45rem}}

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from ..configuration.errors import UserError
 from ..datasets.extras import import_extra
-from ..datasets.images import read_image
+from ..datasets.images import is_url, read_image
 
 
 if TYPE_CHECKING:
@@ -81,13 +81,26 @@ def _read_upload(component: Any, payload: Any) -> Image.Image | None:
             ) from error
 
 
+async def _keep_upload(component: Any, place: Any) -> str | None:
+    """Take over an upload; gradio would also fetch what is at an address, of any size."""
+    with sentences():
+        if is_url(str(place)):
+            raise UserError("Addresses of images are not opened: upload the image itself.")
+    return await gr.Image.async_move_resource_to_block_cache(component, place)
+
+
 # gradio's own reader has no limit of pixels, and shows paths where it fails. A `class` statement would have gradio
 # write a stub file beside this one; a template looks as the class that it is made of.
 ImageInput = ABCMeta.__new__(
     type(gr.Image),
     "ImageInput",
     (gr.Image,),
-    {"__module__": __name__, "is_template": True, "preprocess": _read_upload},
+    {
+        "__module__": __name__,
+        "is_template": True,
+        "preprocess": _read_upload,
+        "async_move_resource_to_block_cache": _keep_upload,
+    },
 )
 
 

@@ -1,5 +1,6 @@
 """The tabs that compare images with texts: labels, heat maps, and search."""
 
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from ..configuration.errors import UserError
@@ -32,7 +33,7 @@ def zero_shot_tab(model: DemoModel, image: "gr.Image"):
     )
     template = gr.Textbox(DEFAULT_TEMPLATE, label="Template", info="{} stands for the label.", max_length=MAX_LETTERS)
     button = gr.Button("Classify", variant="primary")
-    result = gr.Label(label="Probabilities", num_top_classes=MAX_LABELS, show_heading=False)
+    result = gr.Label(label="Probabilities", num_top_classes=MAX_LABELS, show_heading=False, elem_id="probabilities")
     gr.Markdown(SIGMOID if model.sigmoid else SOFTMAX, elem_classes="quiet")
 
     def classify(image, labels, template):
@@ -60,7 +61,10 @@ def find_tab(model: DemoModel, image: "gr.Image"):
         with sentences():
             texts = [text.strip() for text in (text, compare_with) if text.strip()]
             found = model.find(given(image), texts, warn)
-            shown = [gr.Image(drawn, label=f"“{text}”", visible=True) for text, drawn in zip(texts, found.drawn)]
+            shown = [
+                gr.Image(drawn, label=f"“{shorten(text, 80)}”", visible=True)
+                for text, drawn in zip(texts, found.drawn)
+            ]
             hidden = [gr.Image(None, visible=False)] * (len(maps) - len(shown))
             return *shown, *hidden, gr.HTML(_scale(found.least, found.most), visible=True)
 

@@ -355,10 +355,12 @@ def test_output_within_its_input_is_no_input(run, clip, photos, tmp_path):
         assert embed(run, clip, tmp_path / "data", tmp_path / "data" / "out")["shards"] == shards
 
 
-def test_data_may_grow(run, clip, tars, tmp_path):
-    embed(run, clip, f"{tars}/{{a..b}}.tar", tmp_path / "out")
-    assert embed(run, clip, tars, tmp_path / "out")["shards"] == 1
-    embed(run, clip, tars, tmp_path / "at_once")
+@pytest.mark.parametrize("layout", ["parquet", "clip-retrieval"])
+def test_data_may_grow_in_any_order(run, clip, tars, tmp_path, layout):
+    """Shards that were there keep their places, and so their files; new ones get others."""
+    for source, shards in ((tars / "b.tar", 1), (tars / "a.tar", 1), (tars, 1), (tars, 0)):
+        assert embed(run, clip, source, tmp_path / "out", "--format", layout)["shards"] == shards
+    embed(run, clip, [tars / "b.tar", tars / "a.tar", tars / "c.tar"], tmp_path / "at_once", "--format", layout)
     assert contents(tmp_path / "out") == contents(tmp_path / "at_once")
 
 
@@ -389,7 +391,7 @@ def test_output_of_another_model_command_or_data_is_refused(run, clip, siglip, p
     result = run("classify", clip, photos, "--labels", "a,b", "-o", tmp_path / "out", *again, exit_code=2)
     assert "command was 'embed' and is 'classify'" in result.stderr
     (photos / "a00.png").write_bytes(FILES["a1"])
-    assert "shard 'images-00000' was number 0" in embed(run, clip, photos, tmp_path / "out", *again, exit_code=2)
+    assert "shard 'images-00000' was of " in embed(run, clip, photos, tmp_path / "out", *again, exit_code=2)
     assert "shard 'images-00000'" in embed(run, clip, photos, tmp_path / "out", "--shard-size", 9, exit_code=2)
     (tmp_path / "other").mkdir()
     shutil.copy(tars / "a.tar", tmp_path / "other" / "a.tar")

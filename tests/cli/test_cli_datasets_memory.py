@@ -52,7 +52,7 @@ class Task:
 def peak_memory(folder, shards, layout):
     shards = [GeneratedShard(f"{number:05d}", "generated") for number in range(shards)]
     output = FORMATS[layout](str(folder), ("embedding",))
-    places = output.unfinished(shards)
+    places = output.unfinished(enumerate(shards))
     tracemalloc.start()
     try:
         report = run(Task(), places, output, batch_size=4, workers=0, threads=1, warn=print)

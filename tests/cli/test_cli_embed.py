@@ -115,7 +115,7 @@ def test_embed_replaces_a_file_only_by_a_whole_one(run, clip, images, tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr(safetensors.torch, "save_file", fail)
         result = run("embed", clip, images[0], "-o", output, exit_code=1)
-    assert result.stderr == "Error: No space left on device\n"
+    assert result.stderr == f"Error: {output} cannot be written: No space left on device\n"
     assert output.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["out.safetensors"]
     run("embed", clip, images[0], "-o", output)

@@ -1,7 +1,9 @@
 """Data sets on a Ray cluster of two nodes, one of whose workers, then a node, and then the driver is killed."""
 
+import functools
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -11,6 +13,12 @@ from pathlib import Path
 import numpy
 import pytest
 from PIL import Image
+
+from open_clip_transformers.cli.data import _load_unchanged, model_fingerprint
+from open_clip_transformers.configuration.errors import UserError
+from open_clip_transformers.datasets.outputs import ParquetOutput
+from open_clip_transformers.datasets.run_on_ray import _Actor
+from open_clip_transformers.datasets.shards import FileShard
 
 
 ray = pytest.importorskip("ray")
@@ -31,7 +39,7 @@ def photos(tmp_path):
 
 @pytest.fixture
 def environment(monkeypatch):
-    """Where processes find the package; actors take half a second for a batch, so that there is time to kill them."""
+    """Where processes find the package."""
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     return os.environ
@@ -98,9 +106,39 @@ def test_lost_workers_nodes_and_drivers_change_nothing(run, clip, photos, tmp_pa
     assert summary["errors"] == {"UnidentifiedImageError": 1}
 
 
-def test_ray_starts_a_cluster_of_its_own(run, clip, photos, tmp_path, environment):
-    command = ["embed", clip, photos, "--shard-size", "4", "--batch-size", "2", "--workers", "0"]
+def test_ray_starts_a_cluster_of_its_own(run, clip, photos, tmp_path, environment, monkeypatch):
+    command = ["embed", clip, photos, "--shard-size", "8", "--batch-size", "2", "--workers", "0", "--json"]
     run(*command, "-o", tmp_path / "alone", exit_code=1)
-    run(*command, "-o", tmp_path / "out", "--engine", "ray", "--actors", 2, exit_code=1)
+    shutdown = ray.shutdown
+    monkeypatch.setattr(ray, "shutdown", lambda: (print("(raylet) A node has died."), shutdown()))
+    result = run(*command, "-o", tmp_path / "out", "--engine", "ray", "--actors", 1, exit_code=1)
+    assert json.loads(result.stdout)["rows"] == 2 * SHARDS
     assert contents(tmp_path / "out") == contents(tmp_path / "alone")
     assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (FileNotFoundError(2, "No such file", "model"), UserError, "No such file: 'model'"),
+        (ZeroDivisionError("by zero"), RuntimeError, "ZeroDivisionError: by zero"),
+    ],
+    ids=["expected", "fault"],
+)
+def test_errors_of_actors_reach_the_driver(tmp_path, error, kind, message):
+    """As what they return: Ray would load a model that is gone for ever."""
+
+    def load():
+        raise error
+
+    output = ParquetOutput(f"{tmp_path}/out", ["embedding"])
+    actor = _Actor(load, None, output, [(0, FileShard("a", "files", ()))])
+    *_, found = pickle.loads(actor({"place": [0]})["report"][0])
+    assert type(found) is kind and message in str(found)
+
+
+def test_actors_refuse_a_model_that_changed(clip):
+    load = functools.partial(_load_unchanged, lambda device: "task", str(clip), None)
+    assert load(model_fingerprint(str(clip), None), "cpu") == "task"
+    with pytest.raises(UserError, match="is not the model that it was when the run began"):
+        load("another", "cpu")

@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 
 
-pytest.importorskip("gradio")
-
 ROOT = Path(__file__).parents[2]
 
 

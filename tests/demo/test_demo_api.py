@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoProcessor, pipeline
 from open_clip_transformers.configuration.errors import UserError
 
 
+pytest.importorskip("gradio")
 gradio_client = pytest.importorskip("gradio_client")
 AppError = gradio_client.exceptions.AppError
 
@@ -206,11 +207,15 @@ def test_broken_images_are_told_of_in_a_sentence(client, tmp_path, kind):
 
 
 @pytest.mark.parametrize("meta", [{"meta": {"_type": "gradio.FileData"}}, {}], ids=["file", "plain"])
-@pytest.mark.parametrize("field", ["path", "url"])
+@pytest.mark.parametrize("field", ["path", "url", "address"])
 def test_paths_of_requests_are_not_opened(digits_url, digits, meta, field):
     """An image of this machine, outside of what was uploaded."""
     place = str(digits.images / digits.names[0])
-    payload = {"path": place, **meta} if field == "path" else {"path": "x.png", "url": f"file://{place}", **meta}
+    payload = {
+        "path": {"path": place},
+        "url": {"path": "x.png", "url": f"file://{place}"},
+        "address": {"path": f"{digits_url}theme.css"},
+    }[field] | meta
     body = {"data": [payload, ["a"], "{}"]}
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(f"{digits_url}gradio_api/call/classify", json.dumps(body).encode(), headers)
@@ -220,6 +225,12 @@ def test_paths_of_requests_are_not_opened(digits_url, digits, meta, field):
         answer = response.read().decode()
     assert "event: error" in answer and "confidences" not in answer
     assert "Traceback" not in answer
+
+
+def test_addresses_are_refused_in_a_sentence(client):
+    image = {"path": "https://example.com/a.png", "meta": {"_type": "gradio.FileData"}}
+    with pytest.raises(AppError, match="upload the image itself"):
+        client.predict(image=image, api_name="/caption")
 
 
 def test_files_of_this_machine_are_not_served(digits_url, digits):

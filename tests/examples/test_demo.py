@@ -28,6 +28,7 @@ def test_demo_captions_and_classifies_held_out_images(tmp_path):
     assert header.split() == ["image", "truth", "caption", "top", "label", "probability"]
     assert sum(line[:3].isdigit() and line[3:7] == ".png" for line in lines) == 6
     assert "of 40 captions are right" in result.stdout
+    assert "open-clip-transformers demo " in lines[-1]
 
     assert len(list((output / "images").glob("*.png"))) == 6
     with Image.open(output / "captions.png") as sheet:

@@ -1,0 +1,226 @@
+"""Data sets and outputs that are damaged, oddly named or in use: a row with an error or a message each."""
+
+import gzip
+import io
+import json
+import os
+import shutil
+import tarfile
+import threading
+
+import datasets
+import fsspec
+import numpy
+import pandas
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from open_clip_transformers.configuration.errors import UserError
+from open_clip_transformers.datasets.outputs import ParquetOutput
+from open_clip_transformers.datasets.shards import FileShard
+
+
+pytestmark = pytest.mark.usefixtures("models_loaded_once", "here")
+NO_UTF8 = "bad\udcff.png"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def picture(number):
+    file = io.BytesIO()
+    colours = numpy.random.default_rng(number).integers(0, 256, (30, 31, 3), dtype=numpy.uint8)
+    Image.fromarray(colours).save(file, "png")
+    return file.getvalue()
+
+
+PICTURES = [picture(number) for number in range(4)]
+
+
+def write(path, content):
+    with open(path, "wb") as file:
+        file.write(content)
+
+
+def write_tar(path, names):
+    with tarfile.open(path, "w") as archive:
+        for name, data in zip(names, PICTURES):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+def write_parquet(path, **columns):
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+
+
+@pytest.fixture
+def embed(run, clip):
+    """Embeds `inputs` -> keys and kinds of errors of the rows."""
+
+    def embed(*inputs, output="out", options=(), exit_code=0):
+        fixed = ["-o", f"{output}/", "--batch-size", 2, "--workers", 0, *options]
+        result = run("embed", clip, *inputs, *fixed, exit_code=exit_code)
+        if exit_code == 2:
+            return result.stderr
+        table = pandas.concat([pandas.read_parquet(path) for path in sorted(os.scandir(output), key=os.fspath)
+                               if path.name.endswith("parquet")])  # fmt: skip
+        assert table.embedding.isna().tolist() == table.error.notna().tolist()
+        return dict(zip(table.key, (error and error.split(":")[0] for error in table.error)))
+
+    return embed
+
+
+def test_names_need_not_be_utf8(embed):
+    escaped = NO_UTF8.encode(errors="backslashreplace").decode()
+    write(NO_UTF8, PICTURES[0])
+    write(os.fsencode("list.txt"), os.fsencode(f"{NO_UTF8}\nmissing-{NO_UTF8}\n"))
+    write_tar("a\udcfe.tar", [NO_UTF8, "b.png"])
+    assert embed(NO_UTF8, output="files") == {escaped: None}
+    assert embed("list.txt", output="list", exit_code=1) == {escaped: None, f"missing-{escaped}": "FileNotFoundError"}
+    for _ in range(2):
+        assert embed("a\udcfe.tar", output="tar") == {escaped.removesuffix(".png"): None, "b": None}
+    assert os.fsencode("a\udcfe.parquet") in os.listdir(b"tar")
+    write_parquet("in.parquet", image=PICTURES[:1])
+    os.rename("in.parquet", "in\udcff.parquet")
+    assert "cannot be read as parquet" in embed("in\udcff.parquet", output="parquet", exit_code=2)
+
+
+def test_half_characters_in_texts_are_escaped(embed):
+    with tarfile.open("in.tar", "w") as archive:
+        for name, data in (("a.png", PICTURES[0]), ("a.json", b'{"caption": "half \\ud83d"}')):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    assert embed("in.tar", options=["--text-column", "caption"]) == {"a": None}
+    assert pandas.read_parquet("out/in.parquet").caption.tolist() == ["half \\ud83d"]
+
+
+@pytest.mark.parametrize("how", ["cut", "checksum"])
+def test_damaged_gzip_is_noticed(embed, how):
+    write_tar("in.tar", ["a.png", "b.png", "c.png", "d.png"])
+    with open("in.tar", "rb") as file:
+        packed = gzip.compress(file.read())
+    write("in.tar.gz", packed[: len(packed) // 2] if how == "cut" else packed[:-8] + b"1234" + packed[-4:])
+    found = embed("in.tar.gz", exit_code=1)
+    assert list(found.values()) == [*[None] * (1 if how == "cut" else 4), "BrokenTar"]
+
+
+def test_links_to_nothing_have_rows_and_closed_folders_are_named(embed, monkeypatch):
+    os.makedirs("photos/closed")
+    write("photos/a.png", PICTURES[0])
+    os.symlink("nowhere", "photos/b.png")
+    os.symlink("..", "photos/closed/up")
+    assert embed("photos", exit_code=1) == {"photos/a.png": None, "photos/b.png": "FileNotFoundError"}
+    scandir = os.scandir
+
+    def closed(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert "photos: [Errno 13] Permission denied: 'photos/closed'" in embed("photos", output="no", exit_code=2)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 1}', '{"version": 9}'])
+def test_damaged_manifest_is_refused(embed, content):
+    write("a.png", PICTURES[0])
+    os.mkdir("out")
+    write("out/_manifest.json", content.encode())
+    message = embed("a.png", exit_code=2)
+    assert ("version is 9" if "9" in content else "is damaged") in message
+
+
+def test_output_that_is_a_file_is_refused(embed):
+    write("a.png", PICTURES[0])
+    write("out", b"")
+    assert "out/ is a file: give a folder" in embed("a.png", exit_code=2)
+
+
+def test_saved_data_sets_that_cannot_be_opened_say_why(embed):
+    datasets.Dataset.from_dict({"image": PICTURES}).save_to_disk("saved")
+    assert len(embed("saved")) == 4
+    assert "leave out --split train" in embed("saved", options=["--split", "train"], exit_code=2)
+    shutil.copytree("saved", "broken")
+    write("broken/state.json", b"{")
+    assert "broken: the data set cannot be opened: JSONDecodeError" in embed("broken", exit_code=2)
+
+
+def test_odd_columns(embed):
+    write("a.png", PICTURES[0])
+    write_parquet("paths.parquet", image=["a.png", "", None, "b.png"], key=["a", "b", "c", "d"])
+    kinds = embed("paths.parquet", exit_code=1)
+    assert kinds == {"a": None, "b": "MissingImage", "c": "MissingImage", "d": "FileNotFoundError"}
+    pyarrow.parquet.write_table(pyarrow.table([PICTURES[:1], PICTURES[1:2]], ["image", "image"]), "two.parquet")
+    assert "two.parquet has several columns 'image'" in embed("two.parquet", exit_code=2)
+
+
+def test_changed_tables_are_refused(embed):
+    write_parquet("in.parquet", image=PICTURES[:2])
+    embed("in.parquet")
+    write_parquet("in.parquet", image=[PICTURES[0], picture(9)[:700]])
+    assert "holds the outputs of another run: shard 'in' was of" in embed("in.parquet", exit_code=2)
+
+
+def test_only_one_of_two_runs_at_once_claims_an_output(tmp_path, monkeypatch):
+    writes, goes_on = threading.Event(), threading.Event()
+    shards = [FileShard("images-00000", "files", ("a.png",))]
+    first, second = (ParquetOutput(f"{tmp_path}/out", ["embedding"]) for _ in range(2))
+    put = first.put
+
+    def slow(*arguments):
+        writes.set()
+        goes_on.wait(10)
+        put(*arguments)
+
+    monkeypatch.setattr(first, "put", slow)
+    thread = threading.Thread(target=first.prepare, args=({"dtype": "float32"}, shards, {}))
+    thread.start()
+    writes.wait(10)
+    threading.Timer(0.1, goes_on.set).start()
+    with pytest.raises(UserError, match="dtype was 'float32' and is 'float16'"):
+        second.prepare({"dtype": "float16"}, shards, {})
+    thread.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="limits the size of files of a process that it forks")
+@pytest.mark.parametrize("output", ["out/", "out.npy", "out.safetensors"])
+def test_no_space_left_names_the_file_and_leaves_nothing(run, clip, output):
+    import resource
+
+    write("a.png", PICTURES[0])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, before[1]))
+    try:
+        message = run("embed", clip, "a.png", "-o", output, "--workers", 0, exit_code=1).stderr
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert output.strip("/") in message and "should not happen" not in message
+    assert not [path for _, _, files in os.walk(".") for path in files if path != "a.png"]
+
+
+def test_failed_uploads_leave_nothing(monkeypatch):
+    memory = fsspec.filesystem("memory")
+    output = ParquetOutput("memory://bucket/out", ["embedding"])
+    pipe_file = type(memory).pipe_file
+
+    def full(self, path, value, **settings):
+        pipe_file(self, path, value[:3], **settings)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(memory), "pipe_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        output.put("a.parquet", b"content")
+    assert not memory.exists("/bucket/out/a.parquet")
+
+
+def test_manifest_keeps_what_names_are_no_utf8(tmp_path):
+    output = ParquetOutput(f"{tmp_path}/out", ["embedding"])
+    output.prepare({}, [FileShard("a\udcff", "files", (NO_UTF8,))], {})
+    assert list(output.read_manifest()["shards"]) == ["a\udcff"]
+    assert json.loads((tmp_path / "out" / "_manifest.json").read_bytes())
