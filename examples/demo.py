@@ -40,16 +40,20 @@ def print_table(pictures: list[Picture], captions: list[str], results: list[list
 
 
 def draw_sheet(pictures: list[Picture], captions: list[str], columns: int = 4) -> Image.Image:
-    """Draw the pictures, enlarged, with their captions below: green where right, red where wrong."""
-    cell, size = (270, 230), 192
+    """Draw the pictures, enlarged, with their captions below, and below wrong ones the truth."""
+    cell, size = (310, 248), 192
     sheet = Image.new("RGB", (cell[0] * columns, cell[1] * -(-len(pictures) // columns)), "white")
     draw = ImageDraw.Draw(sheet)
     for index, (picture, caption) in enumerate(zip(pictures, captions)):
         left, top = index % columns * cell[0], index // columns * cell[1]
         enlarged = picture.image.resize((size, size), Image.Resampling.NEAREST)
         sheet.paste(enlarged, (left + (cell[0] - size) // 2, top + 8))
-        colour = "darkgreen" if caption == picture.caption else "firebrick"
-        draw.text((left + cell[0] / 2, top + size + 14), caption, colour, anchor="ma", font_size=13)
+        lines = [(caption, "darkgreen")]
+        if caption != picture.caption:
+            lines = [(f"wrong: {caption}", "firebrick"), (f"truth: {picture.caption}", "black")]
+        for row, (line, colour) in enumerate(lines):
+            place = left + cell[0] / 2, top + size + 14 + 18 * row
+            draw.text(place, line, colour, anchor="ma", font_size=13)
     return sheet
 
 
@@ -88,6 +92,7 @@ def main() -> None:
     draw_sheet(shown, captions).save(sheet)
     print(f"The images with their captions: {sheet}")
     print(f"Caption them again: .venv/bin/open-clip-transformers caption {folder} {image_folder}")
+    print(f"Try it in the browser: .venv/bin/open-clip-transformers demo {folder} --examples {image_folder}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Fine-tune a CoCa or a dual model on images and texts, evaluate it before and after, and hand it back to open_clip.
 
     python examples/finetune.py                                    # the digits model learns captions in other words
-    accelerate launch --num_processes 2 examples/finetune.py       # the same, with the batch shared by two processes
+    accelerate launch --multi_gpu --num_processes 2 examples/finetune.py  # the same, with the batch shared by two
     python examples/finetune.py FOLDER --data photos/ -o OUT       # a converted model on images with a metadata.jsonl
 
-The loss is that of the batch of all processes. OUT gets the model as transformers loads it and, in OUT/open_clip, as
-open_clip does.
+Without `--multi_gpu`, accelerate starts one process on a machine without GPUs, whatever it was asked for; with it, two
+on the CPU. The loss is that of the batch of all processes. OUT gets the model as transformers loads it and, in
+OUT/open_clip, as open_clip does.
 """
 
 import argparse
@@ -96,6 +97,10 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
             report_to="none",
         )
         # The batch is that of all processes, however many there are.
+        if args.batch_size % training_args.world_size:
+            parser.error(
+                f"--batch-size {args.batch_size} is not shared evenly by {training_args.world_size} processes"
+            )
         training_args.per_device_train_batch_size = args.batch_size // training_args.world_size
 
         # A model that captions learns that too; a dual model has no decoder.
@@ -114,6 +119,7 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
             model.save_pretrained(output)
             processor.save_pretrained(output)
             convert_to_open_clip(output, output / "open_clip")
+            print(f"trained by {training_args.world_size} processes")
             for when, metrics in results.items():
                 print(f"{when:6}", *(f"{name} {value:.3f}" for name, value in metrics.items()), sep="  ")
     return results

@@ -109,9 +109,10 @@ class Hub:
 
     Args:
         endpoint: its address.
-        repos: repositories by id.
+        repos: repositories by id, those of Spaces under `spaces/`.
         large_files: contents of uploaded large files by their SHA-256, committed or not.
         requests: method and path of every request, in order.
+        created: what was asked for of each repository that a client created.
         received: for each SHA-256, how many bytes came in.
         on_request: called with method and path before a request is answered; may wait, or raise a [`Refusal`].
     """
@@ -120,6 +121,7 @@ class Hub:
     repos: dict[str, Repo] = field(default_factory=dict)
     large_files: dict[str, bytes] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
+    created: list[dict] = field(default_factory=list)
     received: dict[str, int] = field(default_factory=dict)
     on_request: Callable[[str, str], None] = _nothing
 
@@ -170,7 +172,10 @@ class Handler(BaseHTTPRequestHandler):
         for method, pattern, function in ROUTES:
             match = re.fullmatch(pattern, path)
             if match and self.command in method:
-                return function(self, **{name: unquote(value) for name, value in match.groupdict().items() if value})
+                found = {name: unquote(value) for name, value in match.groupdict().items() if value}
+                if found.pop("kind", "models") == "spaces":
+                    found["repo_id"] = f"spaces/{found['repo_id']}"
+                return function(self, **found)
         raise Refusal(404, f"No such route: {self.command} {path}")
 
     def read_body(self) -> bytes:
@@ -202,7 +207,7 @@ class Handler(BaseHTTPRequestHandler):
         return USERS.get(token)
 
     def repo(self, repo_id: str, write: bool = False) -> Repo:
-        account = repo_id.partition("/")[0]
+        account = repo_id.removeprefix("spaces/").partition("/")[0]
         allowed = account in ACCOUNTS.get(self.user or "", ())
         repo = self.hub.repos.get(repo_id)
         if repo is None or (repo.private and not allowed):
@@ -224,11 +229,12 @@ class Handler(BaseHTTPRequestHandler):
         if account not in ACCOUNTS.get(self.user or "", ()):
             status = 401 if self.user is None else 403
             raise Refusal(status, f"You don't have the rights to create a model under the namespace {account!r}")
-        repo_id = f"{account}/{asked['name']}"
+        repo_id = f"{'spaces/' if asked.get('type') == 'space' else ''}{account}/{asked['name']}"
         answer = {"url": f"{self.hub.endpoint}/{repo_id}", "name": repo_id, "id": repo_id}
         if repo_id in self.hub.repos:
             self.send_json({"error": "You already created this model repo", **answer}, status=409)
             return None
+        self.hub.created.append(asked)
         self.hub.create(repo_id, private=asked.get("private") or asked.get("visibility") == "private")
         return answer
 
@@ -340,7 +346,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 _ID = r"(?P<repo_id>[\w.-]+/[\w.-]+)"
-_MODEL = rf"/api/models/{_ID}"
+_MODEL = rf"/api/(?P<kind>models|spaces)/{_ID}"
 _REVISION = r"(?P<revision>[^/]+)"
 ROUTES = (
     (("GET",), "/api/whoami-v2", Handler.whoami),

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -203,15 +204,28 @@ def make_trainer(model, args, batches: list[dict], **keywords):
     return trainer
 
 
-def trained_gradients(folder: str, size: int, settings: list[dict], teacher: str | None = None) -> list[dict]:
+def with_lora(model):
+    import peft
+
+    config = peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    torch.manual_seed(3)
+    return peft.get_peft_model(model, config)
+
+
+def trained_gradients(
+    folder: str, size: int, settings: list[dict], teacher: str | None = None, adapt: Callable | None = None
+) -> list[dict]:
     """The gradients and the loss of a step, with each of some settings of the trainer."""
     rank = distributed.get_rank() if distributed.is_initialized() else 0
     ranks = distributed.get_world_size() if distributed.is_initialized() else 1
     found = []
     for setting in settings:
         model = model_to_train(folder, setting)
+        batch = training_batch(model, size)
+        if adapt is not None:
+            model = adapt(model)
         accumulation = setting.get("gradient_accumulation_steps", 1)
-        batches = micro_batches(training_batch(model, size), accumulation, rank, ranks)
+        batches = micro_batches(batch, accumulation, rank, ranks)
         args = training_arguments(folder, per_device_train_batch_size=len(batches[0]["input_ids"]), **setting)
         keywords = {} if teacher is None else {"teacher_model": load_model(teacher)}
         trainer = make_trainer(model, args, batches, **keywords)
@@ -269,6 +283,12 @@ def launched():
     result = trained(**json.loads(sys.argv[1]))
     if distributed.get_rank() == 0:
         print("RESULT", json.dumps(result))
+
+
+def world_size_by_default(folder: str) -> int:
+    """The number of ranks as torchrun alone tells it."""
+    del os.environ["ACCELERATE_USE_CPU"]
+    return ContrastiveTrainingArguments(folder).world_size
 
 
 def trained_by_plain_trainer(folder: str) -> list[str]:

@@ -42,10 +42,7 @@ def embed_texts(
     Raises:
         ValueError: the model does not pool.
     """
-    limit = tokenizer.model_max_length
-    lengths = [len(ids) for ids in tokenizer(list(texts), truncation=False, padding=False, verbose=False).input_ids]
-    if warn is not None and (too_long := sum(length > limit for length in lengths)):
-        warn(f"{too_long} of {len(texts)} texts were cut to the model's {limit} tokens.")
+    lengths = token_counts(tokenizer, texts, warn)
     # Texts of like length side by side need little padding, where the model does not need it.
     padding = "longest" if model.text_model.ignores_padding else "max_length"
     order = sorted(range(len(texts)), key=lengths.__getitem__)
@@ -56,6 +53,17 @@ def embed_texts(
         features = model.get_text_features(**inputs).pooler_output
         embeds.append(F.normalize(_pooled(features).float(), dim=-1).cpu())
     return torch.cat(embeds)[torch.tensor(order).argsort()]
+
+
+def token_counts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], warn: Callable[[str], object] | None = None
+) -> list[int]:
+    """Count the tokens of each text before it is cut; `warn` is told how many texts will be, if any."""
+    limit = tokenizer.model_max_length
+    lengths = [len(ids) for ids in tokenizer(list(texts), truncation=False, padding=False, verbose=False).input_ids]
+    if warn is not None and (too_long := sum(length > limit for length in lengths)):
+        warn(f"{too_long} of {len(texts)} texts were cut to the model's {limit} tokens.")
+    return lengths
 
 
 def _pooled(features: torch.Tensor) -> torch.Tensor:

@@ -69,13 +69,19 @@ class ContrastiveTrainingArguments(TrainingArguments):
     caption_loss_weight: float | None = field(default=None, metadata={"help": "Weight of CoCa's caption loss."})
     distillation_loss_weight: float | None = field(default=None, metadata={"help": "Weight beside a teacher."})
     layer_decay: float | None = field(default=None, metadata={"help": "Fall of the learning rate a layer, in (0, 1]."})
+    # Trainer would log 0 for a loss that is no number, while the weights become none.
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave losses that are no numbers out."})
     # Collators make the model's inputs from columns of other names.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Drop columns that forward does not take."})
 
     def __post_init__(self):
+        # accelerate would leave out ranks that have no device but the CPU, and each would train alone.
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
         super().__post_init__()
-        if self.mini_batch_size is not None and self.mini_batch_size < 1:
-            raise ValueError(f"mini_batch_size is a number of pairs, got {self.mini_batch_size}.")
+        size = self.mini_batch_size
+        if size is not None and (not isinstance(size, int) or size < 1):
+            raise ValueError(f"mini_batch_size is a number of pairs, got {size}.")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay is a number above 0 and at most 1, got {self.layer_decay}.")
         for name in _WEIGHTS:
@@ -242,12 +248,22 @@ class ContrastiveTrainer(Trainer):
 
         Other streamed data is read by the first rank, which sends batches to the others (accelerate's
         `dispatch_batches`).
+
+        Raises:
+            ValueError: less data than a batch of several ranks; streamed data that would be read twice or never.
         """
         dataset = self.train_dataset
         check_workers(dataset, self.args.dataloader_num_workers)
-        if not isinstance(dataset, IterableDataset):
-            return super().get_train_dataloader()
         ranks, config = self.args.world_size, self.args.accelerator_config
+        if not isinstance(dataset, IterableDataset):
+            pairs = self.args.train_batch_size * ranks
+            if ranks > 1 and has_length(dataset) and len(dataset) < pairs:
+                raise ValueError(
+                    f"The data set has {len(dataset)} pairs, fewer than a batch of {ranks} ranks, {pairs}, which "
+                    "accelerate would fill up with the same pairs, to be told from themselves: lower "
+                    "per_device_train_batch_size."
+                )
+            return super().get_train_dataloader()
         share = None
         if not (config.dispatch_batches or config.split_batches):
             share = rank_share(dataset, self.args.process_index, ranks)

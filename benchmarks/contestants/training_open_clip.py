@@ -26,13 +26,13 @@ class OpenClip(MeasuredSteps):
         device, dtype = self.settings["device"], getattr(torch, self.settings["dtype"])
         self.optimizer = self.optimizer or torch.optim.AdamW(self.model.parameters(), lr=0.0)
         for _ in range(self.settings["steps"]):
-            self.optimizer.zero_grad()
             images, texts = (tensor.to(device) for tensor in self.inputs)
             with torch.autocast(device, dtype, enabled=dtype != torch.float32):
                 loss = self.loss(*self.model(images, texts)[:3])
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)  # as Trainer does by default
             self.optimizer.step()
+            self.optimizer.zero_grad()
         return loss.detach()
 
     def outputs(self) -> list[float]:

@@ -7,23 +7,37 @@ import suites
 from .cells import Record, Result, is_ours
 
 
-# One colour a contestant on all pages, by its place here: of our variants a shade of blue, and a shape.
+# One colour a contestant on all pages, in contrast to the paper: of our variants a shade of blue by its place here,
+# and a shape of its own.
 VARIANTS = {
     "ours": "",
     "ours_optimized": "D",
     "ours_compiled": "s",
     "ours_fused": "d",
     "ours_flash": "^",
-    "ours_bf16": "s",
+    "ours_bf16": "p",
     "ours_int8": "v",
     "ours_int8_bf16": "P",
-    "ours_int8_dynamic": "^",
-    "ours_mini_batches": "v",
-    "ours_ray": "d",
-    "ours_ray_2": "P",
+    "ours_int8_dynamic": "X",
+    "ours_mini_batches": "<",
+    "ours_ray": ">",
+    "ours_ray_2": "*",
 }
-PEERS = ["open_clip", "transformers", "timm", "blip", "transformers_pil", "torch", "read", "onednn", "onednn_packed"]
-PEERS += ["onednn_of_columns", "mkl_of_columns", "copy"]
+# Peers -> colours without blue; those of one page are told apart whatever colours one sees.
+PEERS = {
+    "open_clip": "#d55e00",
+    "transformers": "#009e73",
+    "timm": "#882255",
+    "blip": "#9467bd",
+    "transformers_pil": "#4b7f1f",
+    "torch": "#d6409f",
+    "read": "#7f7f7f",
+    "onednn": "#c08000",
+    "onednn_packed": "#e0342b",
+    "onednn_of_columns": "#8c564b",
+    "mkl_of_columns": "#117733",
+    "copy": "#d6616b",
+}
 ROW_INCHES = 0.34
 # Ticks of the axis for the largest over the smallest ratio.
 TICKS = {8: (1, 2, 5), 2: (1, 1.2, 1.5, 2, 3, 4, 6, 8), 0: tuple(1 + tenth / 10 for tenth in range(90))}
@@ -51,10 +65,8 @@ def style(contestant: str) -> tuple[tuple[float, ...] | str, str]:
     from matplotlib import colormaps
 
     if contestant in VARIANTS:
-        return colormaps["Blues"](1 - 0.08 * list(VARIANTS).index(contestant)), VARIANTS[contestant]
-    # Without its blues; the strong ones first.
-    colors = colormaps["tab20"].colors
-    return ([*colors[2::2], *colors[3::2]][PEERS.index(contestant)], "o") if contestant in PEERS else ("black", "x")
+        return colormaps["Blues"](1 - 0.036 * list(VARIANTS).index(contestant)), VARIANTS[contestant]
+    return (PEERS[contestant], "o") if contestant in PEERS else ("black", "x")
 
 
 def draw(title: str, results: list[Result]) -> bytes:

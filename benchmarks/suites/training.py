@@ -6,7 +6,8 @@ from harness.cells import Cell, Options
 TITLE = "Training"
 ABOUT = """\
 Two steps of AdamW on a batch of images and texts, from the same random weights in fp32 (on a GPU with bf16 autocast).
-The learning rate is zero, so that the losses of all contestants can be compared.
+The learning rate is zero, so that the losses of all contestants can be compared. What a `Trainer` does once, before
+its first step, is left out.
 
 `ours` is `ContrastiveTrainer.train()`, `ours_mini_batches` the same with `mini_batch_size` an eighth of the batch (the
 gradients are those of the whole batch), `transformers` its own CLIPModel in its `Trainer`, and `open_clip` a loop of

@@ -47,6 +47,7 @@ class CardFacts:
         base_model: Hub id of the model that it was made of, by default the repository that was converted.
         datasets: Hub ids, or names, of what it was trained on.
         languages: ISO codes of the languages of its texts.
+        space: Hub id of a Space that shows the model.
     """
 
     model_id: str | None = None
@@ -54,6 +55,7 @@ class CardFacts:
     base_model: str | None = None
     datasets: Sequence[str] = ()
     languages: Sequence[str] = ()
+    space: str | None = None
 
 
 @checks_types
@@ -90,7 +92,7 @@ def build_model_card(folder: str | os.PathLike, model_id: str | None = None, **f
     if not type(config).__module__.startswith(f"{PACKAGE}."):
         raise ConversionError(f"{folder} holds a model of type {config.model_type!r}, which is not of this package.")
     given = CardFacts(model_id, **facts)
-    for repo_id in filter(None, (given.model_id, given.base_model)):
+    for repo_id in filter(None, (given.model_id, given.base_model, given.space)):
         check_repo_id(repo_id)
     name = given.model_id or folder.resolve().name
     provenance = read_provenance(folder)
@@ -128,6 +130,7 @@ def build_model_card(folder: str | os.PathLike, model_id: str | None = None, **f
             is_original_license=data.license == original_license,
             base_model=base_model,
             datasets=given.datasets,
+            space=given.space,
             tested=TESTED_TRANSFORMERS,
             address=project_address(),
         )

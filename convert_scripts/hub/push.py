@@ -109,11 +109,11 @@ class PushPlan:
     def __str__(self) -> str:
         repository, branch = ("new " if is_new else "" for is_new in (self.is_new, self.is_new_branch))
         lines = [f"{self.folder} -> {repository}repository {self.repo_id}, {branch}branch {self.revision}"]
-        lines += [f"  {self.actions[name]:<7} {_readable(size):>9}  {name}" for name, size in self.sizes.items()]
+        lines += [f"  {self.actions[name]:<7} {readable(size):>9}  {name}" for name, size in self.sizes.items()]
         lines += [f"  {'keep':<7} {'':>9}  {name}" for name in self.kept]
         lines += [f"  note: {note}" for note in self.notes]
         counts = ", ".join(f"{list(self.actions.values()).count(action)} to {action}" for action in ("add", "change"))
-        return "\n".join([*lines, f"  {counts}, {_readable(self.num_bytes)} to send"])
+        return "\n".join([*lines, f"  {counts}, {readable(self.num_bytes)} to send"])
 
 
 def check_repo_id(repo_id: str):
@@ -169,8 +169,8 @@ def plan_push(
     code = bundled_files(folder) if with_code and has_own_code(folder) else {}
     notes = []
     try:
-        repo_id, is_new, is_new_branch, remote = _repository(repo_id, revision, token)
-    except _OutOfReachError as error:
+        repo_id, is_new, is_new_branch, remote = find_repository(repo_id, revision, token)
+    except OutOfReachError as error:
         if not without_network:
             raise
         is_new, is_new_branch, remote = True, revision != MAIN, {}
@@ -187,7 +187,7 @@ def plan_push(
         is_new=is_new,
         is_new_branch=is_new_branch,
         sizes={name: _size(content) for name, content in local.items()},
-        actions={name: _action(content, remote.get(name)) for name, content in local.items()},
+        actions={name: action_of(content, remote.get(name)) for name, content in local.items()},
         kept=tuple(sorted(remote.keys() - local.keys())),
         code=code,
         card=card,
@@ -226,7 +226,7 @@ def push_folder(
     if plan.card is not None:
         write_files(plan.folder, {CARD_FILE: plan.card})
     api = HfApi(token=token)
-    with _explained(plan.repo_id):
+    with explained(plan.repo_id):
         if plan.is_new:
             api.create_repo(plan.repo_id, private=private, exist_ok=True)
         if plan.is_new_branch:
@@ -282,7 +282,7 @@ def _card_for(folder: Path, repo_id: str) -> tuple[str | None, list[str]]:
         ConversionError: they load several other models, of which it does not show which is this one.
     """
     text = (folder / CARD_FILE).read_bytes().decode()
-    names: set[str] = {match["name"] for example in _EXAMPLE.findall(text) for match in _LOADED.finditer(example)}
+    names = loaded_names(text)
     # The one that all of them load, or the name that a new card has by default.
     candidates = names if len(names) == 1 else names & {folder.resolve().name}
     own = sorted(candidates - {repo_id})
@@ -301,6 +301,11 @@ def _card_for(folder: Path, repo_id: str) -> tuple[str | None, list[str]]:
     return (card if own else None), own
 
 
+def loaded_names(card: str) -> set[str]:
+    """The folders and Hub ids that the examples of a card load."""
+    return {match["name"] for example in _EXAMPLE.findall(card) for match in _LOADED.finditer(example)}
+
+
 def _can_run_code(path: Path) -> bool:
     if path.suffix.lower() in PICKLE_SUFFIXES:
         return True
@@ -311,27 +316,31 @@ def _can_run_code(path: Path) -> bool:
         return _PICKLE_BEGINNING.match(file.read(4)) is not None
 
 
-class _OutOfReachError(ConversionError):
+class OutOfReachError(ConversionError):
     """The Hub cannot be asked: no network, offline mode, or no token to ask whose account it is."""
 
 
-def _repository(repo_id: str, revision: str, token: str | None) -> tuple[str, bool, bool, dict[str, RepoSibling]]:
+def find_repository(
+    repo_id: str, revision: str, token: str | None, repo_type: str = "model"
+) -> tuple[str, bool, bool, dict[str, RepoSibling]]:
     """The id with its account, and what `_remote_files` finds."""
     api = HfApi(token=token)
-    with _explained(repo_id):
+    with explained(repo_id):
         if "/" not in repo_id:
             repo_id = f"{api.whoami()['name']}/{repo_id}"
-        return repo_id, *_remote_files(api, repo_id, revision)
+        return repo_id, *_remote_files(api, repo_id, revision, repo_type)
 
 
-def _remote_files(api: HfApi, repo_id: str, revision: str) -> tuple[bool, bool, dict[str, RepoSibling]]:
+def _remote_files(
+    api: HfApi, repo_id: str, revision: str, repo_type: str
+) -> tuple[bool, bool, dict[str, RepoSibling]]:
     """Whether repository and branch are new, and name -> what the Hub knows of each file that the branch has."""
     is_new_branch = False
     try:
         try:
-            info = api.model_info(repo_id, files_metadata=True, revision=revision)
+            info = api.repo_info(repo_id, files_metadata=True, revision=revision, repo_type=repo_type)
         except RevisionNotFoundError:
-            info, is_new_branch = api.model_info(repo_id, files_metadata=True), True
+            info, is_new_branch = api.repo_info(repo_id, files_metadata=True, repo_type=repo_type), True
     except RepositoryNotFoundError as error:
         # The Hub does not tell a repository that is not there from one that this token may not see.
         if error.response.status_code == 401:
@@ -346,7 +355,7 @@ def _size(content: Path | bytes) -> int:
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
-def _action(content: Path | bytes, remote: RepoSibling | None) -> str:
+def action_of(content: Path | bytes, remote: RepoSibling | None) -> str:
     """Name the action of uploading a file, given the Hub's entry of that name or `None`."""
     if remote is None:
         return "add"
@@ -370,7 +379,7 @@ def _digest(content: Path | bytes, digest) -> str:
 
 
 @contextmanager
-def _explained(repo_id: str) -> Iterator[None]:
+def explained(repo_id: str) -> Iterator[None]:
     """Turns what can go wrong on the way into a message that says what to do."""
     try:
         yield
@@ -386,9 +395,9 @@ def _explanation(error: Exception, repo_id: str) -> ConversionError | None:
     cause: BaseException | None = error
     while cause is not None:  # huggingface_hub raises errors of its own from those of a large file
         if isinstance(cause, LocalTokenNotFoundError):
-            return _OutOfReachError(f"There is no token for the Hub: {_LOGIN}.")
+            return OutOfReachError(f"There is no token for the Hub: {_LOGIN}.")
         if isinstance(cause, OfflineModeIsEnabled):
-            return _OutOfReachError(
+            return OutOfReachError(
                 f"The Hub cannot be reached for {repo_id}, as HF_HUB_OFFLINE is set: unset it to upload."
             )
         if isinstance(cause, HfHubHTTPError):
@@ -398,7 +407,7 @@ def _explanation(error: Exception, repo_id: str) -> ConversionError | None:
             advice = _FULL if _ABOUT_STORAGE.search(says) else advice
             return ConversionError(f"The Hub refuses {repo_id} ({status}). {advice}\n{says}")
         if isinstance(cause, (httpx.TransportError, ConnectionError, TimeoutError)):
-            return _OutOfReachError(
+            return OutOfReachError(
                 f"The Hub cannot be reached for {repo_id}: {cause}. Push again when there is a network: what was sent "
                 "is not sent again."
             )
@@ -409,7 +418,7 @@ def _explanation(error: Exception, repo_id: str) -> ConversionError | None:
     return ConversionError(f"Uploading to {repo_id} failed. {advice}\n{type(error).__name__}: {error}")
 
 
-def _readable(size: float) -> str:
+def readable(size: float) -> str:
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

@@ -17,11 +17,13 @@ from . import (
     card,
     classify,
     convert,
+    demo,
     embed,
     evaluate,
     models,
     push,
     search,
+    space,
     to_open_clip,
     verify,
 )
@@ -37,9 +39,11 @@ COMMANDS = (
     evaluate.evaluate,
     search.search,
     attention.attention,
+    demo.demo,
     bundle.bundle,
     card.card,
     push.push,
+    space.space,
     to_open_clip.to_open_clip,
 )
 

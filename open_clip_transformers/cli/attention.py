@@ -39,8 +39,9 @@ def attention(
     """Draw where a model looks in an image.
 
     A CoCa or a MaMMUT captions the image, and the sheet shows it once for each word with what the model attended to
-    as it wrote that word. With --text, every model shows how similar the places in the image are to the text, from the
-    least to the most similar. Heat is drawn on the whole image; what the model's crop leaves out is dark. Prints
+    as it wrote that word, from no attention to the most. With --text, every model shows how similar the places in the
+    image are to the text, from the least to the most similar. The scale below a panel has the values of its colours.
+    Heat is drawn on the whole image; what the model's crop leaves out is dark. Prints
     `image<TAB>caption`, or `image<TAB>text<TAB>similarity` for each text's best place, a cosine.
     """
     with errors_as_messages(traceback):
@@ -53,7 +54,7 @@ def attention(
         import torch
         from transformers import AutoModel
 
-        from .heat_maps import draw_maps
+        from .heat_maps import HeatMap, draw_maps
         from .load import KINDS, load_model
 
         # Eager attention alone gives weights.
@@ -78,9 +79,10 @@ def attention(
             else:
                 title, maps = _word_maps(model, processor, pixel_values, max_new_tokens)
                 print_columns(image, title)
-        maps = [(label, _between_0_and_1(heat, heat.min() if text else 0.0)) for label, heat in maps]
-        box = _patch_box(model, processor, picture.size, maps)
-        sheet = draw_maps(picture, maps, box, title, str(font) if font else None)
+        box = patch_box(model, processor, picture.size, maps)
+        panels = [HeatMap(label, heat, heat.min() if text else 0.0) for label, heat in maps]
+        unit = "cosine" if text else "share of attention"
+        sheet = draw_maps(picture, panels, box, title, str(font) if font else None, unit)
         with written_whole(output) as temporary:
             sheet.save(temporary)
 
@@ -113,12 +115,7 @@ def _text_maps(
     return list(zip(texts, maps.cpu().numpy()))
 
 
-def _between_0_and_1(heat: "np.ndarray", least: float) -> "np.ndarray":
-    """Scale `heat` to 0 for `least` and 1 for its largest value."""
-    return (heat - least) / max(heat.max() - least, 1e-12)
-
-
-def _patch_box(
+def patch_box(
     model: "PreTrainedModel", processor: "ProcessorMixin", size: tuple[int, int], maps: "list[tuple[str, np.ndarray]]"
 ) -> tuple[float, float, float, float]:
     """Left, top, right and bottom of the patches in pixels of the picture, whose width and height are `size`."""

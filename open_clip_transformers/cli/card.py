@@ -27,6 +27,9 @@ def card(
         list[str] | None,
         typer.Option(metavar="CODE", help="A language of its texts, such as en; may be given several times."),
     ] = None,
+    space: Annotated[
+        str | None, typer.Option(metavar="REPO_ID", help="A Space that shows the model, which the card links to.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a card that is there.")] = False,
     traceback: Traceback = False,
 ):
@@ -46,5 +49,6 @@ def card(
             base_model=base_model,
             datasets=dataset or (),
             languages=language or (),
+            space=space,
         )
         typer.echo(path)

@@ -1,6 +1,7 @@
 """`open-clip-transformers evaluate`."""
 
 import json
+import tempfile
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from ..convert_scripts.common import failing_as
+from ..datasets.shards import HUB_DATASETS
+from ..datasets.tables import are_shards, read_shards
 from .messages import UsageError, errors_as_messages
 from .options import BatchSize, Device, Dtype, Model, ModelDtype, Revision, Traceback, read_lines
 from .output import print_columns
@@ -34,17 +37,24 @@ def evaluate(
         str,
         typer.Argument(
             metavar="DATA",
-            help="A folder of class folders, or of images with a metadata.jsonl, a data set saved by datasets, or an "
-            "id of the Hub.",
+            help="A folder of class folders, or of images with a metadata.jsonl, WebDataset tars "
+            "('tars/{00000..00009}.tar'), parquet files, a data set saved by datasets, or an id of the Hub.",
         ),
     ],
     task: Annotated[Task, typer.Option(help="What to measure.")],
     split: Annotated[
         str | None, typer.Option(help="Split of the data set, by default test, validation or the only one.")
     ] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column of images, by default the only one.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of labels, by default the only one.")] = None,
-    text_column: Annotated[str | None, typer.Option(help="Column of texts, by default text.")] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="Column of images, in tars their extension; by default the only one.")
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="Column of labels, by default the only one; in tars an extension, cls.")
+    ] = None,
+    text_column: Annotated[
+        str | None,
+        typer.Option(help="Column of texts, by default text; in tars an extension or an entry of the .json, txt."),
+    ] = None,
     class_names: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A text file with the name of a class on each line, by default the data's."),
@@ -71,19 +81,26 @@ def evaluate(
 
     Prints a line `metric<TAB>value` for each metric. Shares are between 0 and 1, bleu and chrf between 0 and 100.
     """
-    with errors_as_messages(traceback):
+    with errors_as_messages(traceback), tempfile.TemporaryDirectory() as cache:
         given = {"label_column": label_column, "class_names": class_names, "templates": templates}
         _check_options({**given, "num_beams": num_beams}, text_column, task)
-        columns: dict[str, Any] = {"image_column": image_column, "batch_size": batch_size, "num_workers": workers}
 
         from transformers import AutoModelForImageTextToText, AutoModelForZeroShotImageClassification
 
         from ..training import evaluation
         from .load import load_model
 
-        with failing_as(f"{data} cannot be loaded as a data set", UsageError):
-            dataset = evaluation.load_dataset(data, split)
-        dataset = dataset.select(range(min(limit, len(dataset)))) if limit else dataset
+        if are_shards(data):
+            if split is not None:
+                raise UsageError(f"--split {split}: tars and parquet files have no splits, name those to evaluate.")
+            kind, column = ("label", label_column) if task is Task.zero_shot else ("text", text_column)
+            dataset = read_shards(data, kind, column, image_column, cache, limit)
+            image_column, label_column, text_column = "image", "label", "text"
+        else:
+            with failing_as(f"{data} cannot be loaded as a data set", UsageError):
+                dataset = evaluation.load_dataset(data.removeprefix(HUB_DATASETS), split)
+            dataset = dataset.select(range(min(limit, len(dataset)))) if limit else dataset
+        columns: dict[str, Any] = {"image_column": image_column, "batch_size": batch_size, "num_workers": workers}
         captions = task is Task.caption
         auto_class = AutoModelForImageTextToText if captions else AutoModelForZeroShotImageClassification
         model, processor = load_model(auto_class, name, revision, device, dtype.value, captions=captions)

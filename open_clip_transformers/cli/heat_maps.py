@@ -1,6 +1,7 @@
-"""Draw where a model looks: copies of a picture, each under a word and with a heat map over it."""
+"""Draw where a model looks: copies of a picture, each under a word, with a heat map over it and its scale below."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -11,7 +12,9 @@ from ..processing.image_settings_open_clip import center_offset, center_padding,
 
 PANEL = 256  # pixels of a panel's longer edge
 GAP = 12  # pixels between panels, and around them
-FONT_SIZE = 18
+FONT_SIZE, LINE = 18, 24  # pixels, of titles and labels
+SMALL_SIZE, BAR = 13, 10  # pixels, of a scale of colours
+SCALE = 34  # pixels below a panel
 COLUMNS = 6
 STRENGTH = 0.8  # how far the hottest place is coloured over
 SHADE = 0.35  # brightness of what the model does not see
@@ -88,21 +91,36 @@ def draw_heat(picture: Image.Image, heat: np.ndarray, box: tuple[float, float, f
     return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
 
 
+def between_0_and_1(heat: np.ndarray, least: float) -> np.ndarray:
+    """Scale `heat` to 0 for `least` and 1 for its largest value."""
+    return (heat - least) / max(heat.max() - least, 1e-12)
+
+
+class HeatMap(NamedTuple):
+    """What a panel shows: a label, heat (rows, columns) of the patches, and the value that gets no colour."""
+
+    label: str
+    heat: np.ndarray
+    least: float
+
+
 def draw_maps(
     picture: Image.Image,
-    maps: list[tuple[str, np.ndarray]],
+    maps: list[HeatMap],
     box: tuple[float, float, float, float],
     title: str = "",
     font_file: str | None = None,
+    unit: str = "",
 ) -> Image.Image:
-    """Draw a sheet of panels: the picture under `title`, and once more for each map, under its label.
+    """Draw a sheet under a title: the picture, and once more for each map, with its label and its scale of colours.
 
     Args:
         picture: an image of any mode and size.
-        maps: labels, and heat (rows, columns) of the patches from 0 to 1.
+        maps: what the panels show.
         box: where the patches are, in pixels of the picture, as in [`spread`].
-        title: label of the picture without a map.
+        title: text above all panels, in as many lines as it takes.
         font_file: a TrueType or OpenType font; by default Pillow's own, which has Latin letters.
+        unit: of heat, written between the ends of the scales.
 
     Raises:
         OSError: the font cannot be read.
@@ -111,27 +129,57 @@ def draw_maps(
     width, height = (max(1, round(edge * scale)) for edge in picture.size)
     panel = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
     left, top, right, bottom = (edge * scale for edge in box)
-    heated = [(label, draw_heat(panel, heat, (left, top, right, bottom))) for label, heat in maps]
-    panels = [(title, panel), *heated]
-    font = ImageFont.truetype(font_file, FONT_SIZE) if font_file else ImageFont.load_default(FONT_SIZE)
-    columns = min(COLUMNS, len(panels), max(3, math.ceil(math.sqrt(len(panels)))))
-    label_height = round(1.6 * FONT_SIZE)
-    step = max(width, PANEL // 2) + GAP, label_height + height + GAP
-    rows = math.ceil(len(panels) / columns)
-    sheet = Image.new("RGB", (GAP + columns * step[0], GAP + rows * step[1]), "white")
+    font, small = (
+        ImageFont.truetype(font_file, size) if font_file else ImageFont.load_default(size)
+        for size in (FONT_SIZE, SMALL_SIZE)
+    )
+    columns = min(COLUMNS, len(maps) + 1, max(3, math.ceil(math.sqrt(len(maps) + 1))))
+    column = max(width, PANEL * 3 // 4)
+    labels = [wrapped(entry.label, font, column) for entry in maps]
+    header = wrapped(title, font, columns * (column + GAP) - GAP)
+    header_height = LINE * len(header) + (GAP if header else 0)
+    label_height = LINE * max(map(len, labels), default=0)
+    step = column + GAP, label_height + height + SCALE + GAP
+    rows = math.ceil((len(maps) + 1) / columns)
+    sheet = Image.new("RGB", (GAP + columns * step[0], GAP + header_height + rows * step[1]), "white")
     pen = ImageDraw.Draw(sheet)
-    for index, (label, image) in enumerate(panels):
-        left, top = GAP + index % columns * step[0], GAP + index // columns * step[1]
-        pen.text((left, top), _shortened(label, font, step[0] - GAP), fill="black", font=font)
-        sheet.paste(image, (left, top + label_height))
+    _write_lines(pen, (GAP, GAP), header, font)
+    sheet.paste(panel, (GAP, GAP + header_height + label_height))
+    for index, (entry, lines) in enumerate(zip(maps, labels), start=1):
+        x, y = GAP + index % columns * step[0], GAP + header_height + index // columns * step[1]
+        _write_lines(pen, (x, y), lines, font)
+        y += label_height
+        sheet.paste(draw_heat(panel, between_0_and_1(entry.heat, entry.least), (left, top, right, bottom)), (x, y))
+        _draw_scale(sheet, (x, y + height), column, (entry.least, entry.heat.max()), unit, small)
     return sheet
 
 
-def _shortened(label: str, font, width: int) -> str:
-    """Put `label` on one line, cut to `width` pixels."""
-    label = " ".join(label.split())
-    if font.getlength(label) <= width:
-        return label
-    while label and font.getlength(f"{label}...") > width:
-        label = label[:-1]
-    return f"{label}..."
+def _draw_scale(sheet: Image.Image, place: tuple[int, int], width: int, ends: tuple[float, float], unit: str, font):
+    """Draw the colours of heat, as they are over white, with the values at their ends below."""
+    x, y = place[0], place[1] + BAR // 2
+    ramp = draw_heat(Image.new("RGB", (width, BAR), "white"), np.linspace(0, 1, width)[None], (0, 0, width, BAR))
+    sheet.paste(ramp, (x, y))
+    pen = ImageDraw.Draw(sheet)
+    pen.rectangle((x, y, x + width - 1, y + BAR - 1), outline="gray")
+    for text, at, anchor in ((f"{ends[0]:.3g}", 0.0, "la"), (unit, 0.5, "ma"), (f"{ends[1]:.3g}", 1.0, "ra")):
+        pen.text((x + at * width, y + BAR + 3), text, fill="black", font=font, anchor=anchor)
+
+
+def _write_lines(pen: ImageDraw.ImageDraw, place: tuple[int, int], lines: list[str], font):
+    for index, line in enumerate(lines):
+        pen.text((place[0], place[1] + index * LINE), line, fill="black", font=font)
+
+
+def wrapped(text: str, font, width: int) -> list[str]:
+    """Break `text` into lines of at most `width` pixels: between words, and within those that are wider."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+            continue
+        lines.append("")
+        for letter in word:
+            if lines[-1] and font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return lines

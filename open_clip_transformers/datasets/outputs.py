@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, cast
 from ..configuration.errors import UserError
 from .extras import file_system_of, import_extra
 from .images import Unreadable
-from .shards import MANIFEST, Sample, Shard, as_unicode
+from .shards import MANIFEST, Sample, Shard, as_text, as_unicode
 
 
 try:
@@ -277,7 +277,8 @@ class Output:
         errors = [sample.error and as_unicode(str(sample.error)) for sample in samples]
         arrays["error"] = pa.array(errors, pa.string())
         for name, kind in rows.shard.column_types().items():
-            arrays[name] = pa.array([sample.columns.get(name) for sample in samples], kind)
+            values = [sample.columns.get(name) for sample in samples]
+            arrays[name] = pa.array(map(as_text, values) if kind == pa.string() else values, kind)
         return pa.table(arrays)
 
 

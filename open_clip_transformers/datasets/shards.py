@@ -190,7 +190,7 @@ class TarShard(Shard):
     def _whole_sample(self, key: str, files: dict[str, bytes]) -> Sample:
         wanted = (self.fields.image_key,) if self.fields.image_key else IMAGE_KEYS
         image = next((files[extension] for extension in wanted if extension in files), None)
-        text = self.fields.text_column and self._value(files, self.fields.text_column)
+        text = as_text(self._value(files, self.fields.text_column)) if self.fields.text_column else None
         sample = Sample(key, image, text, {name: self._value(files, name) for name in self.fields.columns})
         if image is None:
             looked = f".{self.fields.image_key}" if self.fields.image_key else "image"
@@ -199,17 +199,14 @@ class TarShard(Shard):
             sample.error = Unreadable("MissingText", f"no {self.fields.text_column!r}, only .{', .'.join(files)}")
         return sample
 
-    def _value(self, files: dict[str, bytes], name: str) -> str | None:
-        """Return a text of a sample: the file of that extension, or that entry of its `.json`."""
+    def _value(self, files: dict[str, bytes], name: str) -> object:
+        """Return a value of a sample: the text of the file of that extension, or that entry of its `.json`."""
         if name in files:
             return files[name].decode("utf-8", "replace")
         try:
-            value = json.loads(files["json"])[name]
+            return json.loads(files["json"])[name]
         except (KeyError, ValueError, TypeError):
             return None
-        if value is None:
-            return None
-        return as_unicode(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
     @property
     def identity(self) -> str:
@@ -281,7 +278,7 @@ class ParquetShard(Shard):
     rows: int
 
     def __iter__(self) -> Iterator[Sample]:
-        with _open_parquet(self.source) as file:
+        with open_parquet(self.source) as file:
             fields = complete_fields(self.fields, file.schema_arrow.names, self.source)
             groups = range(self.first, self.last)
             row = sum(file.metadata.row_group(index).num_rows for index in range(self.first))
@@ -295,11 +292,11 @@ class ParquetShard(Shard):
         return f"{_with_size(self.source)}#{self.first}-{self.last}:{self.rows}"
 
     def column_types(self) -> "dict[str, pyarrow.DataType]":
-        with _open_parquet(self.source) as file:
+        with open_parquet(self.source) as file:
             return {name: file.schema_arrow.field(name).type for name in self.fields.columns}
 
 
-def _open_parquet(address: str) -> "pyarrow.parquet.ParquetFile":
+def open_parquet(address: str) -> "pyarrow.parquet.ParquetFile":
     parquet = import_extra("pyarrow.parquet", "data")
     source = import_extra("fsspec", "data").open(address).open() if is_remote(address) else address
     try:
@@ -424,6 +421,13 @@ def sample_of_row(row: dict, fields: Fields, default_key: str, source: str) -> S
     return sample
 
 
+def as_text(value: object) -> str | None:
+    """Return an entry of a `.json` as text: what is no text as JSON."""
+    if value is None:
+        return None
+    return as_unicode(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
 def open_binary(address: str) -> IO[bytes]:
     if is_remote(address):
         return import_extra("fsspec", "data").open(address, "rb").open()
@@ -482,7 +486,7 @@ def find_shards(
 def _files_of(arguments: Iterable[str], report: Callable[[str, Exception], None]) -> Iterator[str]:
     for argument in arguments:
         try:
-            yield from _find(argument)
+            yield from find_files(argument)
         except OSError as error:
             report(argument, error)
 
@@ -492,7 +496,7 @@ def _parts(names: Iterator[str], size: int) -> Iterator[tuple[str, ...]]:
         yield part
 
 
-def _find(argument: str) -> list[str]:
+def find_files(argument: str) -> list[str]:
     """List the files that an argument stands for: images, tars, parquet files, lists and data sets."""
     path = argument if is_remote(argument) else os.path.expanduser(argument)
     # A file may have a name that reads like a pattern.
@@ -507,7 +511,7 @@ def _find(argument: str) -> list[str]:
     if "{" in path and "}" in path:
         addresses = import_extra("webdataset.shardlists", "data").expand_urls(path)
         if addresses != [path]:
-            return [found for address in addresses for found in _find(address)]
+            return [found for address in addresses for found in find_files(address)]
     if is_remote(path):
         return _find_remote(path)
     if not glob.has_magic(path):
@@ -595,7 +599,7 @@ def _tar_shards(path: str, fields: Fields, shard_size: int) -> list[Shard]:
 
 
 def _parquet_shards(path: str, fields: Fields, shard_size: int) -> list[Shard]:
-    with _open_parquet(path) as file:
+    with open_parquet(path) as file:
         complete_fields(fields, file.schema_arrow.names, path)
         rows = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
     parts, first, size = [], 0, 0

@@ -433,6 +433,23 @@ def test_stored_pages_are_those_of_the_stored_records(tmp_path, monkeypatch):
         assert (tmp_path / page).read_text() == (measure.BENCHMARKS / "results" / page).read_text(), "run --pages"
 
 
+def test_pictures_tell_contestants_apart():
+    colors = pytest.importorskip("matplotlib.colors")
+
+    def contrast(color) -> float:  # to white, as WCAG defines it, which asks graphics for 3
+        linear = [part / 12.92 if part <= 0.04 else ((part + 0.055) / 1.055) ** 2.4 for part in color]
+        return 1.05 / (0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
+
+    drawn = {name: plot.style(name) for name in [*plot.VARIANTS, *plot.PEERS, "another"]}
+    rgb = {name: colors.to_rgb(color) for name, (color, _) in drawn.items()}
+    assert len(set(rgb.values())) == len(drawn)
+    assert all(contrast(color) >= 3 for color in rgb.values())
+    shapes = {name: drawn[name][1] for name in plot.VARIANTS}
+    assert len(set(shapes.values())) == len(shapes) and "o" not in shapes.values()
+    bluest = {name for name, (red, green, blue) in rgb.items() if blue > 1.3 * max(red, green) or name == "ours"}
+    assert bluest <= set(plot.VARIANTS)
+
+
 def test_parent_imports_nothing_heavy():
     heavy = {"torch", "transformers", "open_clip", "timm", "PIL", "numpy", "matplotlib"}
     check = "import sys, run, suites; [suites.load(name) for name in suites.SUITES]; "

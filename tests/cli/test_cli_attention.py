@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from bright_patch_coca import bright_patch_coca
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from transformers import AutoModel, AutoProcessor
 
 from examples.digits.digits_data import CELL, held_out_pictures
@@ -17,11 +17,21 @@ from open_clip_transformers import (
     convert_open_clip_checkpoint,
     word_attention,
 )
-from open_clip_transformers.cli.heat_maps import GAP, PANEL, draw_heat, seen_box, spread
+from open_clip_transformers.cli.heat_maps import (
+    GAP,
+    LINE,
+    PANEL,
+    SCALE,
+    HeatMap,
+    draw_heat,
+    draw_maps,
+    seen_box,
+    spread,
+    wrapped,
+)
 
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "examples" / "digits" / "open_clip_checkpoint"
-LABEL = 29  # pixels above a panel
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +43,9 @@ def digits(tmp_path_factory):
 
 def panel(sheet: Image.Image, index: int, size: tuple[int, int] = (PANEL, PANEL), columns: int = 3) -> np.ndarray:
     """The pixels of a panel, (height, width, 3), as integers."""
-    left = GAP + index % columns * (max(size[0], PANEL // 2) + GAP)
-    top = GAP + index // columns * (LABEL + size[1] + GAP) + LABEL
+    left = GAP + index % columns * (max(size[0], PANEL * 3 // 4) + GAP)
+    # Below a title and labels of a line each.
+    top = GAP + LINE + GAP + index // columns * (LINE + size[1] + SCALE + GAP) + LINE
     return np.asarray(sheet.crop((left, top, left + size[0], top + size[1]))).astype(int)
 
 
@@ -49,7 +60,7 @@ def test_attention_draws_every_word_of_a_caption(run, digits, tmp_path):
     panels = 1 + len(picture.caption.split())
     rows = -(-panels // 3)
     assert (sheet.format, sheet.mode) == ("PNG", "RGB")
-    assert sheet.size == (GAP + 3 * (PANEL + GAP), GAP + rows * (LABEL + PANEL + GAP))
+    assert sheet.size == (GAP + 3 * (PANEL + GAP), GAP + LINE + GAP + rows * (LINE + PANEL + SCALE + GAP))
     assert (panel(sheet, 0) == np.asarray(picture.image.resize((PANEL, PANEL), Image.Resampling.BICUBIC))).all()
 
 
@@ -133,7 +144,23 @@ def test_attention_draws_the_similarity_of_texts(run, converted, images, tmp_pat
     assert all(-1 <= float(row[2]) <= 1 for row in rows)
     with Image.open(tmp_path / "sheet.PNG") as sheet, Image.open(images[0]) as image:
         height = round(image.height * PANEL / max(image.size))
-        assert sheet.height == GAP + LABEL + height + GAP
+        title = len(wrapped(str(images[0]), ImageFont.load_default(18), sheet.width - 2 * GAP))
+        assert sheet.height == GAP + title * LINE + GAP + 2 * LINE + height + SCALE + GAP
+
+
+def test_sheet_has_the_whole_title_and_the_values_of_its_colours(monkeypatch):
+    written = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda pen, place, text, **_: written.append(text))
+    words = " ".join(f"word{index}" for index in range(80))
+    maps = [HeatMap("w" * 99, np.array([[0.0, 0.03125]]), 0.0), HeatMap("so", np.array([[-0.25, 0.5]]), -0.25)]
+    sheet = draw_maps(Image.new("L", (64, 32)), maps, (0, 0, 64, 32), words, unit="cosine")
+    scales = ["0", "cosine", "0.0312", "-0.25", "cosine", "0.5"]
+    assert [text for text in written if text in scales] == scales
+    lines = [text for text in written if text not in scales]
+    assert " ".join(line for line in lines if line.startswith("word")) == words
+    assert "".join(line for line in lines if set(line) == {"w"}) == "w" * 99 and "so" in lines
+    font = ImageFont.load_default(18)
+    assert all(font.getlength(line) <= (PANEL if "word" not in line else sheet.width - 2 * GAP) for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """`open-clip-transformers evaluate` against the functions of `training.evaluation`."""
 
+import io
 import json
+import tarfile
 
 import numpy
 import pytest
@@ -10,7 +12,8 @@ from transformers import AutoModelForZeroShotImageClassification
 from open_clip_transformers.training import evaluation
 
 
-pytest.importorskip("datasets")
+datasets = pytest.importorskip("datasets")
+pytest.importorskip("webdataset")
 CLASSES = ["hen", "kite", "ostrich", "ray", "shark", "tench"]
 
 
@@ -61,6 +64,83 @@ def test_retrieval_and_captions(run, coca, captioned):
     results = json.loads(run("evaluate", coca, captioned, "--task", "caption", "--num-beams", 2, "--json").stdout)
     assert len(results["captions"]) == 3
     assert "captions" not in run("evaluate", coca, captioned, "--task", "caption").stdout
+
+
+def write_tar(path, samples: list[dict[str, bytes]]):
+    with tarfile.open(path, "w") as tar:
+        for number, sample in enumerate(samples):
+            for extension, data in sample.items():
+                info = tarfile.TarInfo(f"{number:04}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+def test_zero_shot_of_tars_and_parquet_is_that_of_the_folder(run, clip, class_folders, tmp_path):
+    (tmp_path / "templates.txt").write_text("a {}\na photo of a {}.\n")
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
+    task = ("--task", "zero-shot", "--templates", tmp_path / "templates.txt", "--json")
+    expected = json.loads(run("evaluate", clip, class_folders, *task).stdout)
+    files = [(path, CLASSES.index(path.parent.name)) for path in sorted(class_folders.rglob("*.png"))]
+    samples = [{"png": path.read_bytes(), "cls": str(label).encode()} for path, label in files]
+    (tmp_path / "tars").mkdir()
+    write_tar(tmp_path / "tars/0.tar", samples[:5])
+    write_tar(tmp_path / "tars/1.tar", samples[5:])
+    names = ("--class-names", tmp_path / "classes.txt")
+    for tars in (tmp_path / "tars", tmp_path / "tars/{0..1}.tar"):
+        assert json.loads(run("evaluate", clip, tars, *task, *names).stdout) == expected
+    assert json.loads(run("evaluate", clip, tars, *task, *names, "--limit", 7).stdout)["images"] == 7
+    assert "labels without names" in run("evaluate", clip, tars, *task, exit_code=1).stderr
+
+    (tmp_path / "parquet").mkdir()
+    evaluation.load_dataset(str(class_folders)).to_parquet(tmp_path / "parquet/0.parquet")
+    assert json.loads(run("evaluate", clip, tmp_path / "parquet", *task).stdout) == expected
+    plain = datasets.Dataset.from_list([{"jpg": path.read_bytes(), "number": label} for path, label in files])
+    plain.to_parquet(tmp_path / "plain.parquet")
+    result = run("evaluate", clip, tmp_path / "plain.parquet", *task, *names, "--label-column", "number")
+    assert json.loads(result.stdout) == expected
+    result = run("evaluate", clip, tmp_path / "plain.parquet", *task, *names, exit_code=1)
+    assert "no columns of labels with names" in result.stderr and "--label-column" in result.stderr
+
+
+@pytest.mark.parametrize("task", ["retrieval", "caption"])
+def test_several_texts_an_image_of_tars_and_parquet_are_those_of_the_folder(run, coca, captioned, task, tmp_path):
+    texts = [[f"a {name}", f"two {name}s"] for name in CLASSES[:3]]
+    paths = sorted(captioned.glob("*.png"))
+    lines = [json.dumps({"file_name": path.name, "text": own}) for path, own in zip(paths, texts)]
+    (captioned / "metadata.jsonl").write_text("\n".join(lines))
+    expected = json.loads(run("evaluate", coca, captioned, "--task", task, "--json").stdout)
+    assert task == "caption" or (expected["images"], expected["texts"]) == (3, 6)
+    write_tar(
+        tmp_path / "data.tar",
+        [
+            {"png": path.read_bytes(), "txt": "\n".join(own).encode(), "json": json.dumps({"many": own}).encode()}
+            for path, own in zip(paths, texts)
+        ],
+    )
+    evaluation.load_dataset(str(captioned)).to_parquet(tmp_path / "data.parquet")
+    for data in (["data.tar"], ["data.tar", "--text-column", "many"], ["data.parquet"]):
+        found = run("evaluate", coca, tmp_path / data[0], *data[1:], "--task", task, "--json").stdout
+        assert json.loads(found) == expected, data
+
+
+@pytest.mark.parametrize(
+    ("sample", "arguments", "message"),
+    [
+        ({"cls": b"0"}, [], "0000: MissingImage: no image file, only .cls"),
+        ({"png": b"", "cls": b"hen"}, [], "0000: 'cls' is 'hen', expected an integer"),
+        ({"png": b"", "txt": b"a hen"}, [], "0000: 'cls' is None, expected an integer"),
+        ({"png": b"", "cls": b"0"}, ["--split", "test"], "tars and parquet files have no splits"),
+        ({"png": b"", "cls": b"0"}, ["--image-column", "jpg"], "no .jpg file, only .png, .cls"),
+        ({"png": b"", "cls": b"0"}, ["--task", "retrieval"], "0000: 'txt' is None, expected texts"),
+        ({"png": b"", "txt": b"\n"}, ["--task", "retrieval"], "0000: 'txt' is [''], expected texts"),
+        ({"png": b"no image", "txt": b"a"}, ["--task", "retrieval"], "Row 0 of the column 'image' holds no readable"),
+    ],
+    ids=["no_image", "word", "no_label", "split", "extension", "no_text", "empty_text", "unreadable"],
+)
+def test_tars_without_what_a_task_needs_say_so(run, clip, sample, arguments, message, tmp_path):
+    write_tar(tmp_path / "data.tar", [sample])
+    arguments = arguments if "--task" in arguments else [*arguments, "--task", "zero-shot"]
+    assert message in run("evaluate", clip, tmp_path / "data.tar", *arguments, exit_code=None).stderr
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def error(ours: np.ndarray, expected: np.ndarray) -> float:
 
 
 @every_kind
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_loss_and_gradients_are_those_of_open_clip_on_the_whole_batch(kind, ranks, tmp_path):
     expected = reference(kind)
     for found in on_ranks(workers.loss_gradients, ranks, tmp_path, kind):
@@ -80,18 +80,26 @@ def test_loss_of_one_process_gathers_nothing(kind):
     assert loss.item() == pytest.approx(expected["loss"].item(), rel=1e-5)
 
 
+def test_sigmoid_loss_needs_no_bias():
+    model = workers.model_of("sigmoid")
+    embeds, scale = model.embed(*workers.pairs()), model.logit_scale.exp()
+    expected = SigLipLoss()(*embeds, scale, None)
+    assert sigmoid_contrastive_loss(*embeds, scale).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 @pytest.mark.parametrize(
     ("images", "texts", "message"),
     [
         ([3, 2], [3, 2], "as many pairs from each rank, got 3, 2: drop the last, smaller batch (drop_last"),
+        ([3, 3, 2], [3, 3, 2], "as many pairs from each rank, got 3, 3, 2: drop the last, smaller batch"),
         ([3, 3], [3, 2], "got 3 images and 2 texts on rank 1"),
         ([2, 3], [3, 3], "got 2 images and 3 texts on rank 0"),
     ],
-    ids=["uneven_ranks", "texts_missing", "images_missing"],
+    ids=["uneven_ranks", "uneven_3_ranks", "texts_missing", "images_missing"],
 )
 def test_numbers_that_differ_raise_on_every_rank(kind, images, texts, message, tmp_path):
-    for failure, _ in answers_on_ranks(workers.loss_of_rows, 2, tmp_path, kind, images, texts):
+    for failure, _ in answers_on_ranks(workers.loss_of_rows, len(images), tmp_path, kind, images, texts):
         assert failure.startswith("ValueError") and message in failure
 
 

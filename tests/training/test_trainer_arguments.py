@@ -78,8 +78,8 @@ def test_parts_have_the_gradients_of_the_whole_batch_with_dropout(size, tmp_path
 
 
 def with_lora(model):
-    peft = pytest.importorskip("peft")
-    return peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    pytest.importorskip("peft")
+    return workers.with_lora(model)
 
 
 def checkpointed(model):
@@ -93,18 +93,35 @@ def locked(model):
     return model
 
 
+def image_locked(model):
+    lock_image_tower(model)
+    return model
+
+
+def without_bias(model):
+    model.logit_bias = None
+    return model
+
+
+def compiled(model):
+    model.compile(backend="aot_eager")
+    return model
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("coca", checkpointed),
-        ("clip", with_lora),
-        ("siglip", locked),
-        ("clip_timm_vision", None),
-        ("coca_hf_text", None),
-        ("clip_modern_text", None),
-        ("mammut", None),
+        pytest.param("coca", checkpointed, id="checkpointing"),
+        pytest.param("clip", with_lora, id="lora"),
+        pytest.param("siglip", locked, id="locked"),
+        pytest.param("clip", image_locked, id="image_locked"),
+        pytest.param("siglip", without_bias, id="without_bias"),
+        pytest.param("clip", compiled, id="compiled"),
+        pytest.param("clip_timm_vision", None, id="timm"),
+        pytest.param("coca_hf_text", None, id="hf_text"),
+        pytest.param("clip_modern_text", None, id="modern_text"),
+        pytest.param("mammut", None, id="mammut"),
     ],
-    ids=["checkpointing", "lora", "locked", "timm", "hf_text", "modern_text", "mammut"],
 )
 def test_parts_of_every_model_have_the_gradients_of_the_whole_batch(name, change, tmp_path):
     found = []
@@ -199,6 +216,16 @@ def test_layer_decay_reaches_the_optimizer(tmp_path):
     assert found[model.text_model.projection.weight] == (0.01, 0.1)
     assert found[model.text_model.embeddings.token_embedding.weight] == (0.01 * 0.5**3, 0.1)
     assert found[model.logit_scale] == (0.01, 0.0)
+
+
+@pytest.mark.parametrize("mini_batch_size", [None, 3])
+def test_a_loss_that_is_no_number_is_shown(mini_batch_size, tmp_path):
+    model = tiny_model("clip")
+    batch = workers.training_batch(model, SIZE)
+    batch["pixel_values"][0] = math.nan
+    trainer = trainer_of(model, tmp_path, [batch], mini_batch_size=mini_batch_size)
+    trainer.train()
+    assert math.isnan(trainer.state.log_history[0]["loss"])
 
 
 def test_plain_trainer_trains_on_pairs_of_the_collator(tmp_path):
@@ -314,11 +341,12 @@ def test_arguments_without_effect_are_refused(name, arguments, message, tmp_path
     ("arguments", "message"),
     [
         ({"mini_batch_size": 0}, "mini_batch_size is a number of pairs, got 0"),
+        ({"mini_batch_size": 2.5}, "mini_batch_size is a number of pairs, got 2.5"),
         ({"layer_decay": 1.2}, "layer_decay is a number above 0 and at most 1, got 1.2"),
         ({"caption_loss_weight": -1.0}, "caption_loss_weight is a number of at least 0, got -1.0"),
         ({"distillation_loss_weight": math.nan}, "distillation_loss_weight is a number of at least 0, got nan"),
     ],
-    ids=["mini_batch_size", "layer_decay", "weight", "nan"],
+    ids=["mini_batch_size", "fraction", "layer_decay", "weight", "nan"],
 )
 def test_arguments_out_of_range_are_refused(arguments, message, tmp_path):
     fails(ValueError, message, ContrastiveTrainingArguments, str(tmp_path), use_cpu=True, **arguments)

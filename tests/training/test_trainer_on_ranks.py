@@ -93,6 +93,24 @@ def test_one_pair_a_rank_is_refused_without_gathering_alone(tmp_path):
     assert all(run["losses"][0] > 0 for run in runs)
 
 
+def test_pairs_that_do_not_fill_a_batch_of_all_ranks_are_refused(tmp_path):
+    folder = saved("clip", tmp_path / "model")
+    for failure, _ in answers_on_ranks(workers.trained, 2, tmp_path, folder, 5, {"per_device_train_batch_size": 3}):
+        assert failure.startswith("ValueError: The data set has 5 pairs, fewer than a batch of 2 ranks, 6")
+
+
+def test_lora_has_the_gradients_of_the_whole_batch(tmp_path):
+    pytest.importorskip("peft")
+    folder = saved("clip", tmp_path / "model")
+    settings = [{}, {"mini_batch_size": 3}]
+    whole, _ = workers.trained_gradients(folder, 8, settings, adapt=workers.with_lora)
+    for found in on_ranks(workers.trained_gradients, 2, tmp_path, folder, 8, settings, None, workers.with_lora):
+        for gradients in found:
+            assert gradients.keys() == whole.keys() and any("lora_A" in name for name in whole)
+            for name in whole.keys() - {"loss"}:
+                assert gradients[name] == pytest.approx(whole[name], rel=1e-4, abs=1e-6), name
+
+
 def test_what_fails_on_one_rank_stops_all(tmp_path):
     folder = saved("clip", tmp_path / "model")
     (first, _), (second, _) = answers_on_ranks(workers.trained_where_one_fails, 2, tmp_path, folder)
@@ -104,6 +122,10 @@ def test_plain_trainer_says_once_that_it_gathers_nothing(tmp_path):
     folder = saved("clip", tmp_path / "model")
     first, second = on_ranks(workers.trained_by_plain_trainer, 2, tmp_path, folder)
     assert len(first) == 1 and "Training on 2 ranks" in first[0] and not second
+
+
+def test_ranks_without_gpus_are_one_training(tmp_path):
+    assert on_ranks(workers.world_size_by_default, 2, tmp_path, str(tmp_path)) == [2, 2]
 
 
 def test_one_process_is_not_warned(tmp_path, caplog):
