@@ -44,7 +44,9 @@ def test_demo_keeps_uploads_to_itself(digits, monkeypatch):
 
     def block_thread(page):
         client = Client(page.local_url, verbose=False)
-        client.predict(image=handle_file(digits.images / digits.names[0]), labels=["a", "b"], template="{}", api_name="/classify")
+        client.predict(
+            image=handle_file(digits.images / digits.names[0]), labels=["a", "b"], template="{}", api_name="/classify"
+        )
         folder = Path(os.environ["GRADIO_TEMP_DIR"])
         seen.extend([folder, folder.stat().st_mode & 0o777, any(folder.rglob(digits.names[0]))])
         page.close(verbose=False)
