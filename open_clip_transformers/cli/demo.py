@@ -1,6 +1,10 @@
 """`open-clip-transformers demo`."""
 
+import os
 import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +13,9 @@ import typer
 from .messages import UsageError, errors_as_messages
 from .options import Device, Dtype, Model, ModelDtype, Revision, Traceback
 from .output import print_text
+
+
+UPLOADS = "GRADIO_TEMP_DIR"
 
 
 def demo(
@@ -46,23 +53,23 @@ def demo(
         if images is not None and embeddings is None:
             raise UsageError("--images shows what a search finds: give --embeddings too.")
         _check_address(host, port)
+        with _own_uploads():
+            from ..demo import build_demo, launch_demo
 
-        from ..demo import build_demo, launch_demo
-
-        page = build_demo(
-            name,
-            device=device,
-            dtype=dtype.value,
-            revision=revision,
-            examples=examples,
-            embeddings=embeddings,
-            images=images,
-        )
-        addresses = launch_demo(
-            page, server_name=host, server_port=port, share=share, quiet=True, prevent_thread_lock=True
-        )[1:]
-        print_text(f"The page is at {' and '.join(filter(None, addresses))}. Ctrl-C stops it.")
-        page.block_thread()
+            page = build_demo(
+                name,
+                device=device,
+                dtype=dtype.value,
+                revision=revision,
+                examples=examples,
+                embeddings=embeddings,
+                images=images,
+            )
+            addresses = launch_demo(
+                page, server_name=host, server_port=port, share=share, quiet=True, prevent_thread_lock=True
+            )[1:]
+            print_text(f"The page is at {' and '.join(filter(None, addresses))}. Ctrl-C stops it.")
+            page.block_thread()
 
 
 def _check_address(host: str, port: int | None):
@@ -74,3 +81,17 @@ def _check_address(host: str, port: int | None):
         raise UsageError(
             f"The page cannot be served at {place}: {error.strerror}. Give another --host or --port."
         ) from error
+
+
+@contextmanager
+def _own_uploads() -> Iterator[None]:
+    """Have gradio keep uploads where no other user of the machine looks, and only as long as the page is served."""
+    if UPLOADS in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="open-clip-transformers-demo-") as folder:
+        os.environ[UPLOADS] = folder
+        try:
+            yield
+        finally:
+            del os.environ[UPLOADS]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, cast
 
 from ..configuration.errors import UserError
 from .extras import file_system_of, import_extra
@@ -199,8 +199,18 @@ class Output:
         """Read keys and vectors (keys, dim) of the samples in the output of a shard that have no error."""
         raise NotImplementedError
 
+    @contextmanager
+    def _opened(self, file: str) -> Iterator[IO[bytes]]:
+        """Open a file of the output; what is wrong with its content is a `UserError`."""
+        path = posixpath.join(self.root, file)
+        try:
+            with self.file_system.open(path) as opened:
+                yield opened
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: {error}. Remove it, and start again to make it anew.") from error
+
     def _read_table(self, file: str, columns: list[str]) -> "pyarrow.Table":
-        with self.file_system.open(posixpath.join(self.root, file)) as opened:
+        with self._opened(file) as opened:
             return import_extra("pyarrow.parquet", "data").ParquetFile(opened).read(columns)  # those that there are
 
     def write(self, rows: Rows, index: int):
@@ -356,8 +366,9 @@ class ClipRetrievalOutput(Output):
         import numpy
 
         _, metadata, *_, images = self.files(name, index)
-        content = self.file_system.cat_file(posixpath.join(self.root, images))
-        return self._read_table(metadata, ["key"])["key"].to_pylist(), numpy.load(BytesIO(content))
+        with self._opened(images) as opened:
+            vectors = numpy.load(BytesIO(opened.read()))
+        return self._read_table(metadata, ["key"])["key"].to_pylist(), vectors
 
 
 FORMATS = {"parquet": ParquetOutput, "clip-retrieval": ClipRetrievalOutput}

@@ -136,6 +136,15 @@ def test_damaged_manifest_is_refused(embed, content):
     assert ("version is 9" if "9" in content else "is damaged") in message
 
 
+@pytest.mark.parametrize("file", ["images-00000.parquet", "img_emb/img_emb_0.npy"])
+def test_damaged_outputs_are_named(run, clip, file):
+    write("a.png", PICTURES[0])
+    layout = "parquet" if file.endswith("parquet") else "clip-retrieval"
+    run("embed", clip, "a.png", "-o", "out/", "--workers", 0, "--format", layout)
+    os.truncate(f"out/{file}", 150)
+    assert f"out/{file} is damaged" in run("search", "out", "a cat", exit_code=1).stderr
+
+
 def test_output_that_is_a_file_is_refused(embed):
     write("a.png", PICTURES[0])
     write("out", b"")

@@ -1,8 +1,10 @@
 """`open-clip-transformers demo`: what it serves and says, and what it refuses before a model is loaded."""
 
+import os
 import socket
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -32,6 +34,30 @@ def test_demo_serves_the_page_on_this_machine(digits, monkeypatch):
     assert result.exit_code == 0, result.stderr
     assert seen == [200, False]
     assert "The page is at http://127.0.0.1:" in result.stdout
+
+
+def test_demo_keeps_uploads_to_itself(digits, monkeypatch):
+    import gradio
+    from gradio_client import Client, handle_file
+
+    seen = []
+
+    def block_thread(page):
+        client = Client(page.local_url, verbose=False)
+        client.predict(
+            image=handle_file(digits.images / digits.names[0]), labels=["a", "b"], template="{}", api_name="/classify"
+        )
+        folder = Path(os.environ["GRADIO_TEMP_DIR"])
+        seen.extend([folder, folder.stat().st_mode & 0o777, any(folder.rglob(digits.names[0]))])
+        page.close(verbose=False)
+
+    monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
+    monkeypatch.setattr(gradio.Blocks, "block_thread", block_thread)
+    result = run(digits.model, "--device", "cpu")
+    assert result.exit_code == 0, result.stderr
+    folder, mode, uploaded = seen
+    assert (mode, uploaded) == (0o700, True)
+    assert not folder.exists() and "GRADIO_TEMP_DIR" not in os.environ
 
 
 def test_demo_says_that_a_port_is_taken(digits):
