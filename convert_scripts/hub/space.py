@@ -64,7 +64,7 @@ Try [{model_id}](https://huggingface.co/{model_id}) on images and texts of your 
 The page is that of `open-clip-transformers demo`, and loads the model from its repository. {code}
 {private}
 """
-_PRIVATE = "Where that is private, the Space needs a secret `HF_TOKEN`, a token that may read it."
+_PRIVATE = "Where the model's repository is private, the Space needs a secret `HF_TOKEN`, a token that may read it."
 _OF_THE_PACKAGE = "`requirements.txt` installs the package that it is part of."
 _BESIDE = "The folder `{package}` holds the code, version {version} of that package."
 

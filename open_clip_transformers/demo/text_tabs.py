@@ -54,7 +54,7 @@ def find_tab(model: DemoModel, image: "gr.Image"):
     button = gr.Button("Find", variant="primary")
     with gr.Row():
         maps = [heat_image(label, min_width=220) for label in ("Heat map", "Heat map of the other text")]
-    scale = gr.HTML(visible=False)
+    scale = gr.HTML(visible=False, label="Scale", show_label=False)
 
     def find(image, text, compare_with):
         """Draw where a text, and perhaps another, is found in an image, in colours of one scale."""
