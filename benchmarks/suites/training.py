@@ -13,7 +13,8 @@ its first step, is left out.
 gradients are those of the whole batch), `transformers` its own CLIPModel in its `Trainer`, and `open_clip` a loop of
 model, `ClipLoss`, `backward()` and `step()`. The memory of a step, under "More figures", is its peak above what
 is kept between steps: weights and optimizer states, which parts of a batch make no smaller. Parts cost a third of the
-time at least, that of one more forward pass where a backward pass takes as long as two."""
+time at least, that of one more forward pass where a backward pass takes as long as two. The goal is for whole
+batches."""
 
 # Device -> model, its batches, and the dtype of autocast.
 MEASURED = {"cpu": ("ViT-B-32", (16, 64), "float32"), "cuda": ("ViT-L-14", (256,), "bfloat16")}

@@ -242,7 +242,7 @@ def package_files() -> dict[str, bytes]:
 
 
 def requirements(extras: list[str]) -> Iterator[str]:
-    """What the package needs, with those extras, and no newer transformers than it was tested with."""
+    """Yield the package's requirements and those of `extras`, with no newer transformers than it was tested with."""
     for requirement in map(Requirement, _declared(extras)):
         if requirement.name == "transformers":
             requirement.specifier &= f"<={TESTED_TRANSFORMERS[-1]}.99"

@@ -97,7 +97,7 @@ def between_0_and_1(heat: np.ndarray, least: float) -> np.ndarray:
 
 
 class HeatMap(NamedTuple):
-    """What a panel shows: a label, heat (rows, columns) of the patches, and the value that gets no colour."""
+    """A heat map of a panel: its label, the heat (rows, columns) of the patches, and the value that gets no colour."""
 
     label: str
     heat: np.ndarray
@@ -116,7 +116,7 @@ def draw_maps(
 
     Args:
         picture: an image of any mode and size.
-        maps: what the panels show.
+        maps: heat maps, one a panel.
         box: where the patches are, in pixels of the picture, as in [`spread`].
         title: text above all panels, in as many lines as it takes.
         font_file: a TrueType or OpenType font; by default Pillow's own, which has Latin letters.

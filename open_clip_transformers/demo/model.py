@@ -1,4 +1,4 @@
-"""What the page asks of a model: one request at a time, with answers and errors for people."""
+"""The model behind the page: captions, attention, probabilities and heat maps, one request at a time."""
 
 import queue
 import threading

@@ -1,4 +1,4 @@
-"""What all tabs are made of: images that visitors upload, errors as sentences, and events that wait for the model."""
+"""Parts of all tabs: images that visitors upload, errors as sentences, and events that wait for the model."""
 
 import html
 import logging

@@ -39,11 +39,7 @@ def is_tower(name: str, revision: str | None) -> bool:
 class DemoTower:
     """A tower, of which requests of several threads wait for each other.
 
-    Args:
-        name: a converted folder or a Hub id.
-        revision: branch, tag or commit of the Hub repository.
-        device: such as `"cpu"`, or `"auto"`.
-        dtype: such as `"float32"`, or `"auto"`.
+    Takes the arguments of `DemoModel`.
 
     Raises:
         UserError: there is no such device, or the folder is damaged.

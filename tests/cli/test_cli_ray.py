@@ -39,7 +39,7 @@ def photos(tmp_path):
 
 @pytest.fixture
 def environment(monkeypatch):
-    """Where processes find the package."""
+    """The path on which Ray's processes find the package."""
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     return os.environ
@@ -126,7 +126,7 @@ def test_ray_starts_a_cluster_of_its_own(run, clip, photos, tmp_path, environmen
     ids=["expected", "fault"],
 )
 def test_errors_of_actors_reach_the_driver(tmp_path, error, kind, message):
-    """As what they return: Ray would load a model that is gone for ever."""
+    """Errors of actors are sent to the driver, as Ray would try again to load a model that is gone, for ever."""
 
     def load():
         raise error

@@ -40,7 +40,7 @@ def serve():
 
 @pytest.fixture
 def address(serve, digits):
-    """Where the application is served; it has to end when it is told to."""
+    """The address of the application, which has to end when it is told to."""
     server = uvicorn.Server(uvicorn.Config(serve.make_app(*digits), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
