@@ -45,9 +45,14 @@ class CaptioningConfig(OpenClipDualConfig):
             )
 
     @property
+    def cache_obstacle(self) -> str | None:
+        """Property of the text tower that keeps `generate` from keeping states of tokens; `None` for none."""
+        return None
+
+    @property
     def can_cache(self) -> bool:
-        """Whether no token changes the states of those before it, so that `generate` can keep these."""
-        return True
+        """Whether `generate` can keep the states of tokens, as no token changes those of tokens before it."""
+        return self.cache_obstacle is None
 
     def layer_config(self, index: int) -> PreTrainedConfig:
         """The configuration of layer `index` of the causal stack."""

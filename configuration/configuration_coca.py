@@ -7,6 +7,8 @@ from transformers.models.auto import AutoConfig
 
 from .configuration_captioning import CaptioningConfig
 from .configuration_common import OpenClipTransformerConfig, strict
+from .configuration_modern_decoder import CoCaModernDecoderConfig
+from .configuration_towers import tower_config
 
 
 @strict
@@ -28,6 +30,9 @@ class CoCaDecoderConfig(OpenClipTransformerConfig):
     max_position_embeddings: int = 76
 
 
+_DECODERS = {config.model_type: config for config in (CoCaDecoderConfig, CoCaModernDecoderConfig)}
+
+
 @strict
 class CoCaConfig(CaptioningConfig):
     r"""Configuration of [`CoCaModel`] and [`CoCaForConditionalGeneration`] (https://arxiv.org/abs/2205.01917).
@@ -36,33 +41,35 @@ class CoCaConfig(CaptioningConfig):
     decoder's.
 
     Args:
-        multimodal_config: configuration of the multimodal decoder, or its fields; open_clip: `multimodal_cfg`.
+        multimodal_config: configuration of the multimodal decoder, or its fields; `model_type` selects the class;
+            open_clip: `multimodal_cfg`.
     """
 
     model_type = "open_clip_coca"
-    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig, "multimodal_config": CoCaDecoderConfig}
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig, "multimodal_config": AutoConfig}
 
-    multimodal_config: dict | CoCaDecoderConfig | None = None
+    multimodal_config: dict | PreTrainedConfig | None = None
 
     def __post_init__(self, **kwargs):
         if self.text_config is None:
             self.text_config = {"embed_cls": True, "max_position_embeddings": 76}
         if self.vision_config is None:
             self.vision_config = {"attentional_pool": True}
-        if not isinstance(self.multimodal_config, CoCaDecoderConfig):
-            self.multimodal_config = CoCaDecoderConfig(**(self.multimodal_config or {}))
+        self.multimodal_config = tower_config(self.multimodal_config, _DECODERS, "multimodal_config")
         super().__post_init__(**kwargs)
 
-    def get_text_config(self, decoder=None, encoder=None) -> "CoCaConfig | CoCaDecoderConfig":
+    def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
         """The decoder's configuration, whose layers' attentions and hidden states CoCa's outputs hold.
 
         With `decoder=True` this configuration itself, the whole causal stack, for which `generate` sizes its cache.
         """
-        return self if decoder else cast(CoCaDecoderConfig, self.multimodal_config)
+        return self if decoder else cast(PreTrainedConfig, self.multimodal_config)
 
     @property
-    def can_cache(self) -> bool:
-        return self.text_config.is_causal
+    def cache_obstacle(self) -> str | None:
+        if not self.text_config.is_causal:
+            return "is bidirectional"
+        return "has register tokens" if getattr(self.text_config, "num_register_tokens", 0) else None
 
     def layer_config(self, index: int) -> PreTrainedConfig:
         in_text_tower = index < self.text_config.num_hidden_layers
@@ -88,11 +95,6 @@ class CoCaConfig(CaptioningConfig):
 
     def validate_architecture(self):
         super().validate_architecture()
-        if self.text_config.model_type == "open_clip_modern_text":
-            raise ValueError(
-                "CoCaConfig: a captioner whose text tower is a modern one is not supported yet. open_clip 4 has such, "
-                "and another text tower would make another model."
-            )
         if getattr(self.text_config, "pool_type", None) == "cls_pooler":
             raise ValueError(
                 "CoCaConfig: the decoder predicts a token from each token of a text, and a text tower with "

@@ -298,6 +298,24 @@ def check_activation(config: PreTrainedConfig, name: str):
         )
 
 
+def check_layers(config: PreTrainedConfig, name: str, num_layers: int):
+    """Raise `ValueError` unless field `name` of `config` holds indices of `num_layers` layers, in order."""
+    indices = getattr(config, name)
+    if indices != sorted(set(indices)) or not all(0 <= index < num_layers for index in indices):
+        raise ValueError(
+            f"{type(config).__name__}: {name} must hold indices of the {num_layers} layers in order, got {indices}."
+        )
+
+
+def check_number_of_layers(config: PreTrainedConfig):
+    """Raise `ValueError` unless `num_hidden_layers` of `config` is the number of its `cross_attention_layers`."""
+    if len(config.cross_attention_layers) != config.num_hidden_layers:
+        raise ValueError(
+            f"{type(config).__name__}: num_hidden_layers is {config.num_hidden_layers}, and cross_attention_layers "
+            f"has {len(config.cross_attention_layers)} entries: {config.cross_attention_layers}."
+        )
+
+
 def check_range(owner: str, name: str, value: Any, numbers: Range | None = None):
     """Raise `ValueError` where a number, or one in a list, is not in its field's range; other values pass.
 

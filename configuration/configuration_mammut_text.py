@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from .configuration_common import strict
+from .configuration_common import check_layers, strict
 from .configuration_text import OpenClipTextConfig
 
 
@@ -45,15 +45,6 @@ class MaMMUTTextConfig(OpenClipTextConfig):
         options = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
         if given := [name for name in options if getattr(self, name)]:
             raise ValueError(f"MaMMUTTextConfig: the layers of this tower have no {', '.join(given)}; leave them out.")
-
-
-def check_layers(config, name: str, num_layers: int):
-    """Raise `ValueError` unless field `name` of `config` holds indices of `num_layers` layers, in order."""
-    indices = getattr(config, name)
-    if indices != sorted(set(indices)) or not all(0 <= index < num_layers for index in indices):
-        raise ValueError(
-            f"{type(config).__name__}: {name} must hold indices of the {num_layers} layers in order, got {indices}."
-        )
 
 
 __all__ = ["MaMMUTTextConfig"]

@@ -1,13 +1,14 @@
 """Configuration of the modern text tower (open_clip 4: `ModernTextTransformer` in `transformer.py`)."""
 
-from .configuration_common import OpenClipTransformerConfig, check_choice, strict
+from .configuration_common import check_choice, strict
+from .configuration_modern_layers import ModernLayersConfig
 
 
 @strict
-class ModernTextConfig(OpenClipTransformerConfig):
+class ModernTextConfig(ModernLayersConfig):
     r"""Configuration of [`ModernTextModel`], a text transformer with the layers of today's language models.
 
-    Takes the fields of [`OpenClipTransformerConfig`] and these. The defaults are those of open_clip's
+    Takes the fields of [`ModernLayersConfig`] and these. The defaults are those of open_clip's
     `moderntext-ViT-B-32-256`.
 
     Args:
@@ -17,22 +18,7 @@ class ModernTextConfig(OpenClipTransformerConfig):
         proj_type: `"linear"`, or `"none"` for an embedding of width `hidden_size`.
         proj_bias: whether the projection has a bias.
         is_causal: each token sees itself and those before it, else all of the text; open_clip: `attention_mode`.
-        position_embedding_type: `"rope"` (https://arxiv.org/abs/2104.09864) or `"none"`; open_clip: `pos_embed`.
-        rope_theta: base of the wavelengths; open_clip: `rope_temperature`.
-        hidden_act: activation of the MLP, such as `"silu"`, `"gelu"` or `"relu2"` (https://arxiv.org/abs/2109.08668).
-        use_gated_mlp: the activation gates a second projection, which with `"silu"` is SwiGLU
-            (https://arxiv.org/abs/2002.05202). open_clip: `mlp_type`, for both.
-        norm_layer: kind of all norms; open_clip: `norm_type`.
-        layer_norm_eps: epsilon of all norms; open_clip: `norm_eps`.
         use_embedding_norm: a norm between embeddings and encoder; open_clip: `pre_norm`.
-        use_post_norm: a norm on the output of attention and MLP, too; open_clip: `norm_placement="sandwich"`.
-        qk_norm: a norm on queries and keys, per head.
-        use_attention_gate: the input of the attention gates its output, by a sigmoid; open_clip: `attn_gated`.
-        use_value_residual: values are mixed with those of the first layer, by a learned weight per layer
-            (https://arxiv.org/abs/2410.17897); open_clip: `value_residual`.
-        attention_bias: whether the projections of attention and `"map"` pooling have biases.
-        gate_bias: whether the attention gates have biases.
-        mlp_bias: whether the MLP has biases.
         num_register_tokens: learned tokens in front of the text, which are not pooled; open_clip: `reg_tokens`.
         pool_type: `"eos"` (first `eos_token_id`, or the last token of a text without), `"mean"` of the tokens, or
             `"map"` (attention of a learned query to them); padding left out.
@@ -47,25 +33,11 @@ class ModernTextConfig(OpenClipTransformerConfig):
 
     vocab_size: int = 50260
     max_position_embeddings: int = 256
-    intermediate_size: int = 1365
     projection_dim: int = 512
     proj_type: str = "linear"
     proj_bias: bool = False
     is_causal: bool = True
-    position_embedding_type: str = "rope"
-    rope_theta: float | int = 10000.0
-    hidden_act: str = "silu"
-    use_gated_mlp: bool = True
-    norm_layer: str = "rms_norm"
-    layer_norm_eps: float = 1e-6
     use_embedding_norm: bool = False
-    use_post_norm: bool = False
-    qk_norm: bool = False
-    use_attention_gate: bool = True
-    use_value_residual: bool = False
-    attention_bias: bool = False
-    gate_bias: bool = False
-    mlp_bias: bool = False
     num_register_tokens: int = 0
     pool_type: str = "eos"
     freeze_pad_embedding: bool = True
@@ -78,21 +50,10 @@ class ModernTextConfig(OpenClipTransformerConfig):
         """Width of the tower's `last_hidden_state`."""
         return self.hidden_size
 
-    @property
-    def head_dim(self) -> int:
-        """Width of an attention head."""
-        return self.hidden_size // self.num_attention_heads
-
     def validate_architecture(self):
         super().validate_architecture()
-        check_choice(self, "position_embedding_type", ("rope", "none"))
         check_choice(self, "pool_type", ("eos", "mean", "map"))
         check_choice(self, "proj_type", ("linear", "none"))
-        if self.position_embedding_type == "rope" and self.head_dim % 2:
-            raise ValueError(
-                f"ModernTextConfig: with position_embedding_type='rope', heads must be of an even width, got "
-                f"{self.head_dim} (hidden_size / num_attention_heads)."
-            )
         if self.pool_type == "eos" and not isinstance(self.eos_token_id, int):
             raise ValueError(f"ModernTextConfig: pool_type='eos' needs one eos_token_id, got {self.eos_token_id}.")
         if self.proj_type == "none" and self.projection_dim != self.hidden_size:

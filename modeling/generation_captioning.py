@@ -187,16 +187,15 @@ class CaptioningGenerationMixin(GenerationMixin):
         """Whether each step computes all tokens anew; `ValueError` where what was asked for needs a cache."""
         if self.config.can_cache:
             return self._has_soft_prompts()
-        # Each token changes all states of a bidirectional text tower: there is nothing to cache.
         if inputs_embeds is not None:
             raise ValueError(
-                "The text tower of this model is bidirectional, and cannot have a cache, from which alone "
-                "transformers continues embeddings: pass input_ids."
+                f"The text tower of this model {self.config.cache_obstacle}, and cannot have a cache, from which "
+                "alone transformers continues embeddings: pass input_ids."
             )
         if cache_implementation is not None:
             raise ValueError(
-                f"Got cache_implementation={cache_implementation!r}, but the text tower of this model is "
-                "bidirectional, and cannot have a cache: leave it out."
+                f"Got cache_implementation={cache_implementation!r}, but the text tower of this model "
+                f"{self.config.cache_obstacle}, and cannot have a cache: leave it out."
             )
         return True
 

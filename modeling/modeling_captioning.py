@@ -292,7 +292,8 @@ class CaptioningModel(CaptioningGenerationMixin, OpenClipDualModel):
         The images' is static where the other one is. Of a caller's `EncoderDecoderCache` both parts are used.
 
         Raises:
-            ValueError: the text tower is bidirectional, or layers or tokens of images do not fit in the cache.
+            ValueError: the text tower is bidirectional or has register tokens, or layers or tokens of images do not
+                fit in the cache.
         """
         if isinstance(cache, CaptioningCache):
             return cache
@@ -309,8 +310,8 @@ class CaptioningModel(CaptioningGenerationMixin, OpenClipDualModel):
     def _check_cache(self, cache: Cache, image_hidden_states: torch.Tensor | None):
         if not self.config.can_cache:
             raise ValueError(
-                "The text tower of this model is bidirectional: a new token changes the states of all others, and "
-                "none can be kept. Pass all tokens at once, without a cache."
+                f"The text tower of this model {self.config.cache_obstacle}, and the states of its tokens cannot be "
+                "kept: pass all tokens at once, without a cache."
             )
         is_pair = isinstance(cache, EncoderDecoderCache)
         causal_stack, layers = cache.self_attention_cache if is_pair else cache, self.config.num_hidden_layers

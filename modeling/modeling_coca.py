@@ -13,16 +13,21 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ..configuration.configuration_coca import CoCaConfig, CoCaDecoderConfig
+from ..configuration.configuration_modern_decoder import CoCaModernDecoderConfig
 from .modeling_captioning import CaptioningCache, CaptioningModel
 from .modeling_layers import (
     Attention,
     CrossAttention,
+    ModernBlock,
+    ModernCrossAttentionBlock,
     ResidualAttentionBlock,
     ResidualCrossAttentionBlock,
     norm_layer,
+    rotation_of,
+    run_modern_layers,
 )
 from .modeling_open_clip import OpenClipForImageClassification, OpenClipModel
-from .modeling_pretrained import OpenClipPreTrainedModel, select_hidden_states
+from .modeling_pretrained import OpenClipPreTrainedModel, positions_of, select_hidden_states
 from .transformers_compat import named_cache
 
 
@@ -43,13 +48,35 @@ class CoCaDecoderModel(OpenClipPreTrainedModel):
 
     def __init__(self, config: CoCaDecoderConfig, cache_offset: int = 0):
         super().__init__(config)
-        indices = range(config.num_hidden_layers)
-        self.layers = nn.ModuleList(
-            [ResidualAttentionBlock(config, i, is_causal=True, cache_offset=cache_offset) for i in indices]
-        )
-        self.cross_attention_layers = nn.ModuleList([ResidualCrossAttentionBlock(config, i) for i in indices])
+        self.layers, self.cross_attention_layers = self.build_layers(config, cache_offset)
         self.final_layer_norm = norm_layer(config, config.hidden_size)
         self.post_init()
+
+    @staticmethod
+    def build_layers(config: CoCaDecoderConfig, cache_offset: int) -> tuple[nn.ModuleList, nn.ModuleList]:
+        """The layers of self-attention, and those of cross-attention."""
+        indices = range(config.num_hidden_layers)
+        layers = [ResidualAttentionBlock(config, i, is_causal=True, cache_offset=cache_offset) for i in indices]
+        return nn.ModuleList(layers), nn.ModuleList([ResidualCrossAttentionBlock(config, i) for i in indices])
+
+    def run_layers(
+        self,
+        hidden_states: torch.Tensor,
+        image_hidden_states: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        cache: CaptioningCache | None,
+        position_ids: torch.Tensor | None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Run the layers, with the arguments of `forward`; their output, and their inputs."""
+        # Not recorded by transformers, which would begin with the input of the first cross-attention.
+        layer_inputs = []
+        self_attention_cache = None if cache is None else cache.self_attention_cache
+        for layer, cross_attention_layer in zip(self.layers, self.cross_attention_layers, strict=True):
+            layer_inputs.append(hidden_states)
+            hidden_states = layer(hidden_states, attention_mask, cache=self_attention_cache, **kwargs)
+            hidden_states = cross_attention_layer(hidden_states, image_hidden_states, cache=cache, **kwargs)
+        return hidden_states, layer_inputs
 
     @merge_with_config_defaults
     @capture_outputs
@@ -60,6 +87,7 @@ class CoCaDecoderModel(OpenClipPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         cache: CaptioningCache | None = None,
         past_key_values: CaptioningCache | None = None,
+        position_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """Decode the text tower's tokens.
@@ -72,6 +100,8 @@ class CoCaDecoderModel(OpenClipPreTrainedModel):
                 cache also (rows, length), 0 on padding.
             cache: of the tokens before, to which these are added.
             past_key_values: the name of `cache` before transformers 5.24.
+            position_ids: (rows, length), by default counted from the first token; for layers with rotary positions,
+                as other tokens have theirs from the text tower.
 
         Returns:
             `last_hidden_state` (rows, length, hidden_size), normalised; on request `hidden_states`, `attentions` and
@@ -79,19 +109,13 @@ class CoCaDecoderModel(OpenClipPreTrainedModel):
         """
         self.check_kwargs(kwargs)
         cache = self.cache_argument(cache, past_key_values)
-        self_attention_cache = None
         if cache is None:
             attention_mask = create_causal_mask(
                 config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask, **named_cache(None)
             )
-        else:
-            self_attention_cache = cache.self_attention_cache
-        # Not recorded by transformers, which would begin with the input of the first cross-attention.
-        hidden_states, layer_inputs = inputs_embeds, []
-        for layer, cross_attention_layer in zip(self.layers, self.cross_attention_layers, strict=True):
-            layer_inputs.append(hidden_states)
-            hidden_states = layer(hidden_states, attention_mask, cache=self_attention_cache, **kwargs)
-            hidden_states = cross_attention_layer(hidden_states, image_hidden_states, cache=cache, **kwargs)
+        hidden_states, layer_inputs = self.run_layers(
+            inputs_embeds, image_hidden_states, attention_mask, cache, position_ids, **kwargs
+        )
         hidden_states = self.final_layer_norm(hidden_states)
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=hidden_states,
@@ -100,6 +124,43 @@ class CoCaDecoderModel(OpenClipPreTrainedModel):
                 (*layer_inputs, hidden_states), kwargs.get("output_hidden_states", self.config.output_hidden_states)
             ),
         )
+
+
+class CoCaModernDecoderModel(CoCaDecoderModel):
+    """CoCa's multimodal decoder with the layers of modern text towers, some of which attend to the image inside.
+
+    open_clip 4: `ModernMultimodalTransformer`.
+    """
+
+    config: CoCaModernDecoderConfig
+
+    @staticmethod
+    def build_layers(config: CoCaModernDecoderConfig, cache_offset: int) -> tuple[nn.ModuleList, nn.ModuleList]:
+        layers = [
+            ModernBlock(config, i, is_causal=True, cache_offset=cache_offset) for i in range(config.num_hidden_layers)
+        ]
+        crossings = [ModernCrossAttentionBlock(config, i) for i in range(len(config.cross_attention_layers))]
+        return nn.ModuleList(layers), nn.ModuleList(crossings)
+
+    def run_layers(self, hidden_states, image_hidden_states, attention_mask, cache, position_ids, **kwargs):
+        if position_ids is None:
+            position_ids = torch.arange(hidden_states.shape[1], device=hidden_states.device).unsqueeze(0)
+            if cache is not None:
+                position_ids = position_ids + cache.get_seq_length()
+        return run_modern_layers(
+            self.layers,
+            dict(zip(self.config.cross_attention_layers, self.cross_attention_layers, strict=True)),
+            hidden_states,
+            image_hidden_states,
+            attention_mask,
+            cache,
+            rotation_of(self.config, position_ids, hidden_states.dtype),
+            **kwargs,
+        )
+
+
+# `model_type` of a decoder's configuration -> its class.
+_DECODERS = {model.config_class.model_type: model for model in (CoCaDecoderModel, CoCaModernDecoderModel)}
 
 
 class CoCaModel(CaptioningModel):
@@ -112,8 +173,9 @@ class CoCaModel(CaptioningModel):
     config: CoCaConfig
 
     def build_decoder(self) -> CoCaDecoderModel:
-        return CoCaDecoderModel._from_config(
-            self.config.multimodal_config, cache_offset=self.config.text_config.num_hidden_layers
+        config = self.config.multimodal_config
+        return _DECODERS[config.model_type]._from_config(
+            config, cache_offset=self.config.text_config.num_hidden_layers
         )
 
     def text_attention_mask(
@@ -126,7 +188,7 @@ class CoCaModel(CaptioningModel):
         # open_clip's text tower hides the token behind each padding id, also behind one that was generated: a step
         # that only sees the newest token cannot know. Steps that are compiled always have this mask, which then is
         # the same graph for all, and nothing to wait for.
-        if not self.config.text_config.embed_cls:
+        if not getattr(self.config.text_config, "embed_cls", False):
             return None
         # Ids on the meta device have no values to look at.
         is_pad = input_ids == self.config.text_config.pad_token_id
@@ -150,8 +212,14 @@ class CoCaModel(CaptioningModel):
         )
         # open_clip's decoder has no padding mask: behind a text there is nothing to predict.
         decoder_mask = None if attention_mask is None else attention_mask.cumsum(-1) > 0
+        if position_ids is None and attention_mask is not None:
+            position_ids = positions_of(attention_mask)
         decoder_outputs = self.multimodal_decoder(
-            text_outputs.last_hidden_state, image_hidden_states, attention_mask=decoder_mask, **kwargs
+            text_outputs.last_hidden_state,
+            image_hidden_states,
+            attention_mask=decoder_mask,
+            position_ids=position_ids,
+            **kwargs,
         )
         return text_outputs, decoder_outputs
 
@@ -175,7 +243,12 @@ class CoCaModel(CaptioningModel):
             **kwargs,
         )
         decoder_outputs = self.multimodal_decoder(
-            text_outputs.last_hidden_state, image_hidden_states, attention_mask=attention_mask, cache=cache, **kwargs
+            text_outputs.last_hidden_state,
+            image_hidden_states,
+            attention_mask=attention_mask,
+            cache=cache,
+            position_ids=position_ids,
+            **kwargs,
         )
         return text_outputs, decoder_outputs
 

@@ -1,7 +1,8 @@
 """Layers that the towers and the captioners' decoders are made of (open_clip: `transformer.py`)."""
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.activations import QuickGELUActivation as QuickGELU
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -114,7 +115,7 @@ class NormedMLP(MLP):
 
 
 class ModernMLP(MLP):
-    """MLP with or without biases (fields of [`ModernTextConfig`])."""
+    """MLP with or without biases (fields of [`ModernLayersConfig`])."""
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
@@ -310,10 +311,15 @@ class SiglipVitAttention(Attention):
 Rotation = tuple[torch.Tensor, torch.Tensor]
 
 
-def rotation_of(position_ids: torch.Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rotation:
-    """Angles of rotary position embeddings (https://arxiv.org/abs/2104.09864) for positions (batch or 1, length)."""
-    frequencies = theta ** -(torch.arange(0, head_dim, 2, device=position_ids.device, dtype=torch.float32) / head_dim)
-    angles = (position_ids.unsqueeze(-1).float() * frequencies).unsqueeze(1)
+def rotation_of(config: PreTrainedConfig, position_ids: torch.Tensor, dtype: torch.dtype) -> Rotation | None:
+    """Angles of rotary position embeddings (https://arxiv.org/abs/2104.09864) for positions (batch or 1, length).
+
+    `None` for layers without positions (`position_embedding_type` of [`ModernLayersConfig`]).
+    """
+    if config.position_embedding_type != "rope":
+        return None
+    exponents = torch.arange(0, config.head_dim, 2, device=position_ids.device, dtype=torch.float32) / config.head_dim
+    angles = (position_ids.unsqueeze(-1).float() * config.rope_theta**-exponents).unsqueeze(1)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
@@ -325,7 +331,7 @@ def rotate(states: torch.Tensor, rotation: Rotation) -> torch.Tensor:
 
 
 class ModernAttention(Attention):
-    """Self-attention of modern text towers (open_clip: `ModernTextAttention`; fields of [`ModernTextConfig`])."""
+    """Self-attention of modern text towers (open_clip: `ModernTextAttention`; fields of [`ModernLayersConfig`])."""
 
     def __init__(self, config: PreTrainedConfig, layer_idx: int, is_causal: bool):
         super().__init__(config, layer_idx, is_causal)
@@ -402,6 +408,14 @@ class CrossAttention(nn.Module):
         value = self.v_proj(image_hidden_states).view(heads).transpose(1, 2)
         return key, value
 
+    def normalize_query(self, query: torch.Tensor) -> torch.Tensor:
+        """Normalize queries (images, heads, length, head_dim), where a subclass does."""
+        return query
+
+    def project_context(self, context: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(rows, length, hidden_size), and what asked for it -> (rows, length, output_size)."""
+        return self.out_proj(context)
+
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -427,13 +441,13 @@ class CrossAttention(nn.Module):
             query = query.expand(images, -1, -1)
         rows, length = query.shape[:2]
         # Beams and samples of an image become more queries of it, so that its keys and values are never copied.
-        query = query.reshape(images, -1, num_heads, self.head_dim).transpose(1, 2)
+        query = self.normalize_query(query.reshape(images, -1, num_heads, self.head_dim).transpose(1, 2))
         if rows > images:
             kwargs |= {"rows_per_key": rows // images}
         context, attn_weights = attend(self, query, key, value, attention_mask, **kwargs)
         if attn_weights is not None and attn_weights.shape[0] < rows:
             attn_weights = _by_row(attn_weights, rows // images)
-        return self.out_proj(context.reshape(rows, length, -1)), attn_weights
+        return self.project_context(context.reshape(rows, length, -1), hidden_states), attn_weights
 
     def project_value(self, image_hidden_states: torch.Tensor) -> torch.Tensor:
         """(images, tokens, key_value_size) -> (images, tokens, output_size), the output for each token as sole key.
@@ -441,6 +455,30 @@ class CrossAttention(nn.Module):
         A single key has all the attention, whatever the query (https://arxiv.org/abs/2112.01071).
         """
         return self.out_proj(self.v_proj(image_hidden_states))
+
+
+class ModernCrossAttention(CrossAttention):
+    """Cross-attention of modern layers (open_clip: `ModernTextCrossAttention`; [`ModernAttentionConfig`])."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config, config.hidden_size, config.hidden_size, config.num_attention_heads)
+        if not config.attention_bias:
+            self.q_proj.bias = self.k_proj.bias = self.v_proj.bias = self.out_proj.bias = None
+        self.q_norm = norm_layer(config, self.head_dim) if config.qk_norm else nn.Identity()
+        self.k_norm = norm_layer(config, self.head_dim) if config.qk_norm else nn.Identity()
+        self.gate = None
+        if config.use_attention_gate:
+            self.gate = nn.Linear(config.hidden_size, config.hidden_size, bias=config.gate_bias)
+
+    def project_key_value(self, image_hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        key, value = super().project_key_value(image_hidden_states)
+        return self.k_norm(key), value
+
+    def normalize_query(self, query: torch.Tensor) -> torch.Tensor:
+        return self.q_norm(query)
+
+    def project_context(self, context: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.out_proj(context if self.gate is None else context * self.gate(hidden_states).sigmoid())
 
 
 class AttentionalPooler(nn.Module):
@@ -512,7 +550,8 @@ class AttentionBlock(GradientCheckpointingLayer):
     def __init__(self, config: PreTrainedConfig, layer_idx: int, is_causal: bool, cache_offset: int = 0):
         super().__init__()
         self.layer_norm1 = norm_layer(config, config.hidden_size)
-        self.self_attn = self.attention_class(config, layer_idx + cache_offset, is_causal)
+        self.self_attn = self.attention_class(config, layer_idx, is_causal)
+        self.self_attn.layer_idx += cache_offset  # its place in the cache
         self.attn_norm = nn.Identity()
         self.layer_scale1, self.drop_path1 = residual_branch(config, layer_idx)
 
@@ -570,12 +609,12 @@ class CustomResidualAttentionBlock(ResidualAttentionBlock):
 
 
 class ModernBlock(ResidualAttentionBlock):
-    """Layer of modern text towers (open_clip: `ModernTextBlock`; fields of [`ModernTextConfig`])."""
+    """Layer of modern text towers (open_clip: `ModernTextBlock`; fields of [`ModernLayersConfig`])."""
 
     attention_class = ModernAttention
 
-    def __init__(self, config: PreTrainedConfig, layer_idx: int, is_causal: bool):
-        super().__init__(config, layer_idx, is_causal)
+    def __init__(self, config: PreTrainedConfig, layer_idx: int, is_causal: bool, cache_offset: int = 0):
+        super().__init__(config, layer_idx, is_causal, cache_offset)
         self.mlp_norm = nn.Identity()
         if config.use_post_norm:
             self.attn_norm, self.mlp_norm = (norm_layer(config, config.hidden_size) for _ in range(2))
@@ -589,30 +628,40 @@ class ModernBlock(ResidualAttentionBlock):
         hidden_states: torch.Tensor,
         first_value: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        image_hidden_states: torch.Tensor | None = None,
         cache: Cache | None = None,
+        attend_to_image: Callable | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(batch, length, hidden_size) -> the same, and the values of the first layer's attention."""
+        """(batch, length, hidden_size) -> the same, and the values of the first layer's attention.
+
+        Between attention and MLP a captioner's layers attend to `image_hidden_states`, by `attend_to_image`.
+        """
         normed = self.layer_norm1(hidden_states)
         attn_output, _, first_value = self.self_attn(normed, first_value, attention_mask, cache, **kwargs)
         hidden_states = hidden_states + self.drop_path1(self.layer_scale1(self.attn_norm(attn_output)))
+        if attend_to_image is not None:
+            hidden_states = attend_to_image(hidden_states, image_hidden_states)
         mlp_output = self.mlp_norm(self.mlp(self.layer_norm2(hidden_states)))
         return hidden_states + self.drop_path2(self.layer_scale2(mlp_output)), first_value
 
 
-class ResidualCrossAttentionBlock(GradientCheckpointingLayer):
-    """Pre-norm layer of cross-attention and MLP (open_clip: `ResidualAttentionBlock(is_cross_attention=True)`)."""
+class CrossAttentionBlock(nn.Module):
+    """Pre-norm layer of cross-attention alone."""
 
     def __init__(self, config: PreTrainedConfig, layer_idx: int):
         super().__init__()
         self.layer_idx = layer_idx
         self.layer_norm1 = norm_layer(config, config.hidden_size)
-        self.layer_norm1_kv = norm_layer(config, config.hidden_size)
-        self.cross_attn = CrossAttention(config, config.hidden_size, config.hidden_size, config.num_attention_heads)
+        self.layer_norm1_kv = nn.Identity()
+        self.cross_attn = self.build_attention(config)
+        self.attn_norm = nn.Identity()
         self.layer_scale1, self.drop_path1 = residual_branch(config, layer_idx)
-        self.layer_norm2 = norm_layer(config, config.hidden_size)
-        self.mlp = MLP(config)
-        self.layer_scale2, self.drop_path2 = residual_branch(config, layer_idx)
+
+    @staticmethod
+    def build_attention(config: PreTrainedConfig) -> CrossAttention:
+        """The attention of the layer."""
+        return CrossAttention(config, config.hidden_size, config.hidden_size, config.num_attention_heads)
 
     def image_key_value(
         self, image_hidden_states: torch.Tensor | None, cache: Cache | None
@@ -637,8 +686,90 @@ class ResidualCrossAttentionBlock(GradientCheckpointingLayer):
         """(rows, length, hidden_size) attending to (images, tokens, hidden_size) -> (rows, length, hidden_size)."""
         key, value = self.image_key_value(image_hidden_states, cache)
         attn_output, _ = self.cross_attn(self.layer_norm1(hidden_states), key, value, **kwargs)
-        hidden_states = hidden_states + self.drop_path1(self.layer_scale1(attn_output))
+        return hidden_states + self.drop_path1(self.layer_scale1(self.attn_norm(attn_output)))
+
+
+class ResidualCrossAttentionBlock(GradientCheckpointingLayer, CrossAttentionBlock):
+    """Pre-norm layer of cross-attention and MLP (open_clip: `ResidualAttentionBlock(is_cross_attention=True)`)."""
+
+    def __init__(self, config: PreTrainedConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.layer_norm1_kv = norm_layer(config, config.hidden_size)
+        self.layer_norm2 = norm_layer(config, config.hidden_size)
+        self.mlp = MLP(config)
+        self.layer_scale2, self.drop_path2 = residual_branch(config, layer_idx)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        image_hidden_states: torch.Tensor | None,
+        cache: Cache | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """(rows, length, hidden_size) attending to (images, tokens, hidden_size) -> (rows, length, hidden_size)."""
+        hidden_states = super().forward(hidden_states, image_hidden_states, cache, **kwargs)
         return hidden_states + self.drop_path2(self.layer_scale2(self.mlp(self.layer_norm2(hidden_states))))
+
+
+class ModernCrossAttentionBlock(CrossAttentionBlock):
+    """Cross-attention inside a modern layer (open_clip: `norm_x`, `xattn`, `norm_x_post`, `ls_x`)."""
+
+    def __init__(self, config: PreTrainedConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        if config.use_post_norm:
+            self.attn_norm = norm_layer(config, config.hidden_size)
+
+    @staticmethod
+    def build_attention(config: PreTrainedConfig) -> ModernCrossAttention:
+        return ModernCrossAttention(config)
+
+
+def run_modern_layers(
+    layers: Iterable[ModernBlock],
+    cross_attention_layers: Mapping[int, CrossAttentionBlock],
+    hidden_states: torch.Tensor,
+    image_hidden_states: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    cache: EncoderDecoderCache | None,
+    rotation: Rotation | None,
+    causal: bool | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Run a captioner's modern layers, some of which attend to the image.
+
+    Args:
+        layers: the layers.
+        cross_attention_layers: index of a layer -> the cross-attention inside it.
+        hidden_states: (rows, length, hidden_size).
+        image_hidden_states: (images, tokens, hidden_size); `None` once `cache` holds their keys and values.
+        attention_mask: what a mask function of transformers made for these tokens.
+        cache: of the tokens before, to which these are added.
+        rotation: of the tokens' positions.
+        causal: whether no token sees those behind it, by default what the layers were made for.
+        kwargs: for all attention.
+
+    Returns:
+        (rows, length, hidden_size), and the inputs of the layers.
+    """
+    self_attention_cache = None if cache is None else cache.self_attention_cache
+    first_value, layer_inputs = None, []
+    for index, layer in enumerate(layers):
+        layer_inputs.append(hidden_states)
+        attend_to_image = None
+        if index in cross_attention_layers:
+            attend_to_image = partial(cross_attention_layers[index], cache=cache, **kwargs)
+        hidden_states, first_value = layer(
+            hidden_states,
+            first_value,
+            attention_mask,
+            image_hidden_states,
+            cache=self_attention_cache,
+            attend_to_image=attend_to_image,
+            rotation=rotation,
+            causal=causal,
+            **kwargs,
+        )
+    return hidden_states, layer_inputs
 
 
 class Encoder(nn.Module):

@@ -84,7 +84,7 @@ class ModernTextModel(OpenClipPreTrainedModel):
     base_model_prefix = "text_model"
     input_modalities = ("text",)
     _input_embed_layer = "token_embedding"
-    _no_split_modules = [ModernBlock.__name__, ModernTextEmbeddings.__name__]
+    _no_split_modules = [*OpenClipPreTrainedModel._no_split_modules, ModernTextEmbeddings.__name__]
     _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", *COMPOSITE_KEYS]
 
     def __init__(self, config: ModernTextConfig):
@@ -144,11 +144,10 @@ class ModernTextModel(OpenClipPreTrainedModel):
         attention_mask = create_mask(
             config=config, inputs_embeds=hidden_states, attention_mask=visible, **named_cache(cache)
         )
-        rotation = None
-        if config.position_embedding_type == "rope":
+        if registers:
             first = torch.arange(registers, device=position_ids.device).expand(position_ids.shape[0], -1)
             position_ids = torch.cat([first, position_ids + registers], dim=1)
-            rotation = rotation_of(position_ids, config.head_dim, config.rope_theta, hidden_states.dtype)
+        rotation = rotation_of(config, position_ids, hidden_states.dtype)
         return self.encoder(hidden_states, attention_mask, cache, rotation=rotation, **kwargs)
 
     def pool(
@@ -172,6 +171,21 @@ class ModernTextModel(OpenClipPreTrainedModel):
         places = torch.where(is_end.any(dim=1), is_end.int().argmax(dim=1), last)
         return hidden_states[torch.arange(places.shape[0], device=places.device), places]
 
+    def _decode(
+        self, input_ids, attention_mask, position_ids, cache, inputs_embeds, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        if self.config.num_register_tokens or not self.config.is_causal:
+            raise ValueError(
+                "A text tower that is bidirectional or has register tokens cannot continue from a cache: pass all "
+                "tokens at once, without a cache."
+            )
+        if position_ids is None:
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+            position_ids = positions.unsqueeze(0) + cache.get_seq_length()
+        hidden_states = self.embeddings(input_ids, inputs_embeds)
+        hidden_states = self.encode(hidden_states, attention_mask, position_ids, cache, **kwargs)
+        return BaseModelOutputWithPooling(last_hidden_state=self.final_layer_norm(hidden_states))
+
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -179,6 +193,8 @@ class ModernTextModel(OpenClipPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
@@ -186,29 +202,37 @@ class ModernTextModel(OpenClipPreTrainedModel):
 
         Args:
             input_ids: (batch, length), length at most `max_position_embeddings`.
-            attention_mask: (batch, length), 0 on padding; without it padding is known by its id.
+            attention_mask: (batch, length), 0 on padding; without it padding is known by its id. With `cache`,
+                (batch, past + length) of tokens that may be attended to, or what a mask function of transformers made
+                of it.
             position_ids: (batch, length), by default 0, 1, ... from the first token that is no left padding.
+            cache: of the tokens before `input_ids`, to which theirs are added (causal towers without registers only).
+            past_key_values: the name of `cache` before transformers 5.24.
             inputs_embeds: (batch, length, hidden_size) instead of `input_ids`; padding among them is what
                 `attention_mask` says.
 
         Returns:
             `last_hidden_state` (batch, length, hidden_size), without registers; `pooler_output`
-            (batch, projection_dim), not normalised; on request `hidden_states` and `attentions`, which hold the
-            registers.
+            (batch, projection_dim), not normalised, `None` with `cache`; on request `hidden_states` and `attentions`,
+            which hold the registers.
 
         Raises:
+            TypeError: a `cache` of another class than those of transformers.
             ValueError: no text, one without tokens or longer than `max_position_embeddings`, or no batch of texts;
-                both ids and embeddings, or embeddings where the end of a text is known by its id.
+                both ids and embeddings, or embeddings where the end of a text is known by its id; a cache under two
+                names or under one that is not known, where gradient checkpointing would fill it twice, or where the
+                tower cannot continue from it.
         """
+        cache = self.cache_argument(cache, past_key_values)
         self.check_kwargs(kwargs)
         check_one_given(input_ids=input_ids, inputs_embeds=inputs_embeds)
         if inputs_embeds is not None:
-            if self.config.pool_type == "eos":
-                raise ValueError(
-                    "This text tower pools at the end of a text, which it knows by its id: pass input_ids."
-                )
             input_ids = ids_of_embeddings(inputs_embeds, self.config.hidden_size, self.config.pad_token_id)
         check_input_ids(input_ids, self.config.max_position_embeddings)
+        if cache is not None:
+            return self._decode(input_ids, attention_mask, position_ids, cache, inputs_embeds, **kwargs)
+        if inputs_embeds is not None and self.config.pool_type == "eos":
+            raise ValueError("This text tower pools at the end of a text, which it knows by its id: pass input_ids.")
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
             if attention_mask is not None:

@@ -17,6 +17,7 @@ from .modeling_layers import (
     Attention,
     AttentionBlock,
     CustomResidualAttentionBlock,
+    ModernBlock,
     ResidualAttentionBlock,
     ResidualCrossAttentionBlock,
 )
@@ -46,6 +47,7 @@ class OpenClipPreTrainedModel(AutoClassMixin, PreTrainedModel):
         AttentionBlock.__name__,
         ResidualAttentionBlock.__name__,
         CustomResidualAttentionBlock.__name__,
+        ModernBlock.__name__,
         ResidualCrossAttentionBlock.__name__,
     ]
     _can_record_outputs: dict[str, Any] = {"hidden_states": AttentionBlock, "attentions": Attention}

@@ -10,12 +10,12 @@ from typing import Any
 from transformers.configuration_utils import PreTrainedConfig
 
 from ...configuration.configuration_coca import CoCaConfig
-from ...configuration.configuration_mammut import MaMMUTConfig, MaMMUTDecoderConfig
+from ...configuration.configuration_mammut import MaMMUTConfig
 from ...configuration.configuration_open_clip import OpenClipConfig, OpenClipSiglipConfig
 from ..common import ConversionError, listing, plain
 from ..towers import mammut_text
 from ..towers.base import TowerConversion
-from ..towers.coca_decoder import DECODER
+from ..towers.coca_decoder import DECODERS
 from ..towers.tables import TEXT_CONVERSIONS, TEXT_TOWERS, VISION_CONVERSIONS, VISION_TOWERS
 from .config_table import FIELD_KINDS, REQUIRED, Cfg, ConfigTable, text_fields_of
 
@@ -67,10 +67,6 @@ MODEL = ConfigTable(
         "pad_id": lambda config: getattr(config, "pad_token_id", None) or 0,
     },
 )
-
-
-# The two forms in which open_clip has MaMMUT.
-MAMMUT_FORMS = (mammut_text.FORK, mammut_text.OPEN_CLIP_4)
 
 
 @dataclass(frozen=True)
@@ -133,7 +129,7 @@ def check_model_cfg(model_cfg: Cfg):
     text, text_cfg = _text_part(model_cfg, cfg)
     text.complete(text_cfg)
     if cfg["multimodal_cfg"] is not None and text_cfg is not cfg["multimodal_cfg"]:
-        DECODER.complete(cfg["multimodal_cfg"])
+        _select_table(DECODERS, "multimodal_cfg", cfg).complete(cfg["multimodal_cfg"])
 
 
 def _text_part(model_cfg: Cfg, cfg: Cfg) -> tuple[ConfigTable, Cfg]:
@@ -142,7 +138,8 @@ def _text_part(model_cfg: Cfg, cfg: Cfg) -> tuple[ConfigTable, Cfg]:
         return _select(TEXT_TOWERS, "text_cfg", cfg), cfg["text_cfg"]
     if cfg["multimodal_cfg"] is None:
         raise ConversionError("model_cfg lacks text_cfg.")
-    return mammut_text.OPEN_CLIP_4, cfg["multimodal_cfg"]
+    forms = [form.text for form in mammut_text.FORMS if form.text.name == "multimodal_cfg"]
+    return _select_table(forms, "multimodal_cfg", cfg), cfg["multimodal_cfg"]
 
 
 def _build_config(model_cfg: Cfg, token_ids: TokenIds | None) -> PreTrainedConfig:
@@ -161,19 +158,23 @@ def _build_config(model_cfg: Cfg, token_ids: TokenIds | None) -> PreTrainedConfi
         "vision_config": vision.config_class(**vision_fields),
         "text_config": text.config_class(**text_fields),
     }
-    if text in MAMMUT_FORMS:
-        decoder = MaMMUTDecoderConfig(**mammut_text.decoder_fields(text, text_cfg, **handed_down))
+    form = next((form for form in mammut_text.FORMS if form.text is text), None)
+    if form is not None:
         return MaMMUTConfig(
-            **model_fields, multimodal_config=decoder, **_caption_ids(model_cfg, text.complete(text_cfg), token_ids)
+            **model_fields,
+            **form.whole_fields(text_cfg),
+            multimodal_config=form.decoder(text_cfg, **handed_down),
+            **_caption_ids(model_cfg, text.complete(text_cfg), token_ids),
         )
     if cfg["multimodal_cfg"] is None:
         return (OpenClipConfig if cfg["init_logit_bias"] is None else OpenClipSiglipConfig)(**model_fields)
-    decoder_fields = DECODER.translate(cfg["multimodal_cfg"], **handed_down)
+    decoder = _select_table(DECODERS, "multimodal_cfg", cfg)
+    decoder_fields = decoder.translate(cfg["multimodal_cfg"], **handed_down)
     # Also with a Hugging Face text tower, whose own vocabulary may be larger.
     vocab_size = text.complete(text_cfg)["vocab_size"]
     return CoCaConfig(
         **model_fields,
-        multimodal_config=DECODER.config_class(**decoder_fields, vocab_size=vocab_size),
+        multimodal_config=decoder.config_class(**decoder_fields, vocab_size=vocab_size),
         **_caption_ids(model_cfg, text.complete(text_cfg), token_ids),
     )
 
@@ -189,7 +190,12 @@ def _caption_ids(model_cfg: Cfg, text_cfg: Cfg, token_ids: TokenIds) -> dict[str
 
 def _check_custom_text(cfg: Cfg):
     text_cfg = cfg["text_cfg"]
-    if cfg["custom_text"] or text_cfg is None or text_cfg.get("hf_model_name"):
+    if (
+        cfg["custom_text"]
+        or text_cfg is None
+        or text_cfg.get("hf_model_name")
+        or text_cfg.get("text_arch") == "modern"
+    ):
         return
     if cfg["multimodal_cfg"] is not None:
         raise ConversionError(
@@ -205,13 +211,17 @@ def _check_custom_text(cfg: Cfg):
 
 
 def _select(towers: Sequence[TowerConversion], part: str, cfg: Cfg) -> ConfigTable:
+    return _select_table([tower.config_table for tower in towers], part, cfg)
+
+
+def _select_table(tables: Sequence[ConfigTable], part: str, cfg: Cfg) -> ConfigTable:
     cfg = cfg[part]
     if not isinstance(cfg, Mapping):
         raise ConversionError(f"{part} must be a JSON object, got {cfg!r}.")
     for name in ("hf_model_name", "text_arch", "timm_model_name", "timm_pool"):  # by which towers are selected
         if cfg.get(name) is not None:
             FIELD_KINDS[name].check(part, name, cfg[name])
-    return next(tower.config_table for tower in towers if tower.config_table.selects(cfg))
+    return next(table for table in tables if table.selects(cfg))
 
 
 # Our fields that are no part of an open_clip model -> why.
@@ -257,7 +267,9 @@ def _text_parts(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def _coca_parts(config: PreTrainedConfig) -> dict[str, Any]:
-    parts = {**_text_parts(config), "multimodal_cfg": DECODER.invert(config.multimodal_config)}
+    decoder = config.multimodal_config
+    table = next(table for table in DECODERS if table.config_class.model_type == decoder.model_type)
+    parts = {**_text_parts(config), "multimodal_cfg": table.invert(decoder)}
     # open_clip's decoder has no vocabulary of its own: it takes that of the text tower's fields.
     parts["text_cfg"]["vocab_size"] = config.multimodal_config.vocab_size
     return parts
@@ -265,7 +277,7 @@ def _coca_parts(config: PreTrainedConfig) -> dict[str, Any]:
 
 def _mammut_parts(config: PreTrainedConfig) -> dict[str, Any]:
     form = mammut_text.form_of(config.text_config)
-    return {form.name: mammut_text.invert(config.text_config, config.multimodal_config)}
+    return {form.text.name: form.invert(config)}
 
 
 # `model_type` of a captioner -> the parts of its `model_cfg` that describe texts and captions.

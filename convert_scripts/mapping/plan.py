@@ -19,9 +19,7 @@ from ...modeling.modeling_open_clip import OpenClipModel, OpenClipSiglipModel
 from ..common import ConversionError, failing_as, listing
 from ..sources import big_vision, mobileclip
 from ..towers.base import Changes, Tensors
-from ..towers.coca_decoder import COCA_DECODER
-from ..towers.mammut_text import mammut_decoder_table
-from ..towers.tables import TEXT_CONVERSIONS, VISION_CONVERSIONS
+from ..towers.tables import DECODER_CONVERSIONS, TEXT_CONVERSIONS, VISION_CONVERSIONS
 from .hints import explain_keys
 from .state_dict import Rename, Step, Table, resolve, under
 
@@ -42,11 +40,6 @@ DROPPED = {
     "vocab_size": "number kept by OpenAI's archives, in the configuration as vocab_size",
 }
 
-# `model_type` of a captioner -> from our configuration to the rename table of what is in neither tower.
-_DECODER_TABLES: dict[str, Callable[[PreTrainedConfig], Table]] = {
-    "open_clip_coca": lambda config: under("text_decoder.", "", COCA_DECODER),
-    "open_clip_mammut": mammut_decoder_table,
-}
 LOGITS: Table = (Rename("logit_scale", "logit_scale"), Rename("logit_bias", "logit_bias"))
 
 
@@ -64,8 +57,9 @@ def rename_table(config: PreTrainedConfig, text_prefix: str = "text.") -> Table:
         *under(text_prefix, "text_model.", TEXT_CONVERSIONS[text.model_type].rename_table(text)),
         *LOGITS,
     )
-    decoder_table = _DECODER_TABLES.get(config.model_type)
-    return table if decoder_table is None else (*table, *decoder_table(config))
+    if "multimodal_config" not in config.sub_configs:
+        return table
+    return (*table, *DECODER_CONVERSIONS[config.multimodal_config.model_type].rename_table(config))
 
 
 def fit_tensors(tensors: Tensors, config: PreTrainedConfig, text_prefix: str) -> tuple[Tensors, Changes]:

@@ -188,6 +188,23 @@ class TowerConversion:
         return self.config_table.config_class.model_type
 
 
+@dataclass(frozen=True)
+class DecoderConversion:
+    """The conversion of what a captioner has beside its towers.
+
+    Args:
+        model_type: of our configuration of the decoder.
+        rename_table: from our configuration of a whole model to the rename table of what is in neither tower.
+        prefix: where open_clip keeps the modules of `intermediates`.
+        intermediates: from our configuration of the decoder to the values inside it.
+    """
+
+    model_type: str
+    rename_table: Callable[[PreTrainedConfig], Table]
+    prefix: str
+    intermediates: Callable[[PreTrainedConfig], tuple[Intermediate, ...]]
+
+
 def _hidden_act(cfg: Cfg) -> str:
     act_kwargs = cfg["act_kwargs"] or {}
     if cfg["quick_gelu"]:

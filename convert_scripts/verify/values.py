@@ -23,9 +23,7 @@ from ..mapping.plan import rename_table
 from ..mapping.state_dict import compile_pattern, fill_pattern, resolve
 from ..processors.image import takes_patches
 from ..towers.base import Intermediate
-from ..towers.coca_decoder import DECODER_INTERMEDIATES
-from ..towers.mammut_text import MAMMUT_DECODER_INTERMEDIATES
-from ..towers.tables import TEXT_CONVERSIONS, VISION_CONVERSIONS
+from ..towers.tables import DECODER_CONVERSIONS, TEXT_CONVERSIONS, VISION_CONVERSIONS
 from .reference import is_mammut, mammut_caption_logits, text_prefix
 
 
@@ -276,13 +274,6 @@ def our_gradients(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, weight.grad
 
 
-# `model_type` of a captioner -> the values inside its decoder, and the path of that in open_clip.
-_DECODERS = {
-    "open_clip_coca": (DECODER_INTERMEDIATES, "text_decoder."),
-    "open_clip_mammut": (MAMMUT_DECODER_INTERMEDIATES, "text."),
-}
-
-
 def intermediates_table(config: PreTrainedConfig, text_prefix: str) -> tuple[Intermediate, ...]:
     """List the values inside a whole model that both libraries compute.
 
@@ -295,9 +286,10 @@ def intermediates_table(config: PreTrainedConfig, text_prefix: str) -> tuple[Int
         ("vision", VISION_CONVERSIONS[vision.model_type].intermediates, "vision_model.", "visual."),
         ("text", TEXT_CONVERSIONS[text.model_type].intermediates, "text_model.", text_prefix),
     ]
-    if config.model_type in _DECODERS:
-        table, theirs = _DECODERS[config.model_type]
-        parts.append(("decoder", table, "multimodal_decoder.", theirs))
+    if "multimodal_config" in config.sub_configs:
+        decoder = DECODER_CONVERSIONS[config.multimodal_config.model_type]
+        inside = decoder.intermediates(config.multimodal_config)
+        parts.append(("decoder", inside, "multimodal_decoder.", decoder.prefix))
     return tuple(row.under(part, ours, theirs) for part, table, ours, theirs in parts for row in table)
 
 

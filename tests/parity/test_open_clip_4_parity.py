@@ -41,7 +41,7 @@ def load_pair(name: str) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
     """Our model of a folder, and open_clip's inputs and values."""
     folder = FOLDERS[name]
     model_cfg = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
-    if "hf_model_name" in model_cfg["text_cfg"]:
+    if "hf_model_name" in model_cfg.get("text_cfg", {}):
         model_cfg["text_cfg"]["hf_model_name"] = str(folder / model_cfg["text_cfg"]["hf_model_name"])
     captions = captions_of(folder)
     ids = TokenIds(captions["sot_token_id"], captions["eos_token_id"], captions["pad_token_id"]) if captions else None
@@ -139,6 +139,6 @@ def test_conversion_there_and_back_gives_the_same_tensors(name, tmp_path, monkey
     given, written = (
         json.loads((folder / "open_clip_config.json").read_text())["model_cfg"] for folder in (FOLDERS[name], back)
     )
-    if "hf_model_name" in given["text_cfg"]:
+    if "hf_model_name" in given.get("text_cfg", {}):
         given["text_cfg"]["hf_model_name"] = written["text_cfg"]["hf_model_name"]  # made absolute
     assert build_config(written).to_dict() == build_config(given).to_dict()

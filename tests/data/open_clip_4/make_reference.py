@@ -6,8 +6,10 @@ times than that of transformers 4:
     PYTHONPATH=.../open_clip/src python tests/data/open_clip_4/make_reference.py [NAME ...]
 
 Weights and inputs are saved, so that the data does not depend on random generators. Later commits of open_clip have
-fields and parts that this one lacks; `_later_form` says which, and puts them in place. The script stops where rounding
-decides a caption.
+fields and parts that this one lacks; `_later_form` says which, and puts them in place. Captioners with modern layers
+(`coca_modern_*`, `mammut_modern_*`) need the decoders of commit 086ba09 beside the rest: `MultimodalCfg`,
+`ModernMultimodalTransformer`, `ModernMultimodalDecoder` and `MaMMUT`. The script stops where rounding decides a
+caption.
 """
 
 import copy
@@ -192,19 +194,97 @@ MODELS |= {
     "naflex_mean_of_map": _naflex(arguments={"pool_include_prefix": True}, **{**_MAP, "timm_pool": "avg"}),
     "naflex_classifier": _naflex(**{**_MAP, "timm_pool": "avg", "timm_proj": None}),
 }
+_MODERN_LAYERS = {"text_arch": "modern", "heads": 2, "pad_id": PAD, "bos_id": BOS, "eos_id": EOS}
+_MODERN_TEXT = {**_MODERN_LAYERS, "pool_type": "eos", "mlp_ratio": 1.7}
+_MODERN_DECODER = {**_MODERN_LAYERS, "mlp_ratio": 1.7}
+# Every option that makes other layers, of both kinds of norms and MLPs.
+_GATED_LAYERS = {
+    **{
+        "norm_type": "layernorm",
+        "norm_placement": "sandwich",
+        "qk_norm": True,
+        "attn_gated": True,
+        "gate_bias": False,
+    },
+    **{"value_residual": True, "layers": 3, "ls_init_value": 0.5, "rope_temperature": 50.0, **_BIASES},
+}
+_PLAIN_LAYERS = {"norm_eps": 0.1, "mlp_type": "relu2", "gate_bias": True, "attn_gated": True, "layers": 3}
+_POOL = {"attentional_pool": True}
+MODELS |= {
+    # As coca2-moderntext_ViT-B-32.
+    "coca_modern_released": _coca(
+        {"attentional_pool": "cascade"},
+        {**_MODERN_TEXT, "attn_gated": True, "mlp_ratio": 4.0, "pad_id": 0, "freeze_pad_embed": False},
+        {"text_arch": "modern", "attn_gated": True, "layers": 2},
+    ),
+    "coca_modern_everything": _coca(
+        _POOL,
+        {**_MODERN_TEXT, **_PLAIN_LAYERS, "pool_type": "map", "pre_norm": True},
+        {**_MODERN_DECODER, **_GATED_LAYERS, "cross_attn_ratio": 2},
+    ),
+    "coca_modern_registers": _coca(
+        _POOL,
+        {**_MODERN_TEXT, "pool_type": "mean", "reg_tokens": 2, "value_residual": True},
+        {**_MODERN_DECODER, **_PLAIN_LAYERS, "pos_embed": "none", "cross_attn_ratio": 3},
+    ),
+    "coca_modern_bidirectional": _coca(
+        _POOL, {**_MODERN_TEXT, **_BIDIRECTIONAL, "pool_type": "mean"}, {**_MODERN_DECODER, "mlp_type": "mlp"}
+    ),
+    "coca_modern_text": _coca(_POOL, {**_MODERN_TEXT, **_GATED_LAYERS}, {}),
+    "coca_modern_decoder": _coca(_POOL, _CLASS_TOKEN, {**_MODERN_DECODER, "value_residual": True, "layers": 2}),
+}
+
+
+def _mammut(**multimodal: object) -> dict:
+    sizes = {"context_length": 16, "vocab_size": VOCAB_SIZE, "width": 16, "layers": 3, "cross_attn_ratio": 2}
+    return {
+        "embed_dim": 16,
+        "vision_cfg": {**VISION, "pool_type": "avg", "final_ln_after_pool": True, "output_tokens": True},
+        "multimodal_cfg": {**sizes, **_MODERN_DECODER, **multimodal},
+    }
+
+
+MODELS |= {
+    # As mammut2-moderntext_ViT-B-32.
+    "mammut_modern_masked": _mammut(qk_norm=True, attn_gated=True),
+    "mammut_modern_everything": {
+        **_mammut(
+            **{**_GATED_LAYERS, "pool_type": "map", "proj_type": "linear", "proj_bias": True, "pre_norm": True},
+            **{"cross_attn_ratio": 1},
+        ),
+        "embed_dim": 10,
+    },
+    "mammut_modern_end_tied": _mammut(
+        **{**_PLAIN_LAYERS, "pool_type": "eos", "tie_lm_head": True, "pos_embed": "none", "pad_id": 0}
+    ),
+}
 # Model -> `config.json` of its encoder of transformers.
 ENCODERS = {"modernbert": _MODERNBERT, "modernbert_mean": _MODERNBERT}
+
+
+def text_fields(model_cfg: dict) -> dict:
+    """The part that describes texts, which a MaMMUT shares with captions."""
+    return model_cfg.get("text_cfg") or model_cfg["multimodal_cfg"]
+
+
+def model_class(model_cfg: dict) -> type[torch.nn.Module]:
+    if "text_cfg" not in model_cfg:
+        from open_clip.mammut_model import MaMMUT
+
+        return MaMMUT
+    return CoCa if "multimodal_cfg" in model_cfg else CustomTextCLIP
 
 
 def build_model(name: str) -> torch.nn.Module:
     """open_clip's model in eval mode, in the form that later commits give it, with all weights random."""
     kwargs = copy.deepcopy(MODELS[name])
     kwargs.pop("custom_text", None)
+    text_cfg = text_fields(kwargs)
     later_fields = ("correct_cls_mask", "freeze_pad_embed")
-    later = {key: kwargs["text_cfg"].pop(key) for key in later_fields if key in kwargs["text_cfg"]}
+    later = {key: text_cfg.pop(key) for key in later_fields if key in text_cfg}
     if name in ENCODERS:
-        kwargs["text_cfg"]["hf_model_name"] = str(FOLDER / name / ENCODER_FOLDER)
-    model = (CoCa if "multimodal_cfg" in kwargs else CustomTextCLIP)(**kwargs)
+        text_cfg["hf_model_name"] = str(FOLDER / name / ENCODER_FOLDER)
+    model = model_class(kwargs)(**kwargs)
     _later_form(model, MODELS[name], later)
     generator = torch.Generator().manual_seed(len(name))
     with torch.no_grad():
@@ -218,12 +298,15 @@ def build_model(name: str) -> torch.nn.Module:
                 parameter.copy_(1 + 0.3 * noise)
             else:
                 # Captions are to differ from image to image.
-                std = 1 if "embedding" in key else 0.9 if "attn_pool" in key or "cross_attn" in key else 0.4
+                to_image = ("attn_pool", "cross_attn", "xattn", "map_viz2txt_kv")
+                std = 1 if "embedding" in key else 0.9 if any(part in key for part in to_image) else 0.4
                 parameter.copy_(std * noise)
-        if hasattr(model, "text_decoder"):
+        if "multimodal_cfg" in kwargs:
             # And some of them end.
-            model.text_decoder.text_projection.mul_(3)
-            model.text_decoder.text_projection[:, EOS] *= 3
+            decoder = getattr(model, "text_decoder", model.text)
+            head = decoder.lm_head.weight if hasattr(decoder, "lm_head") else decoder.text_projection.T
+            head.mul_(3)
+            head[EOS] *= 3
     return model.eval()
 
 
@@ -243,7 +326,7 @@ def _later_form(model: torch.nn.Module, model_cfg: dict, text_fields: dict):
             embed_dim, width if kind == "parallel" else embed_dim, n_head=vision_cfg["attn_pooler_heads"], n_queries=1
         )
         visual.attn_pool_contrastive.register_forward_hook(lambda module, inputs, output: output[:, 0])
-    if hasattr(model, "text_decoder"):
+    if "multimodal_cfg" in model_cfg:
         # The padding of captions is the text tower's.
         model.pad_id = model.text.pad_id
 
@@ -252,7 +335,7 @@ def make_inputs(model_cfg: dict) -> dict[str, torch.Tensor]:
     """Images, as they are saved, and texts, of which some end early, one has its end at the last place."""
     generator = torch.Generator().manual_seed(5)
     size = model_cfg["vision_cfg"]["image_size"]
-    text_cfg = model_cfg["text_cfg"]
+    text_cfg = text_fields(model_cfg)
     length, pad_id = text_cfg["context_length"], text_cfg.get("pad_id", 0)
     input_ids = torch.randint(1, BOS, (4, length), generator=generator)
     for row, end in zip(input_ids, (length - 1, length // 2, length - 3, 2)):
@@ -306,7 +389,7 @@ def compute_values(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> d
         "text_embeds": features[1],
         "logits_per_image": outputs["logit_scale"] * features[0] @ features[1].T + outputs.get("logit_bias", 0),
     }
-    if hasattr(model, "text_decoder"):
+    if "logits" in outputs:
         values["logits"] = outputs["logits"]
         loss = CoCaLoss(caption_loss_weight=2.0, clip_loss_weight=1.0, pad_id=model.pad_id)
         # As `CoCaTask` has it: the model sees whole texts, and the labels are shifted outside of it.
@@ -339,12 +422,12 @@ def write_model(name: str):
         (folder / ENCODER_FOLDER).mkdir(exist_ok=True)
         (folder / ENCODER_FOLDER / "config.json").write_text(json.dumps(ENCODERS[name], indent=2) + "\n")
     model, inputs = build_model(name), make_inputs(MODELS[name])
-    tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
+    tensors = {key: value.contiguous().clone() for key, value in model.state_dict().items()}
     save_file(tensors, folder / "open_clip_model.safetensors")
     values = {key: value.contiguous() for key, value in compute_values(model, inputs).items()}
     save_file({**inputs, **values}, folder / "values.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": MODELS[name]}, indent=2) + "\n")
-    if hasattr(model, "text_decoder"):
+    if "multimodal_cfg" in MODELS[name]:
         captions = json.dumps(make_captions(model, inputs["pixel_values"]))
         lines = captions.replace("}, ", "},\n").replace("], [", "],\n[").replace(', "tokens"', ',\n"tokens"')
         (folder / "captions.json").write_text(lines + "\n")
