@@ -6,6 +6,8 @@ from .configuration.configuration_hf_text import HfTextConfig as HfTextConfig
 from .configuration.configuration_mammut import MaMMUTConfig as MaMMUTConfig
 from .configuration.configuration_mammut import MaMMUTDecoderConfig as MaMMUTDecoderConfig
 from .configuration.configuration_mammut_text import MaMMUTTextConfig as MaMMUTTextConfig
+from .configuration.configuration_modern_decoder import CoCaModernDecoderConfig as CoCaModernDecoderConfig
+from .configuration.configuration_modern_decoder import MaMMUTModernDecoderConfig as MaMMUTModernDecoderConfig
 from .configuration.configuration_modern_text import ModernTextConfig as ModernTextConfig
 from .configuration.configuration_modified_resnet import ModifiedResNetConfig as ModifiedResNetConfig
 from .configuration.configuration_naflex_vit import NaFlexVitConfig as NaFlexVitConfig

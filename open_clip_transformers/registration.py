@@ -96,8 +96,9 @@ def _by_config(*models) -> dict:
 def _configs() -> dict:
     from .configuration.configuration_coca import CoCaDecoderConfig
     from .configuration.configuration_mammut import MaMMUTDecoderConfig
+    from .configuration.configuration_modern_decoder import CoCaModernDecoderConfig, MaMMUTModernDecoderConfig
 
-    decoders = (CoCaDecoderConfig, MaMMUTDecoderConfig)
+    decoders = (CoCaDecoderConfig, CoCaModernDecoderConfig, MaMMUTDecoderConfig, MaMMUTModernDecoderConfig)
     return {config.model_type: config for config in (*_towers().values(), *_composites(), *decoders)}
 
 

@@ -124,6 +124,26 @@ def tiny_modern_text_cfg(**changes) -> dict:
     return _merged({**_CLIP, "text_cfg": _MODERN}, changes)
 
 
+_MODERN_DECODER = {
+    **{"text_arch": "modern", "context_length": 10, "vocab_size": VOCAB_SIZE, "width": 36, "heads": 3, "layers": 3},
+    **{"mlp_ratio": 1.7, "qk_norm": True, "attn_gated": True, "gate_bias": True, "norm_placement": "sandwich"},
+    **{"value_residual": True, "ls_init_value": 0.3, "attention_bias": True, "cross_attn_ratio": 2},
+}
+
+
+def tiny_modern_coca_cfg(**changes) -> dict:
+    """open_clip 4's `model_cfg` of a tiny CoCa of a modern text tower and decoder; `changes` are merged in."""
+    text_cfg = {**_MODERN, "context_length": 10, "attention_mode": "causal", "reg_tokens": 0, "output_tokens": True}
+    return _merged({**_COCA, "text_cfg": text_cfg, "multimodal_cfg": _MODERN_DECODER}, changes)
+
+
+def tiny_modern_mammut_cfg(**changes) -> dict:
+    """open_clip 4's `model_cfg` of a tiny MaMMUT with modern layers; `changes` are merged in."""
+    options = {"pre_norm": True, "pool_type": "map", "proj_type": "linear", "proj_bias": True, "layers": 4}
+    cfg = {"vision_cfg": _MAMMUT["vision_cfg"], "multimodal_cfg": {**_MODERN_DECODER, **options}}
+    return _merged({**cfg, "embed_dim": 28}, changes)
+
+
 # Encoders of transformers, without dropouts, so that gradients can be compared. Their vocabulary is larger than that
 # of CoCa's decoder, as RoBERTa's is in open_clip's `coca_roberta-ViT-B-32`.
 _BERT = {

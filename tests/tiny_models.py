@@ -11,6 +11,8 @@ from tiny_configs import (
     tiny_hf_coca_cfg,
     tiny_hf_text_cfg,
     tiny_mammut_cfg,
+    tiny_modern_coca_cfg,
+    tiny_modern_mammut_cfg,
     tiny_modern_text_cfg,
     tiny_resnet_cfg,
     tiny_siglip_cfg,
@@ -71,6 +73,8 @@ COCA = tiny_coca_cfg(
     multimodal_cfg={"ls_init_value": 0.3},
 )
 MAMMUT = tiny_mammut_cfg(text_cfg={"ls_init_value": 0.2})
+MODERN_COCA = tiny_modern_coca_cfg()
+MODERN_MAMMUT = tiny_modern_mammut_cfg()
 
 
 def tiny_config(model_cfg: dict, initializer_range: float = 0.1) -> PreTrainedConfig:
@@ -177,9 +181,11 @@ MODELS = {
     "clip_modern_text": (OpenClipModel, lambda: tiny_config(MODERN_TEXT)),
     "coca": (CoCaModel, lambda: tiny_config(COCA)),
     "coca_hf_text": (CoCaModel, lambda: tiny_config(COCA_HF_TEXT)),
+    "coca_modern": (CoCaModel, lambda: tiny_config(MODERN_COCA)),
     "coca_for_generation": (CoCaForConditionalGeneration, lambda: tiny_config(COCA)),
     "coca_for_zero_shot": (CoCaForZeroShotImageClassification, lambda: tiny_config(COCA)),
     "mammut": (MaMMUTModel, lambda: tiny_config(MAMMUT)),
+    "mammut_modern": (MaMMUTModel, lambda: tiny_config(MODERN_MAMMUT)),
     "mammut_for_generation": (MaMMUTForConditionalGeneration, lambda: tiny_config(MAMMUT)),
     "mammut_for_zero_shot": (MaMMUTForZeroShotImageClassification, lambda: tiny_config(MAMMUT)),
     "vision_with_projection": (OpenClipVisionModelWithProjection, lambda: tiny_config(CLIP)),

@@ -25,8 +25,8 @@ UNSUPPORTED = {
     "naflexclap_*": "a model of audio and text, and models of images and texts alone are supported",
     "naflexgenlip_*": "a GenLIP, one generative transformer over images and texts, which has no towers to convert",
     "naflexgenlap_*": "a GenLAP, one generative transformer over audio and texts, which has no towers to convert",
-    "mammut2-moderntext*": "a MaMMUT with the layers of modern text towers, which is not supported yet",
-    "coca2-moderntext*": "a CoCa whose decoder has the layers of modern text towers, which is not supported yet",
+    "mammut2-*naflex*": "a MaMMUT whose images are of any shape (NaFlex), which is not supported yet",
+    "coca2-*naflex*": "a CoCa whose images are of any shape (NaFlex), which is not supported yet",
 }
 QUICK_GELU_SUFFIX = "-quickgelu"
 TIMM_TOWER = "open_clip_timm_vision"

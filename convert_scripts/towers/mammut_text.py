@@ -93,7 +93,6 @@ _FORK = ConfigTable(
         **_OF_DECODER,
         "does_full_decoding": "tells MaMMUT's text tower from others",
     },
-    refused={"text_arch": "the MaMMUT of LAION's open_clip_mammut has no modern layers"},
     inverse={
         "does_full_decoding": lambda config: True,
         "has_mlp": lambda config: not config.attention_only_layers,

@@ -15,6 +15,7 @@ OF_OPEN_CLIP_4 = {
     *(f"naflex_ViT-B-{patch}" for patch in (16, 32)),
     *(f"moderntext-naflex_ViT-{size}" for size in ("B-16", "B-32", "B-deep-16", "SO150M2-16")),
     *("coca2_ViT-B-32", "gte-modernbert-base-ViT-B-32-256", "mammut2_ViT-B-32", "moderntext-ViT-B-32-256"),
+    *(f"{captioner}-moderntext_ViT-B-32" for captioner in ("coca2", "mammut2")),
     *(f"mammut_ViT-{size}-{patch}" for size in "SMBLH" for patch in (14, 16, 32)),
 }
 
@@ -53,6 +54,8 @@ def test_models_says_what_each_is_made_of_and_needs(run):
     assert rows["ViT-B-32-256"]["NEEDS"] == "-"
     assert rows["coca_ViT-B-32"]["CONTEXT"] == "76"
     assert rows["moderntext-ViT-B-32-256"]["NEEDS"] == "tokenizer r50k_base"
+    assert rows["mammut2-moderntext_ViT-B-32"]["NEEDS"] == "tokenizer r50k_base"
+    assert rows["coca2-moderntext_ViT-B-32"]["TEXT"] == "modern_text"
     assert rows["gte-modernbert-base-ViT-B-32-256"]["NEEDS"] == "tokenizer Alibaba-NLP/gte-modernbert-base"
     assert table(run("models", "ViT-B-16-SigLIP2-naflex").stdout)[0]["IMAGE"] == "576-patches"
     assert table(run("models", "MobileCLIP-S1").stdout)[0]["NEEDS"] == "timm"

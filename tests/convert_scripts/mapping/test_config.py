@@ -3,7 +3,14 @@
 from dataclasses import MISSING, asdict, fields
 
 import pytest
-from tiny_configs import tiny_clip_cfg, tiny_coca_cfg, tiny_siglip_cfg
+from tiny_configs import (
+    tiny_clip_cfg,
+    tiny_coca_cfg,
+    tiny_mammut_4_cfg,
+    tiny_modern_coca_cfg,
+    tiny_modern_mammut_cfg,
+    tiny_siglip_cfg,
+)
 
 from open_clip_transformers.configuration.configuration_modern_text import ModernTextConfig
 from open_clip_transformers.configuration.configuration_naflex_vit import NaFlexVitConfig
@@ -13,17 +20,21 @@ from open_clip_transformers.convert_scripts.mapping.config import (
     OTHER_MODELS,
     TokenIds,
     build_config,
+    build_model_cfg,
     check_model_cfg,
 )
 from open_clip_transformers.convert_scripts.mapping.config_table import REQUIRED
 from open_clip_transformers.convert_scripts.towers.base import TEXT_DEFAULTS_4, VISION_DEFAULTS_4
-from open_clip_transformers.convert_scripts.towers.coca_decoder import DECODER
+from open_clip_transformers.convert_scripts.towers.coca_decoder import DECODER, MODERN_DECODER
+from open_clip_transformers.convert_scripts.towers.mammut_text import MODERN as MODERN_MAMMUT
 from open_clip_transformers.convert_scripts.towers.tables import TEXT_TOWERS, VISION_TOWERS
 
 
 TABLES = {
     **{tower.model_type: tower.config_table for tower in (*VISION_TOWERS, *TEXT_TOWERS)},
     "decoder": DECODER,
+    "modern_decoder": MODERN_DECODER,
+    "modern_mammut": MODERN_MAMMUT.text,
     "model": MODEL,
 }
 VIT, TEXT = VISION_TOWERS[-1].config_table, TEXT_TOWERS[-1].config_table
@@ -291,17 +302,61 @@ def test_build_config_refuses(changes, message):
         build_config(tiny_clip_cfg(**changes))
 
 
+MODERN_REFUSALS = {
+    "registers": ({"reg_tokens": 2}, "reg_tokens = 2 cannot be honoured: a text tower that captions too"),
+    "pool": ({"pool_type": "avg_all"}, "pool_type of a modern text tower must be one of 'avg', 'argmax', 'mean'"),
+    "end": ({"pool_type": "argmax"}, '"eos" of a modern text tower needs an eos_id'),
+    "ratio": ({"cross_attn_ratio": 5}, "cross_attn_ratio 5 must be at most the number of layers, 4"),
+    "width": ({"proj_type": "none"}, "without a projection, projection_dim .28. must equal hidden_size .36."),
+    "norm": ({"norm_type": "batchnorm"}, "norm_type of a modern text tower must be one of 'rmsnorm', 'layernorm'"),
+    "unknown": ({"cross_attn_gate": True}, "fields that are not known:\n  cross_attn_gate"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), MODERN_REFUSALS.values(), ids=MODERN_REFUSALS)
+def test_build_config_refuses_modern_mammuts(changes, message):
+    with pytest.raises(ConversionError, match=message):
+        build_config(tiny_modern_mammut_cfg(multimodal_cfg=changes))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"text_cfg": {**MODERN, "width": 36, "heads": 3, "embed_cls": False}}, "a modern one is not supported yet"),
-        ({"multimodal_cfg": {"text_arch": "modern"}}, "decoders with the layers of modern text towers.*not supported"),
+        ({"multimodal_cfg": {"cross_attn_ratio": 4}}, "cross_attn_ratio 4 must be at most the number of layers, 3"),
+        ({"multimodal_cfg": {"mlp_type": "glu"}}, "mlp_type of a modern text tower must be one of 'swiglu'"),
+        ({"multimodal_cfg": {"width": 30}}, "hidden_size = 30"),
+        ({"text_cfg": {"pool_type": "eos"}}, '"eos" of a modern text tower needs an eos_id'),
     ],
-    ids=["text", "decoder"],
+    ids=["ratio", "mlp", "width", "end"],
 )
-def test_build_config_refuses_modern_captioners(changes, message):
+def test_build_config_refuses_modern_cocas(changes, message):
     with pytest.raises(ConversionError, match=message):
-        build_config(tiny_coca_cfg(**changes))
+        build_config(tiny_modern_coca_cfg(**changes))
+
+
+def test_modern_captioners_read_what_open_clip_reads():
+    """Of their text towers' other fields open_clip's modern decoders take none."""
+    unread = {"reg_tokens": 2, "pre_norm": True, "pool_type": "eos", "tie_lm_head": True, "vocab_size": 7, "pad_id": 3}
+    for changes in ({"multimodal_cfg": unread}, {"custom_text": False}):
+        assert (
+            build_config(tiny_modern_coca_cfg(**changes)).to_dict() == build_config(tiny_modern_coca_cfg()).to_dict()
+        )
+    unread = {"attention_mode": "causal", "use_pad_mask": False, "freeze_pad_embed": True}
+    given = build_config(tiny_modern_mammut_cfg(multimodal_cfg=unread))
+    assert given.to_dict() == build_config(tiny_modern_mammut_cfg()).to_dict()
+    # Those of MaMMUT, too, which only modern layers read.
+    assert not build_config(tiny_mammut_4_cfg(multimodal_cfg={"tie_lm_head": True})).tie_word_embeddings
+
+
+def test_build_model_cfg_names_what_modern_captioners_cannot_have():
+    config = build_config(tiny_modern_mammut_cfg())
+    config.multimodal_config.qk_norm = False
+    with pytest.raises(ConversionError, match=r"multimodal_config\.qk_norm = False"):
+        build_model_cfg(config)
+    config = build_config(tiny_mammut_4_cfg())
+    config.tie_word_embeddings = True
+    with pytest.raises(ConversionError, match="tie_word_embeddings = True"):
+        build_model_cfg(config)
 
 
 def test_build_config_names_missing_fields():

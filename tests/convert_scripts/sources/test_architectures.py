@@ -61,7 +61,8 @@ def test_get_architecture_helps_with_unknown_names(name, message):
         ("naflexclap_base_pf8_pt16_moderntext", "a model of audio and text"),
         ("naflexgenlip_b16", "a GenLIP, one generative transformer"),
         ("naflexgenlap_betwixt", "a GenLAP, one generative transformer"),
-        ("coca2-moderntext_ViT-B-32", "a CoCa whose decoder.*not supported yet"),
+        ("coca2-moderntext-naflex_ViT-B-32", "a CoCa whose images are of any shape.*not supported yet"),
+        ("mammut2-naflex_ViT-B-32", "a MaMMUT whose images are of any shape.*not supported yet"),
     ],
 )
 def test_get_architecture_says_what_names_of_open_clip_4_are_that_it_cannot_give(name, message):
@@ -110,7 +111,8 @@ def test_towers_are_those_that_conversions_choose():
         if "text_cfg" in model_cfg:
             assert towers["text_tower"] == chosen(TEXT_TOWERS, model_cfg["text_cfg"]), name
         else:
-            assert towers["text_tower"] == "open_clip_mammut_text", name
+            is_modern = model_cfg["multimodal_cfg"].get("text_arch") == "modern"
+            assert towers["text_tower"] == f"open_clip_{'modern' if is_modern else 'mammut'}_text", name
 
 
 @pytest.mark.parametrize("name", SAMPLE)
