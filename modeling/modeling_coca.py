@@ -145,8 +145,8 @@ class CoCaModernDecoderModel(CoCaDecoderModel):
     def run_layers(self, hidden_states, image_hidden_states, attention_mask, cache, position_ids, **kwargs):
         if position_ids is None:
             position_ids = torch.arange(hidden_states.shape[1], device=hidden_states.device).unsqueeze(0)
-            if cache is not None:
-                position_ids = position_ids + cache.get_seq_length()
+            if cache is not None:  # whose first layers, the text tower's, have these tokens already
+                position_ids = position_ids + cache.get_seq_length(self.layers[0].self_attn.layer_idx)
         return run_modern_layers(
             self.layers,
             dict(zip(self.config.cross_attention_layers, self.cross_attention_layers, strict=True)),

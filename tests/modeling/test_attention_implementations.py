@@ -98,6 +98,7 @@ def assert_same_as_eager(implementation: str, name: str, padding: str):
 
 
 NAMES = ["vit", "siglip_vit", "clip", "clip_hf_text", "siglip", "text_with_class_token", "coca"]
+NAMES += ["coca_modern", "mammut_modern"]
 every_model = pytest.mark.parametrize("name", NAMES)
 every_padding = pytest.mark.parametrize("padding", PADDINGS)
 

@@ -163,7 +163,7 @@ def test_compiled_model_encodes_the_first_tokens_uncompiled(pixel_values):
     assert len(graphs) == 1
 
 
-@pytest.mark.parametrize("name", ["coca", "mammut"])
+@pytest.mark.parametrize("name", ["coca", "mammut", "coca_modern", "mammut_modern"])
 def test_prompts_are_continued_alike_with_a_static_cache(name):
     model = tiny_model(name)
     inputs = {"pixel_values": tiny_inputs(model)["pixel_values"], "max_new_tokens": 3, "eos_token_id": None}

@@ -169,7 +169,9 @@ def test_attention_mask_of_right_padding_changes_nothing(name):
 
 @pytest.mark.floor
 @pytest.mark.parametrize("counted", [True, False], ids=["own_positions", "positions_given"])
-@pytest.mark.parametrize("name", ["text", "text_with_class_token", "hf_text", "coca", "coca_hf_text"])
+@pytest.mark.parametrize(
+    "name", ["text", "text_with_class_token", "hf_text", "coca", "coca_hf_text", "coca_modern", "mammut_modern"]
+)
 def test_left_padded_texts_give_what_the_texts_alone_give(name, counted):
     model = tiny_model(name)
     alone = tiny_inputs(model, length=7)
@@ -180,7 +182,7 @@ def test_left_padded_texts_give_what_the_texts_alone_give(name, counted):
     with torch.no_grad():
         expected = model(**alone)
         outputs = model(**{**alone, "input_ids": padded}, attention_mask=attention_mask, position_ids=position_ids)
-    is_coca = name.startswith("coca")
+    is_coca = name.startswith(("coca", "mammut"))
     embedding = "text_embeds" if is_coca else "pooler_output"
     tokens = "logits" if is_coca else "last_hidden_state"
     assert torch.allclose(outputs[embedding], expected[embedding], atol=1e-5)

@@ -23,13 +23,16 @@ def inputs_without_padding(model, length: int = 5) -> dict[str, torch.Tensor]:
     return {**inputs, "input_ids": inputs["input_ids"][:, :length].clamp(min=1)}
 
 
+OTHERS = ["coca_hf_text", "coca_modern", "mammut_modern"]
+
+
 def embedded(model, inputs: dict) -> dict[str, torch.Tensor]:
     """`inputs` with embeddings instead of ids."""
     others = {name: value for name, value in inputs.items() if name != "input_ids"}
     return {**others, "inputs_embeds": model.get_input_embeddings()(inputs["input_ids"])}
 
 
-@pytest.mark.parametrize("name", ["text_with_class_token", "hf_text", "modern_text", "coca", "coca_hf_text"])
+@pytest.mark.parametrize("name", ["text_with_class_token", "hf_text", "modern_text", "coca", *OTHERS])
 def test_embeddings_give_what_their_ids_give(name):
     model = tiny_model(name)
     inputs = inputs_without_padding(model)
@@ -40,7 +43,7 @@ def test_embeddings_give_what_their_ids_give(name):
                 assert torch.equal(outputs[key], expected[key])
 
 
-@pytest.mark.parametrize("name", ["coca", "coca_hf_text"])
+@pytest.mark.parametrize("name", ["coca", *OTHERS])
 def test_gradients_reach_a_soft_prompt(name):
     model = tiny_model(name)
     inputs = inputs_without_padding(model)
@@ -51,9 +54,10 @@ def test_gradients_reach_a_soft_prompt(name):
     assert soft.grad.isfinite().all() and soft.grad.flatten(1).any(dim=1).all()
 
 
+@pytest.mark.parametrize("name", ["coca", "coca_modern", "mammut_modern"])
 @pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
-def test_generate_continues_embeddings(strategy):
-    model = tiny_model("coca")
+def test_generate_continues_embeddings(strategy, name):
+    model = tiny_model(name)
     inputs = inputs_without_padding(model)
     arguments = {"max_length": 10, "eos_token_id": None, **strategy}
     captions = model.generate(**inputs, **arguments)

@@ -13,12 +13,13 @@ PLACES = {
     "decoder_on_disk": {"multimodal_decoder": "disk"},
     "head_on_disk": {"lm_head": "disk"},
 }
+CAPTIONERS = ("coca", "mammut", "coca_modern", "mammut_modern")
 OF_CAPTIONERS = ("decoder_on_disk", "head_on_disk")
 CASES = [
     (name, place)
-    for name in ("clip", "siglip", "coca", "mammut")
+    for name in ("clip", "siglip", *CAPTIONERS)
     for place in PLACES
-    if name in ("coca", "mammut") or place not in OF_CAPTIONERS
+    if name in CAPTIONERS or place not in OF_CAPTIONERS
 ]
 
 

@@ -25,6 +25,8 @@ TOWERS = {
     "coca_vision": ("coca", "vision_model_output", 3, 2, PATCHES, 36),
     "coca_text": ("coca", "text_model_output", 2, 3, LENGTH + 1, 36),
     "coca_decoder": ("coca", None, 2, 4, LENGTH, 36),
+    "coca_modern_decoder": ("coca_modern", None, 3, 3, LENGTH, 36),
+    "mammut_modern_decoder": ("mammut_modern", None, 4, 3, LENGTH, 36),
     "coca_hf_text_decoder": ("coca_hf_text", None, 2, 4, LENGTH, 36),
 }
 

@@ -9,6 +9,7 @@ from tiny_models import PAD, tiny_inputs, tiny_model
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_.* is deprecated:FutureWarning")
 
 NAMES = ["vit", "siglip_vit", "text", "text_with_class_token", "clip", "siglip", "coca", "image_classification"]
+MODERN = ["coca_modern", "mammut_modern"]
 every_model = pytest.mark.parametrize("name", NAMES)
 
 
@@ -39,7 +40,7 @@ def gradients(model) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.floor
-@every_model
+@pytest.mark.parametrize("name", [*NAMES, *MODERN])
 def test_every_parameter_gets_a_gradient(name):
     grads = gradients(tiny_model(name).train())
     assert [key for key, grad in grads.items() if grad is None or not grad.isfinite().all() or not grad.any()] == []
@@ -62,6 +63,22 @@ def test_gradient_checkpointing_changes_no_gradient(name, reentrant):
     assert len(forwards) == 2 * len(layers), "the layers were not computed anew"
     model.gradient_checkpointing_disable()
     assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+@pytest.mark.floor
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "non_reentrant"])
+@pytest.mark.parametrize("name", MODERN)
+def test_cross_attention_inside_a_layer_is_computed_anew_with_it(name, reentrant):
+    model = tiny_model(name).train()
+    expected = gradients(model)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    forwards = []
+    for layer in model.multimodal_decoder.cross_attention_layers:
+        layer.layer_norm1.register_forward_hook(lambda *_: forwards.append(1))
+    # The image tokens get the gradients of several layers, added in another order.
+    for key, grad in gradients(model).items():
+        assert torch.allclose(grad, expected[key], rtol=1e-4, atol=1e-6), key
+    assert len(forwards) == 2 * len(model.multimodal_decoder.cross_attention_layers)
 
 
 def caption_gradients(model) -> dict[str, torch.Tensor]:

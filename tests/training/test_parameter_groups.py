@@ -39,7 +39,8 @@ def test_weight_decay_is_that_of_open_clip(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["clip", "siglip_with_siglip_vit", "clip_hf_text", "clip_modern_text", "clip_resnet", "coca"]
+    "name",
+    ["clip", "siglip_with_siglip_vit", "clip_hf_text", "clip_modern_text", "clip_resnet", "coca", "mammut_modern"],
 )
 def test_nothing_of_one_dimension_decays_and_no_temperature(name):
     model = tiny_model(name)

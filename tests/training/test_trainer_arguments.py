@@ -121,6 +121,7 @@ def compiled(model):
         pytest.param("coca_hf_text", None, id="hf_text"),
         pytest.param("clip_modern_text", None, id="modern_text"),
         pytest.param("mammut", None, id="mammut"),
+        pytest.param("mammut_modern", checkpointed, id="mammut_modern"),
     ],
 )
 def test_parts_of_every_model_have_the_gradients_of_the_whole_batch(name, change, tmp_path):
