@@ -18,6 +18,8 @@ from tiny_configs import (
     tiny_hf_coca_cfg,
     tiny_hf_text_cfg,
     tiny_mammut_cfg,
+    tiny_modern_coca_cfg,
+    tiny_modern_mammut_cfg,
     tiny_modern_text_cfg,
 )
 from tiny_models import (
@@ -677,6 +679,28 @@ class MaMMUT(CoCa):
 
     def tester_values(self, config):
         return {"num_hidden_layers": config.text_config.num_hidden_layers, "seq_length": 7}
+
+
+class CoCaModern(CoCa):
+    """CoCa whose text tower and decoder have modern layers."""
+
+    pipeline_model_mapping = {}
+
+    def config(self):
+        longer = {"context_length": 28}
+        return tiny_config(
+            tiny_modern_coca_cfg(vision_cfg={"layers": 2}, text_cfg=longer, multimodal_cfg={**longer, "layers": 2})
+        )
+
+
+class MaMMUTModern(MaMMUT):
+    """MaMMUT of a modern text tower."""
+
+    pipeline_model_mapping = {}
+
+    def config(self):
+        options = {"context_length": 28, "layers": 2, "cross_attn_ratio": 1}
+        return tiny_config(tiny_modern_mammut_cfg(vision_cfg={"layers": 2}, multimodal_cfg=options))
 
 
 _NO_CACHE = "with a bidirectional text tower nothing can be cached"
