@@ -41,7 +41,8 @@ NUMBERS = {
 class CaptioningGenerationMixin(GenerationMixin):
     """`generate` of the captioners: encodes each image once, whatever the number of beams, and checks lengths.
 
-    Of the model it calls `get_image_features`, `cache_argument`, `wrap_cache` and `text_attention_mask`.
+    Of the model it calls `get_image_features`, `cache_argument`, `wrap_cache`, `text_attention_mask` and
+    `whole_text_mask`.
     """
 
     def default_generation_config(self) -> GenerationConfig:
@@ -336,6 +337,9 @@ class CaptioningGenerationMixin(GenerationMixin):
         model_inputs = {
             name: value for name, value in model_inputs.items() if name in read or isinstance(value, Cache)
         }
+        mask = model_inputs.get("attention_mask")
+        if cache is None and mask is not None:
+            model_inputs["attention_mask"] = self.whole_text_mask(input_ids, mask)
         if cache is not None:
             tokens = model_inputs.get("inputs_embeds", model_inputs["input_ids"])
             if inputs_embeds is not None:

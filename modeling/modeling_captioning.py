@@ -375,6 +375,15 @@ class CaptioningModel(CaptioningGenerationMixin, OpenClipDualModel):
         """
         return None
 
+    def whole_text_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """The `attention_mask` (rows, length) of a step of `generate` without a cache.
+
+        Args:
+            input_ids: (rows, length), all tokens so far.
+            attention_mask: (rows, length), 0 on left padding.
+        """
+        return attention_mask
+
     def _prepare_cache(
         self, cache: Cache | None, use_cache: bool | None, image_hidden_states: torch.Tensor | None
     ) -> CaptioningCache | None:

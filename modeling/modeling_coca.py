@@ -202,14 +202,12 @@ class CoCaModel(CaptioningModel):
             **named_cache(cache.self_attention_cache),
         )
 
-    def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **kwargs):
-        model_inputs = super().prepare_inputs_for_generation(input_ids, attention_mask=attention_mask, **kwargs)
+    def whole_text_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         text_config = self.config.text_config
-        knows_by_mask = text_config.model_type == "open_clip_modern_text" and not text_config.is_causal
-        if attention_mask is not None and knows_by_mask:
-            # While it captions, open_clip knows padding by its id.
-            model_inputs["attention_mask"] = attention_mask * (input_ids != text_config.pad_token_id)
-        return model_inputs
+        if text_config.model_type != "open_clip_modern_text" or text_config.is_causal:
+            return attention_mask
+        # This tower takes for padding what the mask says; open_clip, while it captions, what the id says.
+        return attention_mask * (input_ids != text_config.pad_token_id)
 
     def decode_all(self, input_ids, image_hidden_states, position_ids, attention_mask, inputs_embeds, **kwargs):
         text_outputs = self.text_model(

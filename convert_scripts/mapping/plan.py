@@ -70,6 +70,8 @@ def fit_tensors(tensors: Tensors, config: PreTrainedConfig, text_prefix: str) ->
     vision, text = config.vision_config, config.text_config
     VISION_CONVERSIONS[vision.model_type].fit(tensors, changes, "visual.", vision)
     TEXT_CONVERSIONS[text.model_type].fit(tensors, changes, text_prefix, text)
+    if "multimodal_config" in config.sub_configs:
+        DECODER_CONVERSIONS[config.multimodal_config.model_type].fit(tensors, changes, config)
     return tensors, changes
 
 

@@ -197,12 +197,15 @@ class DecoderConversion:
         rename_table: from our configuration of a whole model to the rename table of what is in neither tower.
         prefix: where open_clip keeps the modules of `intermediates`.
         intermediates: from our configuration of the decoder to the values inside it.
+        fit: changes the tensors of a whole model as open_clip does when it loads them, `tensors` in place, with an
+            entry in `changes` for each.
     """
 
     model_type: str
     rename_table: Callable[[PreTrainedConfig], Table]
     prefix: str
     intermediates: Callable[[PreTrainedConfig], tuple[Intermediate, ...]]
+    fit: Callable[[Tensors, Changes, PreTrainedConfig], None] = lambda tensors, changes, config: None
 
 
 def _hidden_act(cfg: Cfg) -> str:

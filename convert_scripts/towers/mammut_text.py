@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers.configuration_utils import PreTrainedConfig
 
 from ...configuration.configuration_mammut import MaMMUTDecoderConfig
@@ -259,6 +260,23 @@ def _fit(tensors: Tensors, changes: Changes, prefix: str, config: PreTrainedConf
         changes[head] = f"named {found[0]} in the checkpoint"
 
 
+def _fit_tied(tensors: Tensors, changes: Changes, config: PreTrainedConfig):
+    """Give a tied head and the token embedding the one tensor that a file may hold of them."""
+    names = ("text.lm_head.weight", "text.token_embedding.weight")
+    found = [name for name in names if name in tensors]
+    if not config.tie_word_embeddings or not found:
+        return
+    if len(found) == 2 and not tensors[names[0]].is_meta and not torch.equal(tensors[names[0]], tensors[names[1]]):
+        raise ConversionError(
+            f"tie_lm_head is true, and {' and '.join(names)} of the checkpoint differ: set it as the checkpoint was "
+            "trained."
+        )
+    for name in names:
+        if name not in tensors:
+            tensors[name] = tensors[found[0]]
+            changes[name] = f"{found[0]}, to which it is tied"
+
+
 _INTERMEDIATES = (
     Intermediate("tokens", "embeddings.token_embedding", "token_embedding"),
     Intermediate("embeddings", "encoder.layers.0", "resblocks.0", is_input=True),
@@ -274,5 +292,5 @@ MAMMUT_DECODER = DecoderConversion(
     MaMMUTDecoderConfig.model_type, _decoder_table, "text.", lambda config: _DECODER_INTERMEDIATES
 )
 MAMMUT_MODERN_DECODER = DecoderConversion(
-    MaMMUTModernDecoderConfig.model_type, _modern_decoder_table, "text.", crossing_intermediates
+    MaMMUTModernDecoderConfig.model_type, _modern_decoder_table, "text.", crossing_intermediates, _fit_tied
 )

@@ -97,9 +97,9 @@ def _check_release(model_cfg: Mapping[str, Any], config: PreTrainedConfig | None
 
     if int(open_clip.__version__.partition(".")[0]) >= 4:
         return
-    stated = {**model_cfg["vision_cfg"], **text_fields_of(model_cfg)}
+    parts = [model_cfg["vision_cfg"], text_fields_of(model_cfg), model_cfg.get("multimodal_cfg") or {}]
     defaults = {**TEXT_DEFAULTS_4, "correct_cls_mask": False}
-    newer = [name for name, default in defaults.items() if stated.get(name, default) != default]
+    newer = [name for name, default in defaults.items() if any(part.get(name, default) != default for part in parts)]
     if not getattr(getattr(config, "vision_config", None), "use_projection", True):
         newer.append("attentional_pool without a projection")
     if newer:

@@ -174,7 +174,10 @@ def read_converted_folder(path: Path) -> ConvertedFolder:
         read_json(generation_file)
         with failing_as(f"{generation_file} does not describe how to generate"):
             GenerationConfig.from_pretrained(path)
-    tensors = _read_tensors(path)
+    tensors = {**_read_tensors(path)}
+    for tied, source in model.get_expanded_tied_weights_keys(all_submodels=True).items():
+        if source in tensors:  # `save_pretrained` writes one of them
+            tensors.setdefault(tied, tensors[source])
     _check_tensors(path, model, tensors)
     return ConvertedFolder(path, model, tensors)
 

@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers.modeling_utils import PreTrainedModel
 
+from open_clip_transformers.convert_scripts.common import ConversionError
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
 from open_clip_transformers.convert_scripts.convert_to_open_clip import convert_to_open_clip
 from open_clip_transformers.convert_scripts.mapping.config import TokenIds, build_config
 from open_clip_transformers.convert_scripts.mapping.plan import plan_conversion
 from open_clip_transformers.convert_scripts.processors.image import image_processor_settings
+from open_clip_transformers.modeling.modeling_mammut import MaMMUTForConditionalGeneration
 from open_clip_transformers.processing.image_processing_naflex import NaFlexImageProcessor
 from open_clip_transformers.processing.image_processing_pil_naflex import NaFlexImageProcessorPil
 
@@ -122,6 +124,29 @@ def test_captions_equal_open_clip_4(name, call):
     arguments = generate_arguments(expected["open_clip_kwargs"])
     sequences = model.generate(pixel_values=values["pixel_values"].float(), **arguments)
     assert sequences.tolist() == expected["tokens"]
+
+
+@pytest.mark.parametrize("kept", ["text.lm_head.weight", "text.token_embedding.weight"])
+def test_one_of_two_tied_tensors_is_enough(kept, tmp_path):
+    """As safetensors' and transformers' own functions save them."""
+    folder = FOLDERS["mammut_modern_end_tied"]
+    (tmp_path / "open_clip_config.json").write_text((folder / "open_clip_config.json").read_text())
+    tensors = load_file(folder / "open_clip_model.safetensors")
+    other = {"text.lm_head.weight", "text.token_embedding.weight"} - {kept}
+    without = {name: tensor for name, tensor in tensors.items() if name not in other}
+    save_file(without, tmp_path / "open_clip_model.safetensors")
+    convert_open_clip_checkpoint(tmp_path, tmp_path / "ours", with_processor=False)
+    model = MaMMUTForConditionalGeneration.from_pretrained(tmp_path / "ours")
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert torch.equal(model.lm_head.weight, tensors[kept])
+    model.save_pretrained(tmp_path / "saved")
+    assert "lm_head.weight" not in load_file(tmp_path / "saved" / "model.safetensors")
+    convert_to_open_clip(tmp_path / "saved", tmp_path / "back", with_processor=False)
+    back = load_file(tmp_path / "back" / "open_clip_model.safetensors")
+    assert back.keys() == tensors.keys() and all(torch.equal(back[name], tensors[name]) for name in tensors)
+    save_file({**tensors, kept: tensors[kept] + 1}, tmp_path / "open_clip_model.safetensors")
+    with pytest.raises(ConversionError, match="tie_lm_head is true, and"):
+        convert_open_clip_checkpoint(tmp_path, tmp_path / "others", with_processor=False)
 
 
 @pytest.mark.parametrize("name", FOLDERS)
