@@ -166,6 +166,11 @@ class CaptioningGenerationMixin(GenerationMixin):
         elif input_ids is None:
             # On the images' device: transformers takes that of the first weight, "meta" where that is offloaded.
             bos_token_id = self._setting("bos_token_id", generation_config, kwargs, self.config.bos_token_id)
+            if bos_token_id is None:
+                raise ValueError(
+                    "The configuration of this model has no bos_token_id, from which captions start: pass one, or "
+                    "input_ids to continue."
+                )
             input_ids = torch.full((images, 1), bos_token_id, device=image_hidden_states.device)
         name = "input_ids" if inputs_embeds is None else "inputs_embeds"
         prompts = cast(torch.Tensor, input_ids if inputs_embeds is None else inputs_embeds)

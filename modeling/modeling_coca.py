@@ -139,7 +139,7 @@ class CoCaModernDecoderModel(CoCaDecoderModel):
         layers = [
             ModernBlock(config, i, is_causal=True, cache_offset=cache_offset) for i in range(config.num_hidden_layers)
         ]
-        crossings = [ModernCrossAttentionBlock(config, i) for i in range(len(config.cross_attention_layers))]
+        crossings = [ModernCrossAttentionBlock(config, i) for i, _ in enumerate(config.cross_attention_layers or ())]
         return nn.ModuleList(layers), nn.ModuleList(crossings)
 
     def run_layers(self, hidden_states, image_hidden_states, attention_mask, cache, position_ids, **kwargs):
@@ -149,7 +149,7 @@ class CoCaModernDecoderModel(CoCaDecoderModel):
                 position_ids = position_ids + cache.get_seq_length(self.layers[0].self_attn.layer_idx)
         return run_modern_layers(
             self.layers,
-            dict(zip(self.config.cross_attention_layers, self.cross_attention_layers, strict=True)),
+            dict(zip(self.config.cross_attention_layers or (), self.cross_attention_layers, strict=True)),
             hidden_states,
             image_hidden_states,
             attention_mask,

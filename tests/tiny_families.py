@@ -9,6 +9,7 @@ from tiny_configs import (
     tiny_clip_cfg,
     tiny_coca_cfg,
     tiny_mammut_cfg,
+    tiny_modern_coca_cfg,
     tiny_modern_text_cfg,
     tiny_resnet_cfg,
     tiny_siglip_cfg,
@@ -40,6 +41,8 @@ def _hf_text() -> PreTrainedConfig:
     return OpenClipConfig(vision_config=build_config(tiny_clip_cfg()).vision_config, text_config=text_config)
 
 
+_CLIP_TEXT = {**CLIP_VOCABULARY["text_cfg"], "bos_id": 49406, "eos_id": 49407}
+_MODERN_COCA_CLIP_VOCABULARY = {**COCA_CLIP_VOCABULARY, "text_cfg": _CLIP_TEXT}
 # CoCa has all that the others have, and generates; so does MaMMUT, by its text tower.
 FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     "clip": lambda: build_config(tiny_clip_cfg(**CLIP_VOCABULARY)),
@@ -50,6 +53,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     "siglip_vit": _siglip_vit,
     "timm": _timm,
     "hf_text": _hf_text,
+    "coca_modern": lambda: build_config(tiny_modern_coca_cfg(**_MODERN_COCA_CLIP_VOCABULARY)),
     "modern_text": lambda: build_config(tiny_modern_text_cfg(**CLIP_VOCABULARY)),
 }
 

@@ -20,7 +20,7 @@ from open_clip_transformers.convert_scripts.hub import card
 from open_clip_transformers.convert_scripts.hub.card import build_model_card, write_model_card
 
 
-TASKS = dict.fromkeys(("coca", "mammut"), "image-to-text")
+TASKS = dict.fromkeys(("coca", "mammut", "coca_modern"), "image-to-text")
 
 
 def snippets(card: ModelCard) -> list[str]:

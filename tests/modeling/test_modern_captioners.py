@@ -103,6 +103,18 @@ def test_bidirectional_text_towers_hide_padding_inside_captions():
             assert torch.allclose(logits, expected, atol=1e-5)
 
 
+@every_captioner
+def test_captions_without_a_start_are_refused(name):
+    model = tiny_model(name)
+    pixel_values = tiny_inputs(model)["pixel_values"]
+    expected = model.generate(pixel_values=pixel_values, max_length=5, eos_token_id=None)
+    model.config.bos_token_id = model.generation_config.bos_token_id = None
+    with pytest.raises(ValueError, match=r"no bos_token_id, from which captions start: pass one, or input_ids"):
+        model.generate(pixel_values=pixel_values)
+    given = model.generate(pixel_values=pixel_values, max_length=5, eos_token_id=None, bos_token_id=BOS)
+    assert torch.equal(given, expected)
+
+
 def test_the_head_of_a_mammut_may_be_its_token_embedding(tmp_path):
     config = tiny_config(tiny_modern_mammut_cfg(multimodal_cfg={"tie_lm_head": True}))
     model = randomized(MaMMUTForConditionalGeneration(config).eval())
