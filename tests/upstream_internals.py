@@ -125,6 +125,9 @@ INTERNALS = (
     Internal(MODEL, "_can_record_outputs", why="declaration of every model", when_gone="see transformers' models"),
     Internal(MODEL, "_input_embed_layer", why="declaration of every model", when_gone="get_input_embeddings"),
     Internal(MODEL, "_keys_to_ignore_on_load_unexpected", why="a tower from its model's folder", when_gone="as above"),
+    Internal(
+        MODEL, "_tied_weights_keys", why="a MaMMUT's head may be its embedding", when_gone="see transformers' LLMs"
+    ),
     Internal(MODEL, "_no_split_modules", why="device_map and FSDP", when_gone="see transformers' models"),
     Internal(
         MODEL,
