@@ -84,11 +84,13 @@ class EmbeddedData:
         return sorted(hits, key=_score)
 
     def _load_index(self, dim: int):
-        """Load the graph of all vectors, which lies beside them; make it where there is none of these shards."""
+        """Load the graph of all vectors, which lies beside them; make it where there is none of these files."""
         usearch = import_extra("usearch.index", "search")
         import numpy
 
-        digest = hashlib.sha256("\n".join(name for name, _ in self.shards).encode()).hexdigest()[:16]
+        versions = self.output.versions()
+        files = [file for shard in self.shards for file in self.output.files(*shard)]
+        digest = hashlib.sha256(repr([(file, versions[file]) for file in files]).encode()).hexdigest()[:16]
         file = f"_index-{digest}.usearch"
         index = usearch.Index(
             ndim=dim,
