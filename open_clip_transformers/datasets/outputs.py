@@ -126,7 +126,10 @@ class Output:
             data, before = shard.identity, len(entries)
             there = entries.setdefault(shard.name, {"index": before, "data": data, "source": shard.source})
             if there["data"] != data and not differences:
-                differences.append(f"shard {shard.name!r} was of {there['data']} and is of {data}")
+                sizes = [about.get("shard_size") for about in (manifest["notes"], notes)]
+                differences += [f"shard_size was {sizes[0]} and is {sizes[1]}"] if sizes[0] != sizes[1] else []
+                of = "other files" if shard.source == "files" else f"{there['data']} and is of {data}"
+                differences.append(f"shard {shard.name!r} was of {of}")
             elif known.get(data, shard.name) != shard.name and not differences:
                 differences.append(f"{data} was shard {known[data]!r} and is {shard.name!r}")
         if differences:

@@ -78,9 +78,13 @@ class EmbeddedData:
         matches = index.search(query, k)
         rows = {int(key): 1 - float(distance) for key, distance in zip(matches.keys, matches.distances)}
         hits, start = [], 0
-        for name, keys, _ in self:
-            hits += [Hit(rows[row], name, keys[row - start]) for row in rows if start <= row < start + len(keys)]
-            start += len(keys)
+        for shard in self.shards:  # of which those with a hit are read
+            num_rows, errors = self.output.found(*shard)
+            end = start + num_rows - len(errors)
+            if here := [row for row in rows if start <= row < end]:
+                keys, _ = self.output.embeddings(*shard)
+                hits += [Hit(rows[row], shard[0], keys[row - start]) for row in here]
+            start = end
         return sorted(hits, key=_score)
 
     def _load_index(self, dim: int):
