@@ -20,7 +20,7 @@ from PIL import Image
 
 from open_clip_transformers.cli import images as cli_images
 from open_clip_transformers.configuration.errors import MissingPackageError, UserError
-from open_clip_transformers.datasets import images
+from open_clip_transformers.datasets import images, shards
 from open_clip_transformers.datasets.outputs import ParquetOutput
 from open_clip_transformers.datasets.shards import FileShard
 
@@ -345,3 +345,24 @@ def test_what_was_done_is_counted_by_the_ends_of_files(embed, monkeypatch):
     assert output.found("good", 0) == (2, [])
     ((key, error),) = output.found("bad", 1)[1]
     assert (key, error.kind) == ("b", "MissingImage") and read == [[], [0]]
+
+
+def test_model_that_vanishes_is_missed_by_the_next_run_alone(run, clip, monkeypatch):
+    shutil.copytree(clip, "model")
+    write_tar("a.tar", ["a.png"])
+    write_tar("b.tar", ["a.png"])
+    open_binary = shards.open_binary
+
+    def vanish(address):
+        shutil.rmtree("model", ignore_errors=True)
+        return open_binary(address)
+
+    command = ["a.tar", "b.tar", "--workers", 0, "-o"]
+    run("embed", clip, *command, "expected/")
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "open_binary", vanish)
+        run("embed", "model", *command, "out/")
+    for name in ("a.parquet", "b.parquet"):
+        with open(f"expected/{name}", "rb") as one, open(f"out/{name}", "rb") as other:
+            assert one.read() == other.read()
+    assert "model: there is no such folder" in run("embed", "model", *command, "out/", exit_code=2).stderr
