@@ -240,13 +240,13 @@ class Output:
     def put(self, name: str, content: bytes):
         """Write a file that is there once it is whole.
 
-        Object stores take whole objects only, and keep an earlier one where that fails; what is left elsewhere, of a
-        file that was not there, is removed. On this machine the file gets its name at the end; where another process
+        Object stores take whole objects only, and keep an earlier one, which manifests have, where that fails; what is
+        left elsewhere is removed. On this machine the file gets its name at the end; where another process
         wrote the same meanwhile, it may have swept this one's.
         """
         path = posixpath.join(self.root, name)
         if not self.is_local:
-            is_new = not self.file_system.exists(path)
+            is_new = name != MANIFEST or not self.file_system.exists(path)
             try:
                 self.file_system.pipe_file(path, content)
             except BaseException:
