@@ -13,7 +13,13 @@ from torch import distributed, nn
 from torch.distributed import ProcessGroup
 from torch.utils.checkpoint import get_device_states, set_device_states
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    DataCollatorWithPadding,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+)
 from transformers.trainer_utils import has_length, seed_worker
 from transformers.utils import ModelOutput, logging
 
@@ -80,7 +86,7 @@ class ContrastiveTrainingArguments(TrainingArguments):
             self.use_cpu = True
         super().__post_init__()
         size = self.mini_batch_size
-        if size is not None and (not isinstance(size, int) or size < 1):
+        if size is not None and (type(size) is not int or size < 1):
             raise ValueError(f"mini_batch_size is a number of pairs, got {size}.")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay is a number above 0 and at most 1, got {self.layer_decay}.")
@@ -157,6 +163,8 @@ class ContrastiveTrainer(Trainer):
             raise ValueError(
                 "ContrastiveTrainer has its own losses: leave out compute_loss_func and label_smoothing_factor."
             )
+        if self.args.fp16 and self.args.device.type == "cpu":
+            raise ValueError("fp16=True has no effect on the CPU: pass bf16=True, or leave it out.")
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"One process sees {self.args.n_gpu} GPUs, and would not compare the pairs of one with those of "
@@ -181,24 +189,51 @@ class ContrastiveTrainer(Trainer):
 
     def _check_training(self):
         """Raise `ValueError` where training could not begin, or would not learn."""
-        names = getattr(self.train_dataset, "column_names", None)  # of datasets, where it knows them
-        if names and isinstance(self.data_collator, ContrastiveCollator) and not _makes_columns(self.train_dataset):
-            self.data_collator.check_columns(names)
+        self._check_columns(self.train_dataset)
+        if self.args.eval_strategy != "no":
+            named = isinstance(self.eval_dataset, dict)
+            for dataset in self.eval_dataset.values() if named else [self.eval_dataset]:
+                self._check_columns(dataset)
+        learned = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        if not learned:
+            raise ValueError("No parameter of the model can learn: unlock some, by requires_grad_(True).")
         if self.args.train_batch_size == 1 and self._loss_group() is None:
             raise ValueError(
                 "A batch of one pair has nothing to be compared with, and teaches nothing: raise "
                 "per_device_train_batch_size, or train on several ranks with gather_across_devices=True."
             )
-        if getattr(self.accelerator, "is_fsdp2", False) and self.model.logit_scale.ndim == 0:
-            raise ValueError(
-                "FSDP2 takes no scalar parameters, and logit_scale is one: load the model with "
-                "from_pretrained(..., nonscalar_logit_scale=True)."
-            )
+        if getattr(self.accelerator, "is_fsdp2", False):
+            if self.model.logit_scale.ndim == 0:
+                raise ValueError(
+                    "FSDP2 takes no scalar parameters, and logit_scale is one: load the model with "
+                    "from_pretrained(..., nonscalar_logit_scale=True)."
+                )
+            # It waits for gradients of what the model puts out.
+            if learned <= {"logit_scale", "logit_bias"}:
+                raise ValueError(
+                    f"FSDP2 does not average the gradients of {' and '.join(sorted(learned))} where nothing else "
+                    "learns: unlock a tower, or train without FSDP."
+                )
         self._check_buffers()
         parallelism = getattr(self.accelerator, "parallelism_config", None)
         if self._loss_group() is not None and parallelism is not None and parallelism.non_data_parallel_size > 1:
             raise ValueError(
                 "Ranks that share their pairs cannot be gathered: leave out tensor and context parallelism."
+            )
+
+    def _check_columns(self, dataset: Any):
+        names = getattr(dataset, "column_names", None)  # of datasets, where it knows them
+        if not names or _makes_columns(dataset):
+            return
+        collator = self.data_collator
+        if isinstance(collator, ContrastiveCollator):
+            collator.check_columns(names)
+        elif "pixel_values" not in names and (
+            collator is default_data_collator or isinstance(collator, DataCollatorWithPadding)
+        ):
+            raise ValueError(
+                f"The data set has the columns {', '.join(map(repr, names))}, of which nothing makes pixel_values: "
+                "pass data_collator=ContrastiveCollator(processor)."
             )
 
     def _check_buffers(self):
@@ -215,8 +250,8 @@ class ContrastiveTrainer(Trainer):
         """Train, as `Trainer` does.
 
         Raises:
-            ValueError: columns that the collator does not find, one pair a rank with nothing to compare it with, a
-                scalar `logit_scale` under FSDP2, or ranks that share their pairs.
+            ValueError: columns that the collator does not find, nothing that can learn, one pair a rank with nothing
+                to compare it with, a scalar `logit_scale` under FSDP2, or ranks that share their pairs.
         """
         self._check_training()
         self._leave_input_embeddings_alone()
@@ -296,8 +331,11 @@ class ContrastiveTrainer(Trainer):
         """The data loader of `Trainer`.
 
         Raises:
-            ValueError: streamed data that is shared out among ranks, of which accelerate would read the first's alone.
+            ValueError: batches of one pair; streamed data that is shared out among ranks, of which accelerate would
+                read the first's alone.
         """
+        if self.args.eval_batch_size == 1:
+            raise ValueError("A batch of one pair has nothing to be compared with: raise per_device_eval_batch_size.")
         name = eval_dataset if isinstance(eval_dataset, str) else None
         dataset = self.eval_dataset if eval_dataset is None else self.eval_dataset[name] if name else eval_dataset
         check_workers(dataset, self.args.dataloader_num_workers)

@@ -228,6 +228,52 @@ def test_a_loss_that_is_no_number_is_shown(mini_batch_size, tmp_path):
     assert math.isnan(trainer.state.log_history[0]["loss"])
 
 
+def pairs_to_train_on():
+    """A model, its processor, and pairs with the columns image and text."""
+    datasets = pytest.importorskip("datasets")
+    model = tiny_model("clip")
+    processor = build_processor(model)
+    model.resize_token_embeddings(len(processor.tokenizer))
+    images = [Image.new("RGB", (30, 40), (60 * index, 9, 9)) for index in range(4)]
+    return model, processor, datasets.Dataset.from_dict({"image": images, "text": ["one", "two", "three", "four"]})
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["one", "several"])
+def test_columns_of_an_evaluation_are_missed_before_the_first_step(named, tmp_path):
+    model, processor, dataset = pairs_to_train_on()
+    other = dataset.rename_column("text", "caption")
+    trainer = ContrastiveTrainer(
+        model,
+        workers.training_arguments(tmp_path, eval_strategy="epoch"),
+        data_collator=ContrastiveCollator(processor),
+        train_dataset=dataset,
+        eval_dataset={"same": dataset, "other": other} if named else other,
+    )
+    fails(ValueError, "has the columns 'image', 'caption', and the collator reads 'text'", trainer.train)
+    assert trainer.state.global_step == 0
+
+
+def test_data_without_a_collator_that_makes_inputs_of_it_is_refused(tmp_path):
+    model, processor, dataset = pairs_to_train_on()
+    for owner in (None, processor, processor.tokenizer):
+        trainer = ContrastiveTrainer(
+            model, workers.training_arguments(tmp_path), train_dataset=dataset, processing_class=owner
+        )
+        fails(ValueError, r"nothing makes pixel_values: pass data_collator=ContrastiveCollator\(", trainer.train)
+
+
+def test_a_model_of_which_nothing_can_learn_is_refused(tmp_path):
+    model = tiny_model("clip").requires_grad_(False)
+    fails(ValueError, "No parameter of the model can learn", trainer_of(model, tmp_path).train)
+
+
+def test_an_evaluation_of_one_pair_at_a_time_is_refused(tmp_path):
+    model = tiny_model("clip")
+    args = workers.training_arguments(tmp_path, per_device_eval_batch_size=1)
+    trainer = ContrastiveTrainer(model, args, eval_dataset=workers.Pairs(model, 2))
+    fails(ValueError, "one pair has nothing to be compared with: raise per_device_eval_batch_size", trainer.evaluate)
+
+
 def test_plain_trainer_trains_on_pairs_of_the_collator(tmp_path):
     model = tiny_model("clip")
     processor = build_processor(model)
@@ -329,8 +375,9 @@ def test_a_teacher_of_other_inputs_is_refused(name, fields, message, tmp_path):
         ),
         ("vit", {}, "OpenClipVitModel has no logit_scale"),
         ("clip", {"label_smoothing_factor": 0.1}, "has its own losses"),
+        ("clip", {"fp16": True}, "fp16=True has no effect on the CPU: pass bf16=True"),
     ],
-    ids=["captions", "pairs", "distillation", "no_dual_model", "label_smoothing"],
+    ids=["captions", "pairs", "distillation", "no_dual_model", "label_smoothing", "fp16"],
 )
 def test_arguments_without_effect_are_refused(name, arguments, message, tmp_path):
     model = tiny_model(name)
@@ -341,12 +388,13 @@ def test_arguments_without_effect_are_refused(name, arguments, message, tmp_path
     ("arguments", "message"),
     [
         ({"mini_batch_size": 0}, "mini_batch_size is a number of pairs, got 0"),
+        ({"mini_batch_size": True}, "mini_batch_size is a number of pairs, got True"),
         ({"mini_batch_size": 2.5}, "mini_batch_size is a number of pairs, got 2.5"),
         ({"layer_decay": 1.2}, "layer_decay is a number above 0 and at most 1, got 1.2"),
         ({"caption_loss_weight": -1.0}, "caption_loss_weight is a number of at least 0, got -1.0"),
         ({"distillation_loss_weight": math.nan}, "distillation_loss_weight is a number of at least 0, got nan"),
     ],
-    ids=["mini_batch_size", "fraction", "layer_decay", "weight", "nan"],
+    ids=["mini_batch_size", "yes", "fraction", "layer_decay", "weight", "nan"],
 )
 def test_arguments_out_of_range_are_refused(arguments, message, tmp_path):
     fails(ValueError, message, ContrastiveTrainingArguments, str(tmp_path), use_cpu=True, **arguments)
