@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
 import torch
 from accelerate.data_loader import DataLoaderDispatcher, prepare_data_loader
+from accelerate.utils import is_compiled_module
 from torch import distributed, nn
 from torch.distributed import ProcessGroup
 from torch.utils.checkpoint import get_device_states, set_device_states
@@ -202,19 +203,7 @@ class ContrastiveTrainer(Trainer):
                 "A batch of one pair has nothing to be compared with, and teaches nothing: raise "
                 "per_device_train_batch_size, or train on several ranks with gather_across_devices=True."
             )
-        if getattr(self.accelerator, "is_fsdp2", False):
-            if self.model.logit_scale.ndim == 0:
-                raise ValueError(
-                    "FSDP2 takes no scalar parameters, and logit_scale is one: load the model with "
-                    "from_pretrained(..., nonscalar_logit_scale=True)."
-                )
-            # It waits for gradients of what the model puts out.
-            if learned <= {"logit_scale", "logit_bias"}:
-                raise ValueError(
-                    f"FSDP2 does not average the gradients of {' and '.join(sorted(learned))} where nothing else "
-                    "learns: unlock a tower, or train without FSDP."
-                )
-        self._check_buffers()
+        self._check_fsdp(learned)
         parallelism = getattr(self.accelerator, "parallelism_config", None)
         if self._loss_group() is not None and parallelism is not None and parallelism.non_data_parallel_size > 1:
             raise ValueError(
@@ -236,11 +225,24 @@ class ContrastiveTrainer(Trainer):
                 "pass data_collator=ContrastiveCollator(processor)."
             )
 
-    def _check_buffers(self):
+    def _check_fsdp(self, learned: set[str]):
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
-        if plugin is None or plugin.fsdp_version != 2 or not plugin.cpu_ram_efficient_loading:
+        if plugin is None:
             return
-        if kept := self.model.state_dict().keys() & dict(self.model.named_buffers()).keys():
+        if plugin.fsdp_version != 2:
+            raise ValueError("FSDP of version 1 is not supported: pass --fsdp_version 2 to accelerate launch.")
+        if self.model.logit_scale.ndim == 0:
+            raise ValueError(
+                "FSDP2 takes no scalar parameters, and logit_scale is one: load the model with "
+                "from_pretrained(..., nonscalar_logit_scale=True)."
+            )
+        if learned <= {"logit_scale", "logit_bias"}:  # it waits for gradients of embeddings
+            raise ValueError(
+                f"FSDP2 does not average the gradients of {' and '.join(sorted(learned))} where nothing else learns: "
+                "unlock a tower, or train without FSDP."
+            )
+        kept = self.model.state_dict().keys() & dict(self.model.named_buffers()).keys()
+        if kept and plugin.cpu_ram_efficient_loading:
             raise ValueError(
                 f"accelerate cannot send {sorted(kept)[0]} from the first rank to the others, as it is no parameter: "
                 "load the model on each rank, with --fsdp_cpu_ram_efficient_loading false."
@@ -251,7 +253,7 @@ class ContrastiveTrainer(Trainer):
 
         Raises:
             ValueError: columns that the collator does not find, nothing that can learn, one pair a rank with nothing
-                to compare it with, a scalar `logit_scale` under FSDP2, or ranks that share their pairs.
+                to compare it with, what FSDP cannot train, or ranks that share their pairs.
         """
         self._check_training()
         self._leave_input_embeddings_alone()
@@ -507,6 +509,22 @@ class ContrastiveTrainer(Trainer):
         # The mean is already over all accumulated batches, by whose number Trainer divides.
         return self._weight("caption_loss_weight") * loss * self.current_gradient_accumulation_steps
 
+    def _first_embeds(self, model: nn.Module, part: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings of a part, without gradients."""
+        if _is_compiled(model):  # without gradients it is compiled to something else, that draws other random numbers
+            with self._no_sync(model):
+                outputs = model(**part)
+        else:
+            # Of captions the first pass needs nothing.
+            kept = {"logits_to_keep": 1} if self.has_decoder else {}
+            with torch.no_grad():
+                outputs = model(**part, **kept)
+        return outputs.image_embeds.detach(), outputs.text_embeds.detach()
+
+    def _no_sync(self, model: nn.Module) -> AbstractContextManager:
+        """Keep gradients on each rank until the last part; between the batches of a step, Trainer does."""
+        return self.accelerator.no_sync(model) if self.accelerator.sync_gradients else nullcontext()
+
     def _loss_of_parts(self, model, inputs, labels, size, group, num_items_in_batch) -> torch.Tensor:
         """The loss of a batch that goes through the model part by part (GradCache).
 
@@ -519,11 +537,7 @@ class ContrastiveTrainer(Trainer):
         states, embeds, teacher_embeds = [], [], []
         for part in parts:
             states.append(_RandomState([*part.values()]))
-            # Of captions the first pass needs nothing.
-            kept = {"logits_to_keep": 1} if self.has_decoder else {}
-            with torch.no_grad():
-                outputs = model(**part, **kept)
-            embeds.append((outputs.image_embeds, outputs.text_embeds))
+            embeds.append(self._first_embeds(model, part))
             teacher_embeds.append(self._teacher_embeds(part))
         images, texts = (torch.cat(rows).requires_grad_() for rows in zip(*embeds))
         scales = [scale.detach().clone().requires_grad_() for scale in self._scales()]
@@ -547,16 +561,19 @@ class ContrastiveTrainer(Trainer):
             value = value + captions.detach()
             return loss + captions
 
-        # Trainer's own no_sync holds for all parts of a batch that is not the last of its step.
-        waits = self.accelerator.no_sync if self.accelerator.sync_gradients else lambda model: nullcontext()
         for index in range(len(parts) - 1):
-            with waits(model):
+            with self._no_sync(model):
                 loss = part_loss(index)
                 if loss.requires_grad:  # with both towers locked, temperature and bias alone learn, by the last part
                     self.accelerator.backward(loss / self.current_gradient_accumulation_steps)
         loss = part_loss(len(parts) - 1)
         loss = loss + sum((scale * gradient).sum() for scale, gradient in zip(self._scales(), gradients[2:]))
         return loss + (value - loss).detach()
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    """Whether a model or a part of it is compiled."""
+    return any(is_compiled_module(module) or module._compiled_call_impl is not None for module in model.modules())
 
 
 def _makes_columns(dataset: Any) -> bool:

@@ -1,6 +1,7 @@
 """ContrastiveTrainer in one process: parts with dropout, precision, evaluation, and what it refuses."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from open_clip_transformers import (
     ContrastiveCollator,
     ContrastiveTrainer,
     ContrastiveTrainingArguments,
+    OpenClipModel,
     lock_image_tower,
     lock_text_tower,
 )
@@ -56,9 +58,15 @@ def model_with_dropout():
     return twin
 
 
-@pytest.mark.parametrize("size", [1, 3, SIZE])
-def test_parts_have_the_gradients_of_the_whole_batch_with_dropout(size, tmp_path):
+@pytest.mark.parametrize(
+    ("size", "compiles"),
+    [(1, False), (3, False), (SIZE, False), pytest.param(3, True, marks=pytest.mark.slow)],
+    ids=["1", "3", "all", "3_compiled"],
+)
+def test_parts_have_the_gradients_of_the_whole_batch_with_dropout(size, compiles, tmp_path):
     model = model_with_dropout().train()
+    if compiles:
+        model.compile()
     batch = workers.training_batch(model, SIZE)
     # The same parts with the same random numbers, whose activations are all held.
     torch.manual_seed(11)
@@ -265,6 +273,23 @@ def test_data_without_a_collator_that_makes_inputs_of_it_is_refused(tmp_path):
 def test_a_model_of_which_nothing_can_learn_is_refused(tmp_path):
     model = tiny_model("clip").requires_grad_(False)
     fails(ValueError, "No parameter of the model can learn", trainer_of(model, tmp_path).train)
+
+
+@pytest.mark.parametrize(
+    ("version", "change", "message"),
+    [
+        (1, lambda model: model, "FSDP of version 1 is not supported: pass --fsdp_version 2"),
+        (2, locked, "logit_scale"),
+    ],
+    ids=["version_1", "locked"],
+)
+def test_what_fsdp_would_not_average_is_refused(version, change, message, tmp_path):
+    config = tiny_model("clip").config
+    config.nonscalar_logit_scale = True
+    trainer = trainer_of(change(OpenClipModel(config)), tmp_path)
+    plugin = SimpleNamespace(fsdp_version=version, cpu_ram_efficient_loading=False)
+    trainer.accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
+    fails(ValueError, message, trainer.train)
 
 
 def test_an_evaluation_of_one_pair_at_a_time_is_refused(tmp_path):
