@@ -59,7 +59,7 @@ class ContrastiveTrainingArguments(TrainingArguments):
         gather_across_devices: compare each pair with those of all ranks; else with those of its own rank alone.
             open_clip: `--gather-with-grad --local-loss`.
         mini_batch_size: number of pairs whose activations are held at once; the gradients are still those of the whole
-            batch, for a third more time (GradCache, https://arxiv.org/abs/2101.06983). By default all of
+            batch, for at least a third more time (GradCache, https://arxiv.org/abs/2101.06983). By default all of
             `per_device_train_batch_size`. Batch norms normalise by these pairs.
         clamp_logit_scale: keep `logit_scale` in [0, log(100)], as open_clip does, after each step.
         contrastive_loss_weight: weight of the contrastive loss beside another; by default that of CoCa's
