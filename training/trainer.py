@@ -287,18 +287,19 @@ class ContrastiveTrainer(Trainer):
         `dispatch_batches`).
 
         Raises:
-            ValueError: less data than a batch of several ranks; streamed data that would be read twice or never.
+            ValueError: less data than a batch; streamed data that would be read twice or never.
         """
         dataset = self.train_dataset
         check_workers(dataset, self.args.dataloader_num_workers)
         ranks, config = self.args.world_size, self.args.accelerator_config
         if not isinstance(dataset, IterableDataset):
-            pairs = self.args.train_batch_size * ranks
-            if ranks > 1 and has_length(dataset) and len(dataset) < pairs:
+            pairs, drops = self.args.train_batch_size * ranks, self.args.dataloader_drop_last
+            if (ranks > 1 or drops) and has_length(dataset) and len(dataset) < pairs:
+                where = f" of {ranks} ranks" if ranks > 1 else ""
+                fate = "drops it (dataloader_drop_last)" if drops else "fills it up with the same pairs"
                 raise ValueError(
-                    f"The data set has {len(dataset)} pairs, fewer than a batch of {ranks} ranks, {pairs}, which "
-                    "accelerate would fill up with the same pairs, to be told from themselves: lower "
-                    "per_device_train_batch_size."
+                    f"The data set has {len(dataset)} pairs, fewer than a batch{where}, {pairs}, and accelerate {fate}"
+                    ": lower per_device_train_batch_size."
                 )
             return super().get_train_dataloader()
         share = None

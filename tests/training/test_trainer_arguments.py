@@ -46,25 +46,13 @@ def relative_error(found: dict, expected: dict) -> float:
     return (difference / sum((value**2).sum() for value in expected.values())).sqrt().item()
 
 
-def model_with_dropout():
-    """A model that drops patches, attention and whole branches."""
-    model = tiny_model("clip")
-    config = model.config
-    config.vision_config.patch_dropout = 0.4
-    for part in (config.vision_config, config.text_config):
-        part.drop_path_rate = part.attention_dropout = 0.2
-    twin = type(model)(config)
-    twin.load_state_dict(model.state_dict())
-    return twin
-
-
 @pytest.mark.parametrize(
     ("size", "compiles"),
     [(1, False), (3, False), (SIZE, False), pytest.param(3, True, marks=pytest.mark.slow)],
     ids=["1", "3", "all", "3_compiled"],
 )
 def test_parts_have_the_gradients_of_the_whole_batch_with_dropout(size, compiles, tmp_path):
-    model = model_with_dropout().train()
+    model = workers.with_dropout(tiny_model("clip"))
     if compiles:
         model.compile()
     batch = workers.training_batch(model, SIZE)
@@ -144,16 +132,28 @@ def test_parts_of_every_model_have_the_gradients_of_the_whole_batch(name, change
     assert relative_error(*found) <= 1e-5
 
 
-def test_parts_move_the_statistics_of_batch_norms_once(tmp_path):
+@pytest.mark.parametrize("checkpoints", [False, True], ids=["plain", "checkpointing"])
+def test_parts_move_the_statistics_of_batch_norms_once(checkpoints, tmp_path):
     model = tiny_model("clip_resnet").train()
     batch = workers.training_batch(model, 4)
     twin = tiny_model("clip_resnet").train()
     for start in (0, 2):
         twin(**{name: value[start : start + 2] for name, value in batch.items()})
-    trainer = trainer_of(model, tmp_path, size=4, mini_batch_size=2)
-    trainer.compute_loss(model, batch).backward()
+    trainer_of(model, tmp_path, [batch], size=4, mini_batch_size=2, gradient_checkpointing=checkpoints).train()
     buffers = dict(twin.named_buffers())
     assert all(torch.allclose(value, buffers[name], atol=1e-6) for name, value in model.named_buffers())
+
+
+def test_parts_are_clipped_as_the_whole_batch(tmp_path):
+    norms, scales = [], []
+    for mini_batch_size in (None, 3):
+        model = tiny_model("clip")
+        trainer = trainer_of(model, tmp_path, max_grad_norm=0.01, learning_rate=1.0, mini_batch_size=mini_batch_size)
+        trainer.train()
+        norms.append(trainer.state.log_history[0]["grad_norm"])
+        scales.append(model.logit_scale.item())
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5) and norms[0] > 0.01
+    assert scales[0] == pytest.approx(scales[1], rel=1e-6) != tiny_model("clip").logit_scale.item()
 
 
 @pytest.mark.parametrize("mini_batch_size", [None, 3])
