@@ -77,9 +77,10 @@ class CaptioningGenerationMixin(GenerationMixin):
             generation_config: settings as one object, by default the model's own. The longest caption that it allows
                 is cut to the model's positions, with a warning: programs set such limits for models of all kinds.
             inputs: token ids (images, length) to continue, the same as `input_ids`; by default `bos_token_id` alone.
-                Prompts of different lengths are padded and need an `attention_mask`. With one, the end-of-text token
-                of whole captions is dropped. `inputs_embeds` (images, length, width of the text tower), as for
-                `forward`, can stand instead of ids; and `pixel_values` here, known by their floating dtype.
+                Prompts of different lengths are padded on the left, or with an `attention_mask` on either side. With
+                one, the end-of-text token of whole captions is dropped. `inputs_embeds` (images, length, width of the
+                text tower), as for `forward`, can stand instead of ids; and `pixel_values` here, known by their
+                floating dtype.
             pixel_values: (images, channels, height, width), normalised as the image processor does.
             image_hidden_states: (images, tokens, hidden_size) instead of `pixel_values`, to caption images that were
                 encoded before.
@@ -170,7 +171,14 @@ class CaptioningGenerationMixin(GenerationMixin):
         prompts = cast(torch.Tensor, input_ids if inputs_embeds is None else inputs_embeds)
         if len(prompts) != images:
             raise ValueError(f"generate got {images} images and {len(prompts)} prompts: pass one for each image.")
-        if attention_mask is not None:
+        if attention_mask is None and inputs_embeds is None:
+            kwargs["attention_mask"] = self._behind_left_padding(prompts, generation_config, kwargs)
+        elif attention_mask is not None:
+            if cache is None and attention_mask.shape != prompts.shape[:2]:
+                raise ValueError(
+                    f"attention_mask has shape {tuple(attention_mask.shape)}, and generate expects "
+                    f"{tuple(prompts.shape[:2])}: an entry for each token of the prompts."
+                )
             if attention_mask.shape == prompts.shape[:2]:
                 prompts, attention_mask = _padded_left(prompts, attention_mask)
                 eos_token_id = self._setting("eos_token_id", generation_config, kwargs, None)
@@ -182,6 +190,21 @@ class CaptioningGenerationMixin(GenerationMixin):
         if self._keeps_nothing(inputs_embeds, implementation):
             kwargs["use_cache"] = False
         return {name: prompts, **kwargs}
+
+    def _behind_left_padding(
+        self, input_ids: torch.Tensor, generation_config: GenerationConfig | None, kwargs: dict
+    ) -> torch.Tensor:
+        """The attention mask (rows, length) of prompts without one: padding before their first token is hidden.
+
+        transformers would hide each id of padding, also that of CLIP's vocabulary which stands for a "!" in a word.
+        """
+        pad_token_id = self._setting("pad_token_id", generation_config, kwargs, self.config.pad_token_id)
+        eos_token_id = self._setting("eos_token_id", generation_config, kwargs, None)
+        ends = eos_token_id if isinstance(eos_token_id, list) else [eos_token_id]
+        if pad_token_id is None or pad_token_id in ends:
+            return torch.ones_like(input_ids)
+        is_text = input_ids != pad_token_id
+        return (is_text.cumsum(dim=1) > 0).long() | ~is_text.any(dim=1, keepdim=True)
 
     def _keeps_nothing(self, inputs_embeds: torch.Tensor | None, cache_implementation: str | None) -> bool:
         """Whether each step computes all tokens anew; `ValueError` where what was asked for needs a cache."""

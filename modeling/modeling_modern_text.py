@@ -16,6 +16,7 @@ from .modeling_layers import MapPooler, ModernBlock, norm_layer, rotation_of
 from .modeling_pretrained import (
     COMPOSITE_KEYS,
     OpenClipPreTrainedModel,
+    check_ids,
     check_input_ids,
     check_one_given,
     ids_of_embeddings,
@@ -208,7 +209,10 @@ class ModernTextModel(OpenClipPreTrainedModel):
                     "This text tower pools at the end of a text, which it knows by its id: pass input_ids."
                 )
             input_ids = ids_of_embeddings(inputs_embeds, self.config.hidden_size, self.config.pad_token_id)
-        check_input_ids(input_ids, self.config.max_position_embeddings)
+        masks = {"attention_mask": attention_mask, "position_ids": position_ids}
+        check_input_ids(input_ids, self.config.max_position_embeddings, **masks)
+        if inputs_embeds is None:
+            check_ids(input_ids, self.get_input_embeddings(), self.config.vocab_size)
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
             if attention_mask is not None:
