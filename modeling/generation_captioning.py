@@ -14,7 +14,7 @@ from transformers.generation import GenerationMixin
 from transformers.generation.utils import GenerateOutput
 from transformers.utils import logging
 
-from ..configuration.configuration_common import FINITE, Range
+from ..configuration.configuration_common import FIELD_RANGES, FINITE, Range
 from .generation_group_beam_search import group_beam_search
 from .modeling_pretrained import FURTHER_KWARGS, check_one_given, ids_of_embeddings
 from .transformers_compat import CACHE_NAME
@@ -36,6 +36,8 @@ NUMBERS = {
     "length_penalty": Range(-100, 100),
     **dict.fromkeys(("diversity_penalty", "repetition_penalty", "top_p"), FINITE),
 }
+# Settings that are the id of a token, or several; no token has -1.
+IDS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), Range(-1, FIELD_RANGES["vocab_size"].high))
 
 
 class CaptioningGenerationMixin(GenerationMixin):
@@ -115,7 +117,7 @@ class CaptioningGenerationMixin(GenerationMixin):
             inputs, pixel_values = None, inputs
         if (pixel_values is None) == (image_hidden_states is None):
             raise ValueError("generate needs either pixel_values or image_hidden_states, and not both.")
-        names = (*COUNTS, *NUMBERS)
+        names = (*COUNTS, *NUMBERS, *IDS)
         check_numbers("generate", {name: self._setting(name, generation_config, kwargs, None) for name in names})
         image_embeds = None
         if pixel_values is not None:
@@ -373,11 +375,14 @@ class CaptioningGenerationMixin(GenerationMixin):
 
 
 def check_numbers(owner: str, settings: Mapping[str, Any]):
-    """Raise `ValueError` where one of `settings` is not the number that `COUNTS` or `NUMBERS` asks for, or `None`."""
-    for name, numbers in {**COUNTS, **NUMBERS}.items():
-        kind, expected = (Integral, "a whole number") if name in COUNTS else (Real, "a number")
+    """Raise `ValueError` where one of `settings` is not what `COUNTS`, `NUMBERS` or `IDS` ask for, or `None`."""
+    for name, numbers in {**COUNTS, **NUMBERS, **IDS}.items():
+        kind, expected = (Real, "a number") if name in NUMBERS else (Integral, "a whole number")
         value = settings.get(name)
-        if value is not None and not (isinstance(value, kind) and value in numbers):
+        values = value.flatten().tolist() if isinstance(value, torch.Tensor) else value
+        values = values if isinstance(values, list | tuple) and name in IDS else [values]
+        is_right = all(isinstance(each, kind) and not isinstance(each, bool) and each in numbers for each in values)
+        if value is not None and not is_right:
             raise ValueError(f"{owner}: {name} must be {expected} in {numbers}, got {brief(value)}.")
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 
+from ...configuration.configuration_common import COUNT
 from ...configuration.configuration_mammut import MaMMUTDecoderConfig
 from ...configuration.configuration_mammut_text import MaMMUTTextConfig
 from ..common import ConversionError
-from ..mapping.config_table import Cfg, ConfigTable
+from ..mapping.config_table import Cfg, ConfigTable, Kind
 from ..mapping.state_dict import Rename, Table, Transpose, under
 from .base import (
     ENCODER_LAYER,
@@ -56,8 +57,14 @@ def _every(step: int, cfg: Cfg) -> tuple[int, ...]:
     return tuple(range(0, cfg["layers"], step))
 
 
+def _layers_and_ratio(part: str, cfg: Cfg) -> tuple[int, int]:
+    for field in ("layers", "cross_attn_ratio"):
+        Kind((int,), COUNT).check(part, field, cfg[field])
+    return cfg["layers"], cfg["cross_attn_ratio"]
+
+
 def _layers_of_fork(cfg: Cfg) -> tuple[int, ...]:
-    layers, ratio = cfg["layers"], cfg["cross_attn_ratio"]
+    layers, ratio = _layers_and_ratio("text_cfg", cfg)
     number = layers // ratio
     if not number or len(indices := _every(layers // number, cfg)) != number:
         raise ConversionError(
@@ -67,12 +74,12 @@ def _layers_of_fork(cfg: Cfg) -> tuple[int, ...]:
 
 
 def _layers_of_open_clip_4(cfg: Cfg) -> tuple[int, ...]:
-    if cfg["cross_attn_ratio"] > cfg["layers"]:
+    layers, ratio = _layers_and_ratio("multimodal_cfg", cfg)
+    if ratio > layers:
         raise ConversionError(
-            f"multimodal_cfg: cross_attn_ratio {cfg['cross_attn_ratio']} must be at most the number of layers, "
-            f"{cfg['layers']}."
+            f"multimodal_cfg: cross_attn_ratio {ratio} must be at most the number of layers, {layers}."
         )
-    return _every(cfg["cross_attn_ratio"], cfg)
+    return _every(ratio, cfg)
 
 
 _OF_DECODER = {"cross_attn_ratio": "read in `decoder_fields`"}

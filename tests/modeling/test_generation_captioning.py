@@ -446,6 +446,13 @@ def test_generate_refuses_lengths_that_are_no_number_of_tokens(model, pixel_valu
         model.generate(pixel_values=pixel_values, **{name: value})
 
 
+@pytest.mark.parametrize("value", [1.5, float("nan"), True, "2", 10**30, -2, [1, None]], ids=repr)
+@pytest.mark.parametrize("name", ["bos_token_id", "eos_token_id", "pad_token_id"])
+def test_generate_refuses_what_is_no_id_of_a_token(model, pixel_values, name, value):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number in"):
+        model.generate(pixel_values=pixel_values, **{name: value})
+
+
 @pytest.mark.parametrize("name", ["length_penalty", "diversity_penalty", "repetition_penalty", "top_p"])
 def test_generate_refuses_penalties_that_no_score_can_be_made_of(model, pixel_values, name):
     for value in (10**30, 1e30, float("nan"), float("inf"), "1"):

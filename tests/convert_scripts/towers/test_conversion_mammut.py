@@ -130,12 +130,15 @@ def test_every_architecture_there_and_back(name):
         (tiny_mammut_cfg(custom_text=False), 'does_full_decoding but model_cfg has not "custom_text"'),
         (tiny_mammut_cfg(text_cfg={"layers": 5}), "cross_attn_ratio 2 does not fit 5 layers"),
         (tiny_mammut_cfg(text_cfg={"cross_attn_ratio": 0}), "cross_attn_ratio must lie in"),
+        (tiny_mammut_cfg(text_cfg={"cross_attn_ratio": None}), "text_cfg: cross_attn_ratio must be a whole number"),
+        (tiny_mammut_cfg(text_cfg={"layers": [4]}), "text_cfg: layers must be a whole number"),
+        (tiny_mammut_4_cfg(multimodal_cfg={"cross_attn_ratio": None}), "multimodal_cfg: cross_attn_ratio must be a"),
         (tiny_mammut_cfg(text_cfg={"width": 30}), "projection_dim .36. must equal hidden_size .30."),
         (tiny_mammut_4_cfg(multimodal_cfg={"text_arch": "modern"}), "text_arch = 'modern' cannot be honoured"),
         (tiny_mammut_4_cfg(multimodal_cfg={"cross_attn_ratio": 5}), "cross_attn_ratio 5 must be at most"),
         (tiny_mammut_4_cfg(multimodal_cfg={"pool_type": "argmax"}), "pool_type must be one of 'avg', 'avg_all'"),
     ],
-    ids=["custom-text", "ratio", "no-ratio", "width", "modern", "large-ratio", "pool"],
+    ids=["custom-text", "ratio", "no-ratio", "null", "layers", "null-4", "width", "modern", "large-ratio", "pool"],
 )
 def test_what_cannot_be_built_is_refused(model_cfg, message):
     with pytest.raises(ConversionError, match=message):
