@@ -54,14 +54,15 @@ class OursOptimized(Ours):
 
 
 class OursCompiled(Ours):
-    """With a cache of fixed length, and the decoding step compiled; on a CPU with packed weights."""
+    """With a cache of fixed length, and the decoding step compiled; on a CPU with packed and merged weights."""
 
     def __init__(self, settings: dict, folder: Path):
         super().__init__(settings, folder)
         torch.compiler.reset()
         self.model.compile(mode="reduce-overhead" if settings["device"] == "cuda" else None)
         self.arguments["cache_implementation"] = "static"
-        with torch._inductor.config.patch(freezing=settings["device"] == "cpu"):
+        on_cpu = settings["device"] == "cpu"
+        with torch._inductor.config.patch({"freezing": on_cpu, "cpp.enable_concat_linear": on_cpu}):
             self.run()
 
 

@@ -29,8 +29,8 @@ LENGTH = 30
 QUICK_LENGTH = 8
 # (model, batch, strategy) -> the least ratio to open_clip on two cores.
 GOALS = {
-    ("coca_ViT-B-32", 4, "beams"): 20.0,
-    ("coca_ViT-B-32", 4, "greedy"): 4.0,
+    ("coca_ViT-B-32", 4, "beams"): 15.0,
+    ("coca_ViT-B-32", 4, "greedy"): 3.0,
     ("coca_ViT-L-14", 4, "beams"): 15.0,
     ("coca_ViT-L-14", 4, "greedy"): 3.0,
 }

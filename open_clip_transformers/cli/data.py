@@ -57,7 +57,7 @@ OUTPUT_HELP = (
 class DataOptions:
     """Options of every command that works on images; those of data sets are `None` where not given."""
 
-    batch_size: BatchSize = 16
+    batch_size: BatchSize = 32
     workers: Workers = DEFAULT_WORKERS
     revision: Revision = None
     device: Device = "auto"

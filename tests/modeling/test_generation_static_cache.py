@@ -131,7 +131,7 @@ def test_generate_compiles_with_frozen_weights(optimized, pixel_values):
         if type(layer) is torch.nn.Linear:
             AcceleratedLinear.accelerate(layer, LinearWays(layer, ["packed"] * 5))
     compiled(model, backend="inductor")
-    with torch._inductor.config.patch(freezing=True):
+    with torch._inductor.config.patch({"freezing": True, "cpp.enable_concat_linear": True}):
         for _ in range(2):
             assert torch.equal(generate(model, pixel_values, **STATIC), expected)
 
