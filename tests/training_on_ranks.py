@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from transformers import AutoModel, TrainerCallback
 
-import open_clip_transformers  # noqa: F401
+from open_clip_transformers import lock_image_tower
 from open_clip_transformers.training.losses import (
     caption_loss,
     distillation_loss,
@@ -210,6 +210,69 @@ def with_lora(model):
     config = peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     torch.manual_seed(3)
     return peft.get_peft_model(model, config)
+
+
+def with_locked_images(model):
+    lock_image_tower(model)
+    return model
+
+
+def with_dropout(model):
+    """A twin that drops patches, attention and whole branches, in training."""
+    config = model.config
+    config.vision_config.patch_dropout = 0.4
+    for part in (config.vision_config, config.text_config):
+        part.drop_path_rate = part.attention_dropout = 0.2
+    twin = type(model)(config)
+    twin.load_state_dict(model.state_dict())
+    return twin.train()
+
+
+def error_with_dropout(folder: str, size: int, setting: dict) -> float:
+    """The relative error of the gradients of a step part by part, to those where all activations are held."""
+    rank, ranks, part = distributed.get_rank(), distributed.get_world_size(), setting["mini_batch_size"]
+    model = with_dropout(load_model(folder))
+    accumulation = setting["gradient_accumulation_steps"]
+    batches = micro_batches(training_batch(model, size), accumulation, rank, ranks)
+    rows = len(batches[0]["input_ids"])
+    torch.manual_seed(rank)
+    for batch in batches:
+        outputs = [
+            model(**{name: value[start : start + part] for name, value in batch.items()})
+            for start in range(0, rows, part)
+        ]
+        embeds = [torch.cat([output[name] for output in outputs]) for name in ("image_embeds", "text_embeds")]
+        (softmax_contrastive_loss(*embeds, model.logit_scale.exp(), group=world()) / accumulation).backward()
+    expected = averaged(model, torch.tensor(0.0))
+    model.zero_grad(set_to_none=True)
+
+    class Seed(TrainerCallback):
+        def on_step_begin(self, *arguments, **keywords):
+            torch.manual_seed(rank)
+
+    trainer = make_trainer(model, training_arguments(folder, per_device_train_batch_size=rows, **setting), batches)
+    trainer.add_callback(Seed())
+    trainer.train()
+    difference = sum(((value - expected[name]) ** 2).sum() for name, value in trainer.gradients.items())
+    return float((difference / sum((value**2).sum() for value in expected.values())) ** 0.5)
+
+
+def trained_with_evaluations(folder: str, size: int) -> tuple[list[float], list[float]]:
+    """Losses of the evaluations of a training, and those that the first rank alone computes meanwhile."""
+    model, alone = load_model(folder), []
+
+    class Alone(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if state.is_world_process_zero:
+                alone.append(trainer.compute_loss(model.eval(), training_batch(model, size)).item())
+
+    args = training_arguments(
+        f"{folder}_evaluated", max_steps=2, learning_rate=0.01, eval_strategy="steps", eval_steps=1, mini_batch_size=2
+    )
+    pairs = Pairs(model, size)
+    trainer = ContrastiveTrainer(model, args, train_dataset=Pairs(model, 16), eval_dataset=pairs, callbacks=[Alone()])
+    trainer.train()
+    return [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry], alone
 
 
 def trained_gradients(

@@ -291,6 +291,7 @@ INTERNALS = (
     Internal("torch.nn.Conv2d", "_conv_forward", ("input", "weight", "bias"), "folded norms", "torch.conv2d"),
     Internal("torch.nn.modules.module", "_has_any_global_hook", why="hooks see every call", when_gone="plain layers"),
     Internal("torch.Tensor", "_version", why="a weight that was written to is packed no longer", when_gone="none"),
+    Internal(MODULE, "_compiled_call_impl", why="whether a model is compiled", when_gone="see Module.compile"),
     Internal(
         "torch.distributed",
         "_functional_collectives",

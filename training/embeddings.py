@@ -1,12 +1,26 @@
 """Embeddings of images and of texts alone, for whatever compares them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration.errors import UserError
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model that may be training in eval mode, in which it drops nothing, and each module back behind it."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @torch.inference_mode()
@@ -21,7 +35,8 @@ def embed_images(model: PreTrainedModel, images: torch.Tensor | Mapping[str, tor
         ValueError: the model does not pool.
     """
     images = {"pixel_values": images} if isinstance(images, torch.Tensor) else images
-    features = model.get_image_features(**BatchFeature(images).to(model.device, model.dtype)).pooler_output
+    with eval_mode(model):
+        features = model.get_image_features(**BatchFeature(images).to(model.device, model.dtype)).pooler_output
     return F.normalize(_pooled(features).float(), dim=-1)
 
 
@@ -50,7 +65,8 @@ def embed_texts(
     for start in range(0, len(texts), batch_size):
         batch = [texts[index] for index in order[start : start + batch_size]]
         inputs = tokenizer(batch, padding=padding, return_tensors="pt").to(model.device)
-        features = model.get_text_features(**inputs).pooler_output
+        with eval_mode(model):
+            features = model.get_text_features(**inputs).pooler_output
         embeds.append(F.normalize(_pooled(features).float(), dim=-1).cpu())
     return torch.cat(embeds)[torch.tensor(order).argsort()]
 

@@ -18,7 +18,7 @@ from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase,
 from transformers.utils import logging
 
 from ..configuration.errors import MissingPackageError, UserError
-from .embeddings import embed_images, embed_texts
+from .embeddings import embed_images, embed_texts, eval_mode
 
 
 if TYPE_CHECKING:
@@ -125,11 +125,12 @@ def evaluate_zero_shot(
 
     Raises:
         OSError: an image cannot be read.
-        ValueError: a column that is missing, labels without names, no images.
+        TypeError: see [`find_column`].
+        ValueError: a column that is missing, labels without names or that are no integers, no images.
     """
     image_column = find_column(dataset, "image_column", image_column, "Image")
     label_column = find_column(dataset, "label_column", label_column, "ClassLabel")
-    labels = torch.tensor(_column(dataset, label_column))
+    labels = _labels(dataset, label_column)
     names = _class_names(dataset, label_column, class_names)
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
         raise UserError(
@@ -150,6 +151,14 @@ def evaluate_zero_shot(
         for rank in ranks:
             correct[rank] += int(hits[:, :rank].sum())
     return {**{f"top{rank}": correct[rank] / start for rank in ranks}, "images": start, "classes": len(names)}
+
+
+def _labels(dataset: "datasets.Dataset", label_column: str) -> torch.Tensor:
+    """The labels of a data set, int64 (images,)."""
+    labels = _column(dataset, label_column)
+    if wrong := [label for label in labels if not isinstance(label, int)]:
+        raise UserError(f"The column {label_column!r} holds {wrong[0]!r}: labels are integers from 0 on.")
+    return torch.tensor(labels)
 
 
 def _class_names(dataset: "datasets.Dataset", label_column: str, class_names: Sequence[str] | None) -> list[str]:
@@ -191,6 +200,7 @@ def evaluate_retrieval(
 
     Raises:
         OSError: an image cannot be read.
+        TypeError: see [`find_column`].
         ValueError: a column that is missing, an image without a text, no images.
     """
     image_column = find_column(dataset, "image_column", image_column, "Image")
@@ -275,13 +285,17 @@ def evaluate_captions(
     Raises:
         ImportError: sacrebleu is missing.
         OSError: an image cannot be read.
-        ValueError: a column that is missing, an image without a text, no images.
+        TypeError: see [`find_column`].
+        ValueError: a model that does not caption, a column that is missing, an image without a text, no images.
     """
+    if not model.can_generate():
+        raise UserError(f"{type(model).__name__} does not caption: load a CoCa or MaMMUT.")
     image_column = find_column(dataset, "image_column", image_column, "Image")
     references = read_texts(dataset, text_column)
     captions: list[str] = []
     for images in pixel_batches(dataset, processor, image_column, batch_size, num_workers):
-        ids = model.generate(**BatchFeature(images).to(model.device, model.dtype), **generate_kwargs)
+        with eval_mode(model):
+            ids = model.generate(**BatchFeature(images).to(model.device, model.dtype), **generate_kwargs)
         captions += [text.strip() for text in processor.batch_decode(ids, skip_special_tokens=True)]
     return {**caption_metrics(captions, references), "images": len(captions), "captions": captions}
 
@@ -320,8 +334,14 @@ def find_column(dataset: "datasets.Dataset", argument: str, name: str | None, ki
     """Find a column of a data set by its name, or the only one of a type such as "Image".
 
     Raises:
+        TypeError: a data set of several splits, a streamed one, or of another library.
         ValueError: there is none, or several; the message names `argument`.
     """
+    if not (hasattr(dataset, "__len__") and isinstance(getattr(dataset, "column_names", None), list)):
+        raise TypeError(
+            f"Expected a datasets.Dataset, got {type(dataset).__name__}: choose a split, or put what is streamed into "
+            "one with Dataset.from_list(list(streamed))."
+        )
     if name is not None:
         if name not in dataset.column_names:
             raise UserError(f"{argument}={name!r} is none of the columns: {', '.join(dataset.column_names)}.")

@@ -3,7 +3,7 @@
 Pure functions of embeddings. Each rank passes its own rows and gets a scalar whose mean over the ranks is the loss of
 the batch of all; DDP and FSDP average gradients alike, which then are those of one process with that batch. Logits
 have this rank's rows and the columns of all ranks, as with open_clip's `local_loss`, and are computed in float32 at
-least. `group=None` is this process alone: nothing is gathered.
+least, under autocast too. `group=None` is this process alone: nothing is gathered.
 """
 
 from collections.abc import Sequence
@@ -76,7 +76,8 @@ def _logits(
 ) -> torch.Tensor:
     """This rank's images by the texts of all ranks, (pairs, ranks * pairs)."""
     dtype = torch.promote_types(image_embeds.dtype, torch.float32)
-    logits = scale * image_embeds.to(dtype) @ gather_rows(text_embeds, group).to(dtype).T
+    with torch.autocast(image_embeds.device.type, enabled=False):
+        logits = scale * image_embeds.to(dtype) @ gather_rows(text_embeds, group).to(dtype).T
     return logits if bias is None else logits + bias
 
 

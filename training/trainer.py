@@ -2,18 +2,25 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
 import torch
 from accelerate.data_loader import DataLoaderDispatcher, prepare_data_loader
+from accelerate.utils import is_compiled_module
 from torch import distributed, nn
 from torch.distributed import ProcessGroup
 from torch.utils.checkpoint import get_device_states, set_device_states
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    DataCollatorWithPadding,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+)
 from transformers.trainer_utils import has_length, seed_worker
 from transformers.utils import ModelOutput, logging
 
@@ -52,7 +59,7 @@ class ContrastiveTrainingArguments(TrainingArguments):
         gather_across_devices: compare each pair with those of all ranks; else with those of its own rank alone.
             open_clip: `--gather-with-grad --local-loss`.
         mini_batch_size: number of pairs whose activations are held at once; the gradients are still those of the whole
-            batch, for a third more time (GradCache, https://arxiv.org/abs/2101.06983). By default all of
+            batch, for at least a third more time (GradCache, https://arxiv.org/abs/2101.06983). By default all of
             `per_device_train_batch_size`. Batch norms normalise by these pairs.
         clamp_logit_scale: keep `logit_scale` in [0, log(100)], as open_clip does, after each step.
         contrastive_loss_weight: weight of the contrastive loss beside another; by default that of CoCa's
@@ -80,7 +87,7 @@ class ContrastiveTrainingArguments(TrainingArguments):
             self.use_cpu = True
         super().__post_init__()
         size = self.mini_batch_size
-        if size is not None and (not isinstance(size, int) or size < 1):
+        if size is not None and (type(size) is not int or size < 1):
             raise ValueError(f"mini_batch_size is a number of pairs, got {size}.")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay is a number above 0 and at most 1, got {self.layer_decay}.")
@@ -157,6 +164,8 @@ class ContrastiveTrainer(Trainer):
             raise ValueError(
                 "ContrastiveTrainer has its own losses: leave out compute_loss_func and label_smoothing_factor."
             )
+        if self.args.fp16 and self.args.device.type == "cpu":
+            raise ValueError("fp16=True has no effect on the CPU: pass bf16=True, or leave it out.")
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"One process sees {self.args.n_gpu} GPUs, and would not compare the pairs of one with those of "
@@ -181,31 +190,59 @@ class ContrastiveTrainer(Trainer):
 
     def _check_training(self):
         """Raise `ValueError` where training could not begin, or would not learn."""
-        names = getattr(self.train_dataset, "column_names", None)  # of datasets, where it knows them
-        if names and isinstance(self.data_collator, ContrastiveCollator) and not _makes_columns(self.train_dataset):
-            self.data_collator.check_columns(names)
+        self._check_columns(self.train_dataset)
+        if self.args.eval_strategy != "no":
+            named = isinstance(self.eval_dataset, dict)
+            for dataset in self.eval_dataset.values() if named else [self.eval_dataset]:
+                self._check_columns(dataset)
+        learned = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        if not learned:
+            raise ValueError("No parameter of the model can learn: unlock some, by requires_grad_(True).")
         if self.args.train_batch_size == 1 and self._loss_group() is None:
             raise ValueError(
                 "A batch of one pair has nothing to be compared with, and teaches nothing: raise "
                 "per_device_train_batch_size, or train on several ranks with gather_across_devices=True."
             )
-        if getattr(self.accelerator, "is_fsdp2", False) and self.model.logit_scale.ndim == 0:
-            raise ValueError(
-                "FSDP2 takes no scalar parameters, and logit_scale is one: load the model with "
-                "from_pretrained(..., nonscalar_logit_scale=True)."
-            )
-        self._check_buffers()
+        self._check_fsdp(learned)
         parallelism = getattr(self.accelerator, "parallelism_config", None)
         if self._loss_group() is not None and parallelism is not None and parallelism.non_data_parallel_size > 1:
             raise ValueError(
                 "Ranks that share their pairs cannot be gathered: leave out tensor and context parallelism."
             )
 
-    def _check_buffers(self):
-        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
-        if plugin is None or plugin.fsdp_version != 2 or not plugin.cpu_ram_efficient_loading:
+    def _check_columns(self, dataset: Any):
+        names = getattr(dataset, "column_names", None)  # of datasets, where it knows them
+        if not names or _makes_columns(dataset):
             return
-        if kept := self.model.state_dict().keys() & dict(self.model.named_buffers()).keys():
+        collator = self.data_collator
+        if isinstance(collator, ContrastiveCollator):
+            collator.check_columns(names)
+        elif "pixel_values" not in names and (
+            collator is default_data_collator or isinstance(collator, DataCollatorWithPadding)
+        ):
+            raise ValueError(
+                f"The data set has the columns {', '.join(map(repr, names))}, of which nothing makes pixel_values: "
+                "pass data_collator=ContrastiveCollator(processor)."
+            )
+
+    def _check_fsdp(self, learned: set[str]):
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is None:
+            return
+        if plugin.fsdp_version != 2:
+            raise ValueError("FSDP of version 1 is not supported: pass --fsdp_version 2 to accelerate launch.")
+        if self.model.logit_scale.ndim == 0:
+            raise ValueError(
+                "FSDP2 takes no scalar parameters, and logit_scale is one: load the model with "
+                "from_pretrained(..., nonscalar_logit_scale=True)."
+            )
+        if learned <= {"logit_scale", "logit_bias"}:  # it waits for gradients of embeddings
+            raise ValueError(
+                f"FSDP2 does not average the gradients of {' and '.join(sorted(learned))} where nothing else learns: "
+                "unlock a tower, or train without FSDP."
+            )
+        kept = self.model.state_dict().keys() & dict(self.model.named_buffers()).keys()
+        if kept and plugin.cpu_ram_efficient_loading:
             raise ValueError(
                 f"accelerate cannot send {sorted(kept)[0]} from the first rank to the others, as it is no parameter: "
                 "load the model on each rank, with --fsdp_cpu_ram_efficient_loading false."
@@ -215,8 +252,8 @@ class ContrastiveTrainer(Trainer):
         """Train, as `Trainer` does.
 
         Raises:
-            ValueError: columns that the collator does not find, one pair a rank with nothing to compare it with, a
-                scalar `logit_scale` under FSDP2, or ranks that share their pairs.
+            ValueError: columns that the collator does not find, nothing that can learn, one pair a rank with nothing
+                to compare it with, what FSDP cannot train, or ranks that share their pairs.
         """
         self._check_training()
         self._leave_input_embeddings_alone()
@@ -250,18 +287,19 @@ class ContrastiveTrainer(Trainer):
         `dispatch_batches`).
 
         Raises:
-            ValueError: less data than a batch of several ranks; streamed data that would be read twice or never.
+            ValueError: less data than a batch; streamed data that would be read twice or never.
         """
         dataset = self.train_dataset
         check_workers(dataset, self.args.dataloader_num_workers)
         ranks, config = self.args.world_size, self.args.accelerator_config
         if not isinstance(dataset, IterableDataset):
-            pairs = self.args.train_batch_size * ranks
-            if ranks > 1 and has_length(dataset) and len(dataset) < pairs:
+            pairs, drops = self.args.train_batch_size * ranks, self.args.dataloader_drop_last
+            if (ranks > 1 or drops) and has_length(dataset) and len(dataset) < pairs:
+                where = f" of {ranks} ranks" if ranks > 1 else ""
+                fate = "drops it (dataloader_drop_last)" if drops else "fills it up with the same pairs"
                 raise ValueError(
-                    f"The data set has {len(dataset)} pairs, fewer than a batch of {ranks} ranks, {pairs}, which "
-                    "accelerate would fill up with the same pairs, to be told from themselves: lower "
-                    "per_device_train_batch_size."
+                    f"The data set has {len(dataset)} pairs, fewer than a batch{where}, {pairs}, and accelerate {fate}"
+                    ": lower per_device_train_batch_size."
                 )
             return super().get_train_dataloader()
         share = None
@@ -296,8 +334,11 @@ class ContrastiveTrainer(Trainer):
         """The data loader of `Trainer`.
 
         Raises:
-            ValueError: streamed data that is shared out among ranks, of which accelerate would read the first's alone.
+            ValueError: batches of one pair; streamed data that is shared out among ranks, of which accelerate would
+                read the first's alone.
         """
+        if self.args.eval_batch_size == 1:
+            raise ValueError("A batch of one pair has nothing to be compared with: raise per_device_eval_batch_size.")
         name = eval_dataset if isinstance(eval_dataset, str) else None
         dataset = self.eval_dataset if eval_dataset is None else self.eval_dataset[name] if name else eval_dataset
         check_workers(dataset, self.args.dataloader_num_workers)
@@ -469,6 +510,22 @@ class ContrastiveTrainer(Trainer):
         # The mean is already over all accumulated batches, by whose number Trainer divides.
         return self._weight("caption_loss_weight") * loss * self.current_gradient_accumulation_steps
 
+    def _first_embeds(self, model: nn.Module, part: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings of a part, without gradients."""
+        if _is_compiled(model):  # without gradients it is compiled to something else, that draws other random numbers
+            with self._no_sync(model):
+                outputs = model(**part)
+        else:
+            # Of captions the first pass needs nothing.
+            kept = {"logits_to_keep": 1} if self.has_decoder else {}
+            with torch.no_grad():
+                outputs = model(**part, **kept)
+        return outputs.image_embeds.detach(), outputs.text_embeds.detach()
+
+    def _no_sync(self, model: nn.Module) -> AbstractContextManager:
+        """Keep gradients on each rank until the last part; between the batches of a step, Trainer does."""
+        return self.accelerator.no_sync(model) if self.accelerator.sync_gradients else nullcontext()
+
     def _loss_of_parts(self, model, inputs, labels, size, group, num_items_in_batch) -> torch.Tensor:
         """The loss of a batch that goes through the model part by part (GradCache).
 
@@ -481,11 +538,7 @@ class ContrastiveTrainer(Trainer):
         states, embeds, teacher_embeds = [], [], []
         for part in parts:
             states.append(_RandomState([*part.values()]))
-            # Of captions the first pass needs nothing.
-            kept = {"logits_to_keep": 1} if self.has_decoder else {}
-            with torch.no_grad():
-                outputs = model(**part, **kept)
-            embeds.append((outputs.image_embeds, outputs.text_embeds))
+            embeds.append(self._first_embeds(model, part))
             teacher_embeds.append(self._teacher_embeds(part))
         images, texts = (torch.cat(rows).requires_grad_() for rows in zip(*embeds))
         scales = [scale.detach().clone().requires_grad_() for scale in self._scales()]
@@ -509,16 +562,19 @@ class ContrastiveTrainer(Trainer):
             value = value + captions.detach()
             return loss + captions
 
-        # Trainer's own no_sync holds for all parts of a batch that is not the last of its step.
-        waits = self.accelerator.no_sync if self.accelerator.sync_gradients else lambda model: nullcontext()
         for index in range(len(parts) - 1):
-            with waits(model):
+            with self._no_sync(model):
                 loss = part_loss(index)
                 if loss.requires_grad:  # with both towers locked, temperature and bias alone learn, by the last part
                     self.accelerator.backward(loss / self.current_gradient_accumulation_steps)
         loss = part_loss(len(parts) - 1)
         loss = loss + sum((scale * gradient).sum() for scale, gradient in zip(self._scales(), gradients[2:]))
         return loss + (value - loss).detach()
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    """Whether a model or a part of it is compiled."""
+    return any(is_compiled_module(module) or module._compiled_call_impl is not None for module in model.modules())
 
 
 def _makes_columns(dataset: Any) -> bool:

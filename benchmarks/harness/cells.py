@@ -174,18 +174,47 @@ def goal_peer(result: Result) -> str | None:
     return result.cell.reference or min(peers, key=peers.get, default=None)
 
 
-def verdicts(result: Result) -> dict[str, str]:
-    """Judge ours and each variant by the goal; "within noise" where the upper quartile of the ratio reaches it."""
+# Variant of ours -> "time" or a figure -> the most of ours that is aimed at, of variants that the goal is not for.
+Limits = dict[str, dict[str, float]]
+
+
+def verdicts(result: Result, limits: Limits) -> dict[str, str]:
+    """Judge ours and variants without limits by the goal, "within noise" where a ratio's upper quartile reaches it."""
 
     def judge(own: Measurement) -> str:
         value = peer and ratio(own, peer)
-        if not value:
-            return "not measured"
-        return "met" if value.median >= goal else "within noise" if value.high >= goal else "missed"
+        return _verdict(value.median >= goal, value.high >= goal) if value else "not measured"
 
     goal, peer = result.cell.goal, result.of(goal_peer(result))
-    forms = [own for own in result.measurements if is_ours(own.contestant) and own is not peer]
+    kept = [own for own in result.measurements if own.contestant not in limits]
+    forms = [own for own in kept if is_ours(own.contestant) and own is not peer]
     return {} if goal is None else {own.contestant: judge(own) for own in forms}
+
+
+def limit_verdicts(result: Result, limits: Limits) -> Iterator[tuple[str, str, float, str]]:
+    """Judge variants by their limits: variant, what is limited, the most of ours that is aimed at, and the verdict."""
+    for name, own in limits.items():
+        for measure, most in own.items():
+            value = _over_ours(result, name, measure)
+            if value is None:
+                yield name, measure, most, "not measured"
+            else:
+                yield name, measure, most, _verdict(value.median <= most, value.low <= most)
+
+
+def _over_ours(result: Result, name: str, measure: str) -> Spread | None:
+    """The time of a contestant, or a figure such as "922 MB", over that of ours."""
+    if measure == "time":
+        return result.ratios().get(name)
+    figures = [own.figures.get(measure) for own in (result.of(name), result.measurements[0]) if own is not None]
+    if None in figures or len(figures) < 2:
+        return None
+    own, ours = (float(figure.split()[0]) for figure in figures)
+    return spread([own / ours])
+
+
+def _verdict(median_reaches: bool, quartile_reaches: bool) -> str:
+    return "met" if median_reaches else "within noise" if quartile_reaches else "missed"
 
 
 def bound_seconds(result: Result, ceilings: dict[str, dict[str, float]]) -> float | None:

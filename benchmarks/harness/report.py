@@ -7,7 +7,7 @@ from pathlib import Path
 
 import suites
 
-from .cells import Record, Result, bound_seconds, goal_peer, is_ours, spread, verdicts, write
+from .cells import Limits, Record, Result, bound_seconds, goal_peer, is_ours, limit_verdicts, spread, verdicts, write
 from .plot import pictures
 
 
@@ -100,7 +100,7 @@ def table(record: Record) -> list[list[str]]:
         "Of bound": lambda result: _bound(result, record.ceilings),
         "Difference": _difference,
         "Memory": _memory,
-        "Goal": _goal,
+        "Goal": lambda result: _goal(result, getattr(suites.load(record.suite), "LIMITS", {})),
     }
     if len(commits(record)) > 1:
         columns["Commit"] = lambda result: result.commit
@@ -167,11 +167,14 @@ def _memory(result: Result) -> str:
     return _listed({own.contestant: f"{max(0, own.peak - own.baseline) / 1e6:.0f} MB" for own in measured})
 
 
-def _goal(result: Result) -> str:
+def _goal(result: Result, limits: Limits) -> str:
     if result.cell.goal is None:
         return NOTHING
     peer = result.cell.reference or f"fastest ({goal_peer(result) or NOTHING})"
-    return f"{result.cell.goal:g} x {peer}: {_listed(verdicts(result))}"
+    goals = [f"{result.cell.goal:g} x {peer}: {_listed(verdicts(result, limits))}"]
+    for name, measure, most, verdict in limit_verdicts(result, limits):
+        goals.append(f"{name} at most {most:.3g} x the {measure} of ours: {verdict}")
+    return "; ".join(goals)
 
 
 def _listed(texts: dict[str, str]) -> str:

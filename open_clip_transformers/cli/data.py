@@ -4,7 +4,9 @@ import functools
 import hashlib
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
@@ -35,6 +37,7 @@ from .output import print_record
 
 
 DEFAULT_SHARD_SIZE = 1000
+READ_AT_ONCE = 16  # outputs of shards that were done before
 
 
 class Format(str, Enum):
@@ -223,7 +226,9 @@ def work_on_shards(
     if clashing := {"key", "shard", "error", *columns} & set(passed):
         raise UsageError(f"--columns {clashing.pop()}: the output has a column of that name already.")
     workers = useful_workers(shards, data.workers)
-    with Ranks() as ranks:
+    ranks = Ranks()
+    _check_engine(data, ranks)
+    with ranks:
         fingerprint = model_fingerprint(name, data.revision, captions=command == "caption")
         settings = {
             "command": command,
@@ -243,7 +248,8 @@ def work_on_shards(
             "threads": torch.get_num_threads(),
             "shard_size": data.shard_size or DEFAULT_SHARD_SIZE,
         }
-        notes, places = _claim(output, settings, shards, notes)
+        with _as_usage():
+            notes, places = output.prepare(settings, shards, notes)
         unfinished = output.unfinished(places)
         how: dict[str, Any] = {
             "batch_size": data.batch_size,
@@ -261,17 +267,34 @@ def work_on_shards(
             mine = ranks.part(unfinished)  # without any, no model is needed
             report = run(load(ranks.device(data.device)), mine, output, **how) if mine else Report()
         worked_on = {index for index, _ in unfinished}
-        for index, shard in ranks.part(places):
-            if index not in worked_on:
-                num_rows, errors = output.found(shard.name, index)
-                report.rows_done_before += num_rows
-                report.shards_done_before += 1
-                report.add_errors(shard.name, errors)
+        _add_done(report, output, [place for place in ranks.part(places) if place[0] not in worked_on])
         report = ranks.total(report)
         if ranks.rank == 0:
             _say(report, data.as_json)
     failed = report.errors or report.shards_failed or failures.exit_code()
     raise typer.Exit(INPUT_FAILED if failed else 0)
+
+
+def _check_engine(data: DataOptions, ranks: Ranks):
+    """Raise `UsageError` where the Ray cluster that was asked for is not there."""
+    if data.engine is not Engine.ray:
+        return
+    from ..datasets.run_on_ray import check_address
+
+    if ranks.world_size > 1:
+        raise UsageError("--engine ray has actors in place of ranks: start one process, without torchrun.")
+    with _as_usage():
+        check_address(data.address)
+
+
+def _add_done(report: Report, output: Output, places: list[Place]):
+    """Count what was done before."""
+    names = [(shard.name, index) for index, shard in places]
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:  # each may wait for an object store
+        for (name, _), (num_rows, errors) in zip(names, pool.map(lambda place: output.found(*place), names)):
+            report.rows_done_before += num_rows
+            report.shards_done_before += 1
+            report.add_errors(name, errors)
 
 
 def _load_unchanged(load: Callable[..., Task], name: str, revision: str | None, fingerprint: str, device: str) -> Task:
@@ -282,9 +305,10 @@ def _load_unchanged(load: Callable[..., Task], name: str, revision: str | None, 
     return task
 
 
-def _claim(output: Output, settings: dict, shards: list[Shard], notes: dict) -> tuple[dict, list[Place]]:
+@contextmanager
+def _as_usage() -> Iterator[None]:
     try:
-        return output.prepare(settings, shards, notes)
+        yield
     except UserError as error:
         raise UsageError(str(error)) from error
 

@@ -61,6 +61,8 @@ def search(
                 print_record({"key": hit.key, "shard": hit.shard, "score": hit.score})
             else:
                 print_columns(hit.key, f"{hit.score:.4g}")
+        if not hits:
+            warn(f"{embedded} holds no embedding of an image yet.")
         if data.unfinished:
             warn(f"{data.unfinished} shards are not embedded yet, and were not searched.")
         if output is not None:

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import IO, Any
 
 from ..configuration.errors import MissingPackageError
 
@@ -37,3 +37,9 @@ def file_system_of(address: str) -> tuple[Any, str]:
         raise MissingPackageError(f"{address} needs a package that is not installed. {error}.") from error
     except ValueError as error:
         raise OSError(f"{address} is no address of a file: {error}.") from error
+
+
+def open_remote(address: str) -> IO[bytes]:
+    """Open a file at an address of fsspec; for what is raised see [`file_system_of`]."""
+    file_system, path = file_system_of(address)
+    return file_system.open(path, "rb")

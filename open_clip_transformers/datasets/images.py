@@ -15,12 +15,14 @@ import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from http.client import HTTPResponse, IncompleteRead
 from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from .extras import import_extra
+from ..configuration.errors import MissingPackageError, UserError
+from .extras import open_remote
 
 
 if TYPE_CHECKING:
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
 # Of an image: `pixel_values` (channels, height, width), or those of a NaFlex tower and what belongs to them.
 Pixels = dict[str, "numpy.ndarray"]
 
-URL_TIMEOUT = 30  # seconds without an answer
+URL_TIMEOUT, URL_DEADLINE = 30, 300  # seconds without an answer, and of all of it
+URL_MAX_BYTES = 1 << 30
 URL_SAFE = "!#$%&'()*+,/:;=?@[]~"
 
 # How processes start, and how many files are read in the time that starting and ending one takes. A fork, which is
@@ -76,12 +79,13 @@ def read_image(source: str | bytes) -> Image.Image:
 
     Raises:
         OSError: it cannot be read, is not an image, or a damaged one, or one of more pixels than Pillow allows.
+        MissingPackageError: a package that reads such addresses is not installed.
     """
     try:
         with _open(source) as image:
             image.load()
             return image
-    except OSError:
+    except (OSError, MissingPackageError):
         raise
     except Exception as error:  # Pillow and the network raise nearly everything
         raise OSError(f"{type(error).__name__}: {error}") from error
@@ -93,7 +97,7 @@ def _open(source: str | bytes) -> Image.Image:
     if is_url(source):
         return _open_url(source)
     if is_remote(source):
-        with import_extra("fsspec", "data").open(source) as file:
+        with open_remote(source) as file:
             return Image.open(BytesIO(file.read()))
     return Image.open(source)
 
@@ -104,7 +108,22 @@ def _open_url(url: str) -> Image.Image:
     headers = {"User-Agent": "open-clip-transformers"}
     request = urllib.request.Request(urllib.parse.quote(url, safe=URL_SAFE), headers=headers)
     with urllib.request.urlopen(request, timeout=URL_TIMEOUT) as response:
-        return Image.open(BytesIO(response.read()))
+        return Image.open(_download(response))
+
+
+def _download(response: HTTPResponse) -> BytesIO:
+    """Read an answer whole, as far as it comes in time and fits in memory."""
+    content, start = BytesIO(), time.monotonic()
+    while part := response.read1(1 << 20):  # what is there, be it little
+        content.write(part)
+        if time.monotonic() - start > URL_DEADLINE:
+            raise TimeoutError(f"the answer is not complete after {URL_DEADLINE} s")
+        if content.tell() > URL_MAX_BYTES:
+            raise OSError(f"the answer has more than {URL_MAX_BYTES} bytes")
+    if response.length:
+        raise IncompleteRead(b"", response.length)
+    content.seek(0)
+    return content
 
 
 class PixelReader:
@@ -120,12 +139,14 @@ class PixelReader:
     def __init__(self, image_processor: "ImageSettings"):
         self.image_processor = image_processor
 
-    def __getitem__(self, source: str | bytes | None) -> "Pixels | Unreadable | None":
+    def __getitem__(self, source: str | bytes | None) -> "Pixels | Unreadable | MissingPackageError | None":
         """Pixels of an image that [`read_image`] takes, or `None` of `None`."""
         if source is None:
             return None
         try:
             image = self.image_processor(read_image(source), do_rescale=False, do_normalize=False, return_tensors="pt")
+        except MissingPackageError as error:  # which is no fault of this image: `load_images` raises it
+            return error
         except Exception as error:  # Pillow and the network raise nearly everything
             return Unreadable.from_error(error)
         # An array goes through a pipe. A tensor would take shared memory, of which containers have little, and a file
@@ -156,9 +177,13 @@ def load_images(
         reader: reads and prepares an image.
         ahead: about how many images are read before they are asked for.
         workers: processes that read. Without any, images are read here, when they are asked for.
+
+    Raises:
+        MissingPackageError: a package that reads such addresses is not installed.
+        UserError: a process that reads was ended from outside.
     """
     if workers == 0:
-        return (reader[source] for source in sources)
+        return _raising(reader[source] for source in sources)
 
     from torch.utils.data import DataLoader
 
@@ -177,7 +202,25 @@ def load_images(
             worker_init_fn=partial(_end_with, os.getpid()),
         )
         # It starts the processes now, and they end where nothing refers to its iterator any more.
-        return (item for item in loader)
+        return _raising(iter(loader))
+
+
+def _raising(
+    items: "Iterator[Pixels | Unreadable | MissingPackageError | None]",
+) -> "Generator[Pixels | Unreadable | None]":
+    try:
+        for item in items:
+            if isinstance(item, MissingPackageError):
+                raise item
+            yield item
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"A process that reads images was ended from outside, as systems do where memory is short: {reason} "
+            "Start again, with fewer --workers."
+        ) from error
 
 
 def _as_it_is(item: object) -> object:

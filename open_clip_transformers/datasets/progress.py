@@ -156,9 +156,7 @@ class Progress:
     def image(self):
         self.images += 1
         self.bar.update()
-        if self.bar.disable and time.monotonic() - self.last >= SECONDS_BETWEEN_LINES:
-            self.last = time.monotonic()
-            print(self._line(), file=sys.stderr, flush=True)
+        self._tell()
 
     def shard(self, images: int = 0):
         """Count a shard, and those of its images that were not counted one by one."""
@@ -167,12 +165,18 @@ class Progress:
         self.done, self.images_of_done = self.done + 1, self.images
         self.bar.total = round(self.images_of_done / self.done * self.shards)
         self.bar.set_postfix_str(f"{self.done}/{self.shards} shards", refresh=False)
+        self._tell()
+
+    def _tell(self):
+        if self.bar.disable and time.monotonic() - self.last >= SECONDS_BETWEEN_LINES:
+            self.last = time.monotonic()
+            print(self._line(), file=sys.stderr, flush=True)
 
     def _line(self) -> str:
         seconds = self.last - self.start
         rate = self.images / seconds
         line = f"{self.done} of {self.shards} shards, {self.images} images, {rate:.1f} images/s"
-        if self.done:
+        if self.images_of_done:
             left = max(self.images_of_done / self.done * self.shards - self.images, 0) / rate
             line += f", {tqdm.format_interval(left)} left"
         return line

@@ -78,17 +78,23 @@ class EmbeddedData:
         matches = index.search(query, k)
         rows = {int(key): 1 - float(distance) for key, distance in zip(matches.keys, matches.distances)}
         hits, start = [], 0
-        for name, keys, _ in self:
-            hits += [Hit(rows[row], name, keys[row - start]) for row in rows if start <= row < start + len(keys)]
-            start += len(keys)
+        for shard in self.shards:  # of which those with a hit are read
+            num_rows, errors = self.output.found(*shard)
+            end = start + num_rows - len(errors)
+            if here := [row for row in rows if start <= row < end]:
+                keys, _ = self.output.embeddings(*shard)
+                hits += [Hit(rows[row], shard[0], keys[row - start]) for row in here]
+            start = end
         return sorted(hits, key=_score)
 
     def _load_index(self, dim: int):
-        """Load the graph of all vectors, which lies beside them; make it where there is none of these shards."""
+        """Load the graph of all vectors, which lies beside them; make it where there is none of these files."""
         usearch = import_extra("usearch.index", "search")
         import numpy
 
-        digest = hashlib.sha256("\n".join(name for name, _ in self.shards).encode()).hexdigest()[:16]
+        versions = self.output.versions()
+        files = [file for shard in self.shards for file in self.output.files(*shard)]
+        digest = hashlib.sha256(repr([(file, versions[file]) for file in files]).encode()).hexdigest()[:16]
         file = f"_index-{digest}.usearch"
         index = usearch.Index(
             ndim=dim,

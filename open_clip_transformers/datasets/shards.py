@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import count, groupby, islice
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, ClassVar
 
 from ..configuration.errors import MissingPackageError, UserError
-from .extras import file_system_of, import_extra
+from .extras import file_system_of, import_extra, open_remote
 from .images import Unreadable, is_remote, is_url
 
 
@@ -76,7 +77,8 @@ class Fields:
     """Where the parts of a sample are; `None` is the default of each kind of data set.
 
     Args:
-        image_key: the file extension of images in tars; by default [`IMAGE_KEYS`], the first there is.
+        image_key: the file extension of images in tars, or several, as in `"jpg;png"`; by default [`IMAGE_KEYS`]. The
+            first there is.
         image_column: the column of images; by default [`IMAGE_COLUMNS`], the first there is.
         text_column: the column, extension in tars, or entry of their `.json` with a text; by default no text is read.
         key_column: the column of keys; by default [`KEY_COLUMNS`], else rows are counted.
@@ -188,12 +190,13 @@ class TarShard(Shard):
             yield self._whole_sample(key, files)
 
     def _whole_sample(self, key: str, files: dict[str, bytes]) -> Sample:
-        wanted = (self.fields.image_key,) if self.fields.image_key else IMAGE_KEYS
+        key_of_image = self.fields.image_key
+        wanted = tuple(map(_extension, key_of_image.split(";"))) if key_of_image else IMAGE_KEYS
         image = next((files[extension] for extension in wanted if extension in files), None)
         text = as_text(self._value(files, self.fields.text_column)) if self.fields.text_column else None
         sample = Sample(key, image, text, {name: self._value(files, name) for name in self.fields.columns})
         if image is None:
-            looked = f".{self.fields.image_key}" if self.fields.image_key else "image"
+            looked = f".{' or .'.join(wanted)}" if key_of_image else "image"
             sample.error = Unreadable("MissingImage", f"no {looked} file, only .{', .'.join(files)}")
         elif self.fields.text_column and text is None:
             sample.error = Unreadable("MissingText", f"no {self.fields.text_column!r}, only .{', .'.join(files)}")
@@ -201,8 +204,8 @@ class TarShard(Shard):
 
     def _value(self, files: dict[str, bytes], name: str) -> object:
         """Return a value of a sample: the text of the file of that extension, or that entry of its `.json`."""
-        if name in files:
-            return files[name].decode("utf-8", "replace")
+        if (extension := _extension(name)) in files:
+            return files[extension].decode("utf-8", "replace")
         try:
             return json.loads(files["json"])[name]
         except (KeyError, ValueError, TypeError):
@@ -214,6 +217,11 @@ class TarShard(Shard):
 
     def column_types(self) -> "dict[str, pyarrow.DataType]":
         return dict.fromkeys(self.fields.columns, import_extra("pyarrow", "data").string())
+
+
+def _extension(name: str) -> str:
+    """Write a file extension as [`_tar_members`] does."""
+    return name.strip().removeprefix(".").lower()
 
 
 class _CheckedTarInfo(tarfile.TarInfo):
@@ -298,7 +306,7 @@ class ParquetShard(Shard):
 
 def open_parquet(address: str) -> "pyarrow.parquet.ParquetFile":
     parquet = import_extra("pyarrow.parquet", "data")
-    source = import_extra("fsspec", "data").open(address).open() if is_remote(address) else address
+    source = open_remote(address) if is_remote(address) else address
     try:
         # Column chunks are read in parts: a row group may hold more images than there is memory.
         return parquet.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20)
@@ -429,9 +437,7 @@ def as_text(value: object) -> str | None:
 
 
 def open_binary(address: str) -> IO[bytes]:
-    if is_remote(address):
-        return import_extra("fsspec", "data").open(address, "rb").open()
-    return open(address, "rb")
+    return open_remote(address) if is_remote(address) else open(address, "rb")
 
 
 def _with_size(address: str) -> str:
@@ -509,17 +515,72 @@ def find_files(argument: str) -> list[str]:
     if is_url(path) and not path.lower().endswith(tuple(KINDS)):
         return [path]
     if "{" in path and "}" in path:
-        addresses = import_extra("webdataset.shardlists", "data").expand_urls(path)
+        try:
+            addresses = import_extra("webdataset.shardlists", "data").expand_urls(path)
+        except ValueError as error:
+            raise OSError(f"no pattern that can be expanded: {error}") from error
         if addresses != [path]:
-            return [found for address in addresses for found in find_files(address)]
+            return _find_each(addresses)
     if is_remote(path):
         return _find_remote(path)
     if not glob.has_magic(path):
         raise OSError("no such file or folder")
-    matches = sorted(glob.glob(path, recursive=True))
+    matches = _matches(path)
     if found := [match for match in matches if os.path.isfile(match) and _is_data(match)]:
         return found
     raise OSError(f"{len(matches)} matches, none of them an image file" if matches else "nothing matches this pattern")
+
+
+def _find_each(addresses: list[str]) -> list[str]:
+    """List the files of what a pattern with braces was expanded to, all of which has to be there."""
+    find = _listing(addresses) if all(map(_is_far_file, addresses)) else find_files
+    found, missing = [], []
+    for address in addresses:
+        try:
+            found += find(address)
+        except OSError as error:
+            missing.append(f"{address}: {error}")
+    if missing:
+        raise OSError(
+            f"{len(missing)} of the {len(addresses)} that it stands for cannot be used, such as {missing[0]}"
+        )
+    return found
+
+
+def _is_far_file(address: str) -> bool:
+    return is_remote(address) and not is_url(address) and not glob.has_magic(address) and _is_data(address)
+
+
+def _listing(addresses: list[str]) -> Callable[[str], list[str]]:
+    """Do as `find_files` does of these files, by one list of each folder: to ask for each of thousands takes hours."""
+    paths = {address: file_system_of(address)[1] for address in addresses}
+    file_system, _ = file_system_of(addresses[0])
+    folders = {path.rpartition("/")[0] for path in paths.values()}
+    there = {file for folder in folders for file in file_system.find(folder, maxdepth=1)}
+
+    def find(address: str) -> list[str]:
+        if paths[address] in there:
+            return [address]
+        raise OSError("no such file")
+
+    return find
+
+
+def _matches(pattern: str) -> list[str]:
+    """List what a pattern stands for on this machine, in linked folders too."""
+    matches = sorted(glob.glob(pattern, recursive=True))
+    if "**" not in pattern:
+        return matches
+    depth = len(Path(pattern[: pattern.index("**")]).parts)
+    by_folder = groupby(matches, os.path.dirname)
+    return [match for folder, found in by_folder if not _goes_round(folder, depth) for match in found]
+
+
+def _goes_round(folder: str, depth: int) -> bool:
+    """Whether the path of a folder, after its first `depth` parts, comes back to one of its folders by a link."""
+    parts = Path(folder).parts
+    folders = [os.path.realpath(Path(*parts[:end])) for end in range(depth, len(parts) + 1)]
+    return len(set(folders)) < len(folders)
 
 
 def _in_folder(folder: str) -> list[str]:
@@ -535,12 +596,12 @@ def _find_remote(address: str) -> list[str]:
         return [address]
     if is_url(address):
         return [address]
-    is_pattern = glob.has_magic(address)
     file_system, path = file_system_of(address)
-    if is_pattern:
-        files = sorted(file_system.glob(path))
+    is_here = "file" in file_system.protocol
+    if glob.has_magic(address):
+        files = _matches(path) if is_here else sorted(file_system.glob(path))
     elif file_system.isdir(path):
-        files = sorted(file_system.find(path))
+        files = list(_files_below(path)) if is_here else sorted(file_system.find(path))
     elif file_system.exists(path):
         return [address]
     else:
@@ -551,9 +612,10 @@ def _find_remote(address: str) -> list[str]:
 
 
 def _files_below(folder: str) -> Iterator[str]:
-    """List files in `folder` and below, without hidden ones and outputs of these commands."""
-    for parent, folders, files in os.walk(folder, onerror=_raise):
-        if MANIFEST in files:
+    """List files in `folder` and below, in linked folders too, without hidden ones and outputs of these commands."""
+    for parent, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
+        # What a link to a folder above leads to is listed already.
+        if MANIFEST in files or _goes_round(parent, len(Path(folder).parts)):
             folders[:] = []
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))

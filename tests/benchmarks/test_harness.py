@@ -348,14 +348,34 @@ def test_ratio_is_of_the_same_rounds():
     ids=["none", "met", "noise", "missed"],
 )
 def test_goal_is_judged_by_the_ratio_and_its_spread(goal, outcome):
-    assert cells.verdicts(result_of([1.0] * 3, goal, peer=[1.8, 2.0, 2.5])) == outcome
+    assert cells.verdicts(result_of([1.0] * 3, goal, peer=[1.8, 2.0, 2.5]), {}) == outcome
 
 
 def test_goal_is_against_the_fastest_peer_for_ours_and_its_variants():
     result = result_of([1.0], 2.0, peer=[3.0], ours_optimized=[0.5], faster=[1.5])
     assert cells.goal_peer(result) == "faster"
-    assert cells.verdicts(result) == {"ours": "missed", "ours_optimized": "met"}
-    assert cells.verdicts(result_of([1.0], 2.0, "other", peer=[3.0])) == {"ours": "not measured"}
+    assert cells.verdicts(result, {}) == {"ours": "missed", "ours_optimized": "met"}
+    assert cells.verdicts(result_of([1.0], 2.0, "other", peer=[3.0]), {}) == {"ours": "not measured"}
+
+
+@pytest.mark.parametrize(
+    ("most", "outcome"), [(2.0, "met"), (1.7, "within noise"), (1.4, "missed")], ids=["met", "noise", "missed"]
+)
+def test_variant_with_limits_is_judged_by_these_alone(most, outcome):
+    result = result_of([1.0] * 3, 2.0, peer=[3.0], ours_small=[1.5, 2.0, 2.5], ours_gone=[])
+    limits = {"ours_small": {"time": most, "memory": 0.5}, "ours_gone": {"time": 1.0}}
+    for name, memory in (("ours", "90 MB"), ("ours_small", "40 MB")):
+        result.of(name).figures["memory"] = memory
+    assert cells.verdicts(result, limits) == {"ours": "met"}
+    assert list(cells.limit_verdicts(result, limits)) == [
+        ("ours_small", "time", most, outcome),
+        ("ours_small", "memory", 0.5, "met"),
+        ("ours_gone", "time", 1.0, "not measured"),
+    ]
+    result.of("ours").figures.clear()
+    assert list(cells.limit_verdicts(result, limits))[1] == ("ours_small", "memory", 0.5, "not measured")
+    goal = report._goal(result, limits)
+    assert goal.startswith(f"2 x fastest (peer): met; ours_small at most {most:g} x the time of ours: {outcome}; ")
 
 
 @pytest.mark.parametrize(

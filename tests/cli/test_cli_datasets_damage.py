@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import tarfile
 import threading
 
@@ -17,7 +18,9 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from open_clip_transformers.configuration.errors import UserError
+from open_clip_transformers.cli import images as cli_images
+from open_clip_transformers.configuration.errors import MissingPackageError, UserError
+from open_clip_transformers.datasets import images, shards
 from open_clip_transformers.datasets.outputs import ParquetOutput
 from open_clip_transformers.datasets.shards import FileShard
 
@@ -233,3 +236,133 @@ def test_manifest_keeps_what_names_are_no_utf8(tmp_path):
     output.prepare({}, [FileShard("a\udcff", "files", (NO_UTF8,))], {})
     assert list(output.read_manifest()["shards"]) == ["a\udcff"]
     assert json.loads((tmp_path / "out" / "_manifest.json").read_bytes())
+
+
+@pytest.mark.parametrize("source", ["photos", "photos/**/*.png", "**/*.png", "file://{}/photos"])
+def test_linked_folders_are_read_and_loops_are_not_followed(embed, source):
+    os.makedirs("photos/a")
+    os.mkdir("elsewhere.d")
+    write("photos/a/1.png", PICTURES[0])
+    write("elsewhere.d/2.png", PICTURES[1])
+    os.symlink(os.path.abspath("elsewhere.d"), "photos/b")
+    os.symlink("..", "photos/a/loop")
+    keys = embed(source.format(os.getcwd()))
+    found = {key.rpartition("photos/")[2] for key in keys if "photos" in key}
+    assert found == {"a/1.png", "b/2.png"} and set(keys.values()) == {None}
+    assert len(keys) == (3 if source.startswith("**") else 2)
+
+
+def test_patterns_with_braces_stand_for_files_that_are_all_there(embed):
+    for number in (0, 1, 3):
+        write_tar(f"{number:05d}.tar", ["a.png"])
+    memory = fsspec.filesystem("memory")
+    memory.put(os.getcwd(), "/tars", recursive=True)
+    try:
+        for folder in ("", "memory://tars/"):
+            message = embed(f"{folder}{{00000..00003}}.tar", exit_code=2)
+            assert f"1 of the 4 that it stands for cannot be used, such as {folder}00002.tar: no such file" in message
+            assert len(embed(f"{folder}{{00000..00001}}.tar", output=f"out{len(folder)}")) == 1
+    finally:
+        memory.store.clear()
+    assert "{0..1}{.tar: no pattern that can be expanded: Unbalanced" in embed("{0..1}{.tar", exit_code=2)
+
+
+@pytest.mark.parametrize("key", [".png", "PNG", "jpg;png"])
+def test_image_keys_as_people_write_them(embed, key):
+    write_tar("in.tar", ["a.png", "b.gif"])
+    assert embed("in.tar", options=["--image-key", key], exit_code=1) == {"a": None, "b": "MissingImage"}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_missing_package_of_images_is_no_row(run, clip, workers, monkeypatch):
+    """Such rows would stay when the package is there."""
+
+    def no_package(address):
+        raise MissingPackageError(f"{address} needs a package")
+
+    monkeypatch.setattr(images, "open_remote", no_package)
+    monkeypatch.setattr(cli_images, "worthwhile_workers", lambda names, workers: workers)
+    write("list.txt", b"s3://bucket/a.png\n")
+    message = run("embed", clip, "list.txt", "-o", "out/", "--workers", workers, exit_code=1).stderr
+    assert message.strip().endswith("Error: s3://bucket/a.png needs a package")
+    assert os.listdir("out") == ["_manifest.json"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a process that it forks")
+def test_killed_readers_are_no_fault_of_ours(run, clip, monkeypatch):
+    monkeypatch.setattr(images, "read_image", lambda source: os.kill(os.getpid(), signal.SIGKILL))
+    write_tar("in.tar", ["a.png", "b.png"])
+    message = run("embed", clip, "in.tar", "-o", "out/", "--workers", 1, exit_code=1).stderr
+    assert "A process that reads images was ended from outside" in message and "fewer --workers" in message
+    assert "should not happen" not in message and os.listdir("out") == ["_manifest.json"]
+
+
+def test_failed_uploads_keep_the_manifest_that_was_there(monkeypatch):
+    memory = fsspec.filesystem("memory")
+    shards = [FileShard(f"images-0000{number}", "files", (f"{number}.png",)) for number in range(2)]
+    try:
+        ParquetOutput("memory://bucket/out", ["embedding"]).prepare({}, shards[:1], {})
+
+        def fails(self, path, value, **settings):
+            raise OSError(5, "no answer")
+
+        monkeypatch.setattr(type(memory), "pipe_file", fails)
+        output = ParquetOutput("memory://bucket/out", ["embedding"])
+        with pytest.raises(OSError, match="no answer"):
+            output.prepare({}, shards, {})
+        output.prepare({}, shards[:1], {})  # which has nothing to write
+        assert list(output.read_manifest()["shards"]) == ["images-00000"]
+    finally:
+        memory.store.clear()
+
+
+def test_sweeping_leaves_a_manifest_that_is_being_written(tmp_path):
+    output = ParquetOutput(f"{tmp_path}/out", ["embedding"])
+    output.prepare({}, [], {})
+    temporary = tmp_path / "out" / "._manifest.json.0123.tmp"
+    temporary.write_bytes(b"")
+    with output._claimed():
+        thread = threading.Thread(target=ParquetOutput(f"{tmp_path}/out", ["embedding"]).sweep)
+        thread.start()
+        thread.join(0.2)
+        assert temporary.exists()
+    thread.join()
+    assert not temporary.exists()
+
+
+def test_what_was_done_is_counted_by_the_ends_of_files(embed, monkeypatch):
+    """The rows of a shard are read only where some have errors."""
+    for name, names in (("good", ["a.png", "b.png"]), ("bad", ["a.png", "b.txt"])):
+        write_tar(f"{name}.tar", names)
+    embed("good.tar", "bad.tar", exit_code=1)
+    output, read = ParquetOutput("out", ["embedding"]), []
+    read_row_groups = pyarrow.parquet.ParquetFile.read_row_groups
+    monkeypatch.setattr(
+        pyarrow.parquet.ParquetFile,
+        "read_row_groups",
+        lambda self, groups, *others: read.append(list(groups)) or read_row_groups(self, groups, *others),
+    )
+    assert output.found("good", 0) == (2, [])
+    ((key, error),) = output.found("bad", 1)[1]
+    assert (key, error.kind) == ("b", "MissingImage") and read == [[], [0]]
+
+
+def test_model_that_vanishes_is_missed_by_the_next_run_alone(run, clip, monkeypatch):
+    shutil.copytree(clip, "model")
+    write_tar("a.tar", ["a.png"])
+    write_tar("b.tar", ["a.png"])
+    open_binary = shards.open_binary
+
+    def vanish(address):
+        shutil.rmtree("model", ignore_errors=True)
+        return open_binary(address)
+
+    command = ["a.tar", "b.tar", "--workers", 0, "-o"]
+    run("embed", clip, *command, "expected/")
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "open_binary", vanish)
+        run("embed", "model", *command, "out/")
+    for name in ("a.parquet", "b.parquet"):
+        with open(f"expected/{name}", "rb") as one, open(f"out/{name}", "rb") as other:
+            assert one.read() == other.read()
+    assert "model: there is no such folder" in run("embed", "model", *command, "out/", exit_code=2).stderr

@@ -17,7 +17,7 @@ from PIL import Image
 from open_clip_transformers.cli.data import _load_unchanged, model_fingerprint
 from open_clip_transformers.configuration.errors import UserError
 from open_clip_transformers.datasets.outputs import ParquetOutput
-from open_clip_transformers.datasets.run_on_ray import _Actor
+from open_clip_transformers.datasets.run_on_ray import _Actor, check_address
 from open_clip_transformers.datasets.shards import FileShard
 
 
@@ -70,13 +70,14 @@ def actor_processes():
 
 
 @pytest.mark.slow
-def test_lost_workers_nodes_and_drivers_change_nothing(run, clip, photos, tmp_path, environment):
+def test_lost_workers_nodes_and_drivers_change_nothing(run, clip, photos, tmp_path, environment, monkeypatch):
     from ray.cluster_utils import Cluster
 
-    command = ["embed", str(clip), str(photos), "--shard-size", "2", "--batch-size", "2", "--workers", "0", "--json"]
-    run(*command, "-o", tmp_path / "alone", exit_code=1)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
     node = cluster.add_node(num_cpus=2)
+    monkeypatch.chdir(tmp_path)  # which is not where the nodes were started
+    command = ["embed", str(clip), photos.name, "--shard-size", "2", "--batch-size", "2", "--workers", "0", "--json"]
+    run(*command, "-o", tmp_path / "alone", exit_code=1)
     on_ray = [sys.executable, "-m", "open_clip_transformers", *command, "-o", str(tmp_path / "out"),
               "--engine", "ray", "--address", cluster.address, "--actors", "3"]  # fmt: skip
 
@@ -95,7 +96,7 @@ def test_lost_workers_nodes_and_drivers_change_nothing(run, clip, photos, tmp_pa
         done = len(list((tmp_path / "out").glob("*.parquet")))
         driver = start()
         stdout, stderr = driver.communicate(timeout=600)
-        assert driver.returncode == 1 and stdout, stderr
+        assert driver.returncode == 1 and stdout, (driver.returncode, stderr)
         summary = json.loads(stdout)
     finally:
         cluster.shutdown()
@@ -104,6 +105,13 @@ def test_lost_workers_nodes_and_drivers_change_nothing(run, clip, photos, tmp_pa
     assert summary["shards_done_before"] >= done - 1
     assert summary["rows"] + summary["rows_done_before"] == 2 * SHARDS
     assert summary["errors"] == {"UnidentifiedImageError": 1}
+
+
+@pytest.mark.slow
+def test_gpus_that_no_node_has_are_refused(run, clip, photos, tmp_path, environment):
+    command = ["embed", clip, photos, "-o", tmp_path / "out", "--engine", "ray", "--gpus-per-actor", 99]
+    message = run(*command, exit_code=1).stderr
+    assert "--gpus-per-actor 99 is more than a node of the Ray cluster has" in message
 
 
 def test_ray_starts_a_cluster_of_its_own(run, clip, photos, tmp_path, environment, monkeypatch):
@@ -132,9 +140,58 @@ def test_errors_of_actors_reach_the_driver(tmp_path, error, kind, message):
         raise error
 
     output = ParquetOutput(f"{tmp_path}/out", ["embedding"])
-    actor = _Actor(load, None, output, [(0, FileShard("a", "files", ()))])
+    actor = _Actor(load, None, output, [(0, FileShard("a", "files", ()))], os.getcwd())
     *_, found = pickle.loads(actor({"place": [0]})["report"][0])
     assert type(found) is kind and message in str(found)
+
+
+def test_actors_work_in_the_folder_of_the_driver(tmp_path, monkeypatch):
+    """Or not at all: names of files are relative to it, and a row each says that a file is not there."""
+    monkeypatch.chdir(tmp_path)
+    output = ParquetOutput(f"{tmp_path}/out", ["embedding"])
+
+    def report(folder):
+        def work(task, places, warn):
+            return os.getcwd()
+
+        actor = _Actor(lambda: None, work, output, [(0, FileShard("a", "files", ("a.png",)))], str(folder))
+        return pickle.loads(actor({"place": [0]})["report"][0])
+
+    (tmp_path / "here").mkdir()
+    assert report(tmp_path / "here") == (str(tmp_path / "here"), [], None)
+    *_, error = report(tmp_path / "gone")
+    assert "gone, where the command was started, is not on" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("ray://unreachable:10001", "Ray Data does not work through a client"),
+        ("here", "expected auto, or HOST:PORT"),
+        ("unreachable.invalid:6379", "no Ray cluster answers there"),
+        ("127.0.0.1:1", "no Ray cluster answers there"),
+        ("127.0.0.1:99999", "no Ray cluster answers there"),
+    ],
+    ids=["client", "no_port", "no_host", "refused", "port"],
+)
+def test_clusters_that_are_not_there_are_refused_at_once(run, clip, photos, tmp_path, monkeypatch, address, message):
+    command = ["embed", clip, photos, "-o", tmp_path / "out", "--engine", "ray", "--address"]
+    start = time.monotonic()
+    assert message in run(*command, address, exit_code=2).stderr
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert message in run(*command, "auto", exit_code=2).stderr
+    assert time.monotonic() - start < 30 and not (tmp_path / "out").exists()
+
+
+def test_new_clusters_need_no_address():
+    for address in (None, "local"):
+        check_address(address)
+
+
+def test_ray_has_actors_in_place_of_ranks(run, clip, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    message = run("embed", clip, photos, "-o", tmp_path / "out", "--engine", "ray", exit_code=2).stderr
+    assert "actors in place of ranks" in message
 
 
 def test_actors_refuse_a_model_that_changed(clip):

@@ -1,5 +1,6 @@
 """Runs over data sets that are killed at random moments and started again, by one process and by several ranks."""
 
+import json
 import os
 import random
 import signal
@@ -93,6 +94,17 @@ def test_fifty_killed_runs_end_with_the_same_bytes(run, clip, photos, tmp_path, 
     kill_and_resume(command, tmp_path, kills=25)
 
 
+def test_killed_labels_end_with_the_same_bytes(run, clip, photos, tmp_path, kills=1):
+    run("classify", clip, photos, "--labels", "cat,dog", exit_code=1)
+    command = ["classify", clip, photos, "--labels", "cat,dog", "--top", 2, "--shard-size", 2, "--batch-size", 2]
+    kill_and_resume(command, tmp_path, kills)
+
+
+@pytest.mark.slow
+def test_labels_killed_at_many_moments_end_with_the_same_bytes(run, clip, photos, tmp_path):
+    test_killed_labels_end_with_the_same_bytes(run, clip, photos, tmp_path, kills=13)  # twice each
+
+
 @pytest.mark.slow
 def test_killed_captions_end_with_the_same_bytes(run, coca, photos, tmp_path):
     run("caption", coca, photos, exit_code=1)
@@ -108,19 +120,86 @@ def test_two_runs_at_once_write_the_same(run, clip, photos, tmp_path):
     assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
 
 
-def test_ranks_share_the_shards(run, clip, photos, tmp_path):
-    """As under torchrun: each rank with its variables, and an exit code that all of them share."""
-    command = ["embed", clip, photos, "--shard-size", 2, "--batch-size", 2, "--json"]
-    run(*command, "-o", tmp_path / "alone", exit_code=1)
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(random.randint(20000, 60000)), "WORLD_SIZE": "2"}
+def start_ranks(number, *arguments):
+    """Runs the command line as torchrun does, in that many ranks with their variables; returns their ids."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(random.randint(20000, 60000)), "WORLD_SIZE": str(number)}
     pids = []
-    for rank in range(2):
+    for rank in range(number):
         os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank))
-        pids.append(start(*command, "-o", tmp_path / "ranks", "--workers", 0))
+        pids.append(start(*arguments))
     for name in (*place, "RANK", "LOCAL_RANK"):
         del os.environ[name]
+    return pids
+
+
+def wait_for(files, folder):
+    """Waits for shards, and then for a random moment more."""
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("*.parquet"))) < files:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    time.sleep(random.uniform(0, 0.05))
+
+
+def test_ranks_share_the_shards(run, clip, photos, tmp_path):
+    """And have an exit code that all of them share; killed, others go on, be they fewer or more."""
+    command = ["embed", clip, photos, "--shard-size", 2, "--batch-size", 2, "--json", "--workers", 0]
+    run(*command, "-o", tmp_path / "alone", exit_code=1)
+    pids = start_ranks(2, *command, "-o", tmp_path / "ranks")
     assert [finish(pid) for pid in pids] == [1, 1]
     assert contents(tmp_path / "ranks") == contents(tmp_path / "alone")
+    for number in (1, 3):
+        output = tmp_path / f"killed{number}"
+        pids = start_ranks(2, *command, "-o", output)
+        wait_for(number, output)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            finish(pid)
+        assert [finish(pid) for pid in start_ranks(number, *command, "-o", output)] == [1] * number
+        assert contents(output) == contents(tmp_path / "alone")
+
+
+def family(pid):
+    """Ids of a process and of all below it."""
+    lines = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True).stdout.splitlines()[1:]
+    parents = dict(map(int, line.split()) for line in lines)
+    found = [pid]
+    for parent in found:
+        found += [child for child, above in parents.items() if above == parent]
+    return found
+
+
+def launch(launcher, number, script, *arguments):
+    how = {"torch.distributed.run": f"--nproc_per_node={number}", "accelerate.commands.launch": "--cpu"}
+    more = (
+        [] if launcher.startswith("torch") else [f"--num_processes={number}", f"--main_process_port={23400 + number}"]
+    )
+    script.write_text("from open_clip_transformers.cli import main\nmain()\n")
+    return subprocess.Popen(
+        [sys.executable, "-m", launcher, how[launcher], *more, script, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torch.distributed.run", "accelerate.commands.launch"])
+def test_killed_launchers_end_with_the_same_bytes(run, clip, photos, tmp_path, launcher):
+    command = ["embed", clip, photos, "--shard-size", 2, "--batch-size", 2, "--json", "--workers", 0]
+    run(*command, "-o", tmp_path / "alone", exit_code=1)
+    for moment in range(5):
+        output = tmp_path / str(moment)
+        ranks = launch(launcher, 2, tmp_path / "script.py", *command, "-o", output)
+        wait_for(random.randint(0, 9), output)
+        for pid in family(ranks.pid):
+            os.kill(pid, signal.SIGKILL)
+        ranks.communicate()
+        stdout, _ = launch(launcher, (1, 3)[moment % 2], tmp_path / "script.py", *command, "-o", output).communicate()
+        summary = json.loads(stdout)
+        assert summary["rows"] + summary["rows_done_before"] == 22
+        assert contents(output) == contents(tmp_path / "alone")
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from open_clip_transformers.datasets import search as search_module
+from open_clip_transformers.datasets.images import Unreadable
 from open_clip_transformers.datasets.outputs import ParquetOutput, Rows
 from open_clip_transformers.datasets.shards import FileShard, Sample
 
@@ -75,6 +76,13 @@ def test_search_page_says_what_is_gone(run, clip, photos, tar, tmp_path):
     assert (tmp_path / "page.html").read_text().count("<p>") == 2
 
 
+def test_search_says_where_nothing_is_embedded(run, clip, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    embed(run, clip, tmp_path / "a.png", tmp_path / "out")
+    result = run("search", tmp_path / "out", "a cat")
+    assert (result.stdout, result.stderr) == ("", f"{tmp_path}/out holds no embedding of an image yet.\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -130,3 +138,19 @@ def test_search_by_index_finds_nearly_all(tmp_path, monkeypatch):
         assert [hit.score for hit in near[0]] == sorted((hit.score for hit in near[0]), reverse=True)
         assert near[0][0].score == pytest.approx(1, abs=2e-3)
     assert len(list((tmp_path / "out").glob("_index-*.usearch"))) == 1
+
+
+def test_search_makes_its_index_anew_where_shards_were_written_again(tmp_path, monkeypatch):
+    """As where an image could be read the second time: the vectors after it have other places."""
+    pytest.importorskip("usearch")
+    monkeypatch.setattr(search_module, "EXACT_UP_TO", 0)
+    vectors = numpy.eye(8, dtype="float32")
+    write_vectors(tmp_path / "out", vectors, 4)
+    data = search_module.EmbeddedData(str(tmp_path / "out"))
+    assert [data.nearest(vector, 1)[0].key for vector in vectors] == list("01234567")
+    shard = FileShard("images-00000", "files", ("0", "1", "2", "3"))
+    samples = [Sample(name, None) for name in shard.names]
+    samples[1].error = Unreadable("OSError", "now it is gone")
+    rows = Rows(shard, {"embedding": ("float16", 8)}, samples, {"embedding": vectors[[0, 2, 3]]})
+    data.output.write(rows, 0)
+    assert [data.nearest(vector, 1)[0].key for vector in vectors[[0, 2, 3, 4, 7]]] == list("02347")

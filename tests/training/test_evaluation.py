@@ -1,5 +1,6 @@
 """Evaluation on small data sets against open_clip's own loops on the same model and images."""
 
+import copy
 from types import SimpleNamespace
 
 import datasets
@@ -77,6 +78,23 @@ def test_zero_shot_is_open_clips(pair, class_folders, monkeypatch):
     assert (ours["top1"], ours["top5"]) == (top1, top5)
     assert (ours["images"], ours["classes"]) == (24, 6)
     assert 0 < ours["top5"] < 1
+
+
+def test_a_model_that_is_training_is_measured_without_dropout(pair, class_folders):
+    model, processor, *_ = pair
+    dataset = evaluation.load_dataset(str(class_folders))
+    few = {"templates": TEMPLATES, "use_cache": False}
+    expected = evaluation.evaluate_zero_shot(model, processor, dataset, **few)
+    vectors = evaluation.build_zero_shot_classifier(model, processor.tokenizer, CLASSES, TEMPLATES)
+    config = copy.deepcopy(model.config)
+    config.vision_config.attention_dropout = config.text_config.attention_dropout = 0.9
+    twin = type(model)(config).train()
+    twin.load_state_dict(model.state_dict())
+    twin.vision_model.embeddings.eval()
+    before = [module.training for module in twin.modules()]
+    assert evaluation.evaluate_zero_shot(twin, processor, dataset, **few) == expected
+    assert torch.equal(evaluation.build_zero_shot_classifier(twin, processor.tokenizer, CLASSES, TEMPLATES), vectors)
+    assert [module.training for module in twin.modules()] == before
 
 
 def test_class_vectors_are_cached(pair, class_folders, monkeypatch, tmp_path):
@@ -168,6 +186,12 @@ def test_bad_input_is_refused(pair, class_folders, tmp_path):
     for wrong, arguments, message in (
         (labels, {}, "of type Image: pass image_column"),
         (dataset, {"label_column": "breed"}, "label_column='breed' is none of the columns: image, label"),
+        (dataset.cast_column("label", datasets.Value("string")), {}, "of type ClassLabel: pass label_column"),
+        (
+            dataset.cast_column("label", datasets.Value("string")),
+            {"label_column": "label"},
+            "The column 'label' holds '0': labels are integers",
+        ),
         (dataset, few, "Labels of the column 'label' go from 0 to 5, but there are 2 class names"),
         (dataset, {"templates": ["a photo"]}, "no {} for the class"),
         (dataset.select([]), {"templates": TEMPLATES, "use_cache": False}, "no rows"),
@@ -182,6 +206,11 @@ def test_bad_input_is_refused(pair, class_folders, tmp_path):
             evaluation.evaluate_zero_shot(model, processor, wrong, **arguments)
     with pytest.raises(ValueError, match="text_column='text' is none of the columns"):
         evaluation.evaluate_retrieval(model, processor, dataset)
+    with pytest.raises(ValueError, match="does not caption: load a CoCa or MaMMUT"):
+        evaluation.evaluate_captions(model, processor, dataset, text_column="label")
+    for wrong in (dataset.to_iterable_dataset(), datasets.DatasetDict(train=dataset), [{"image": 1, "text": "a"}]):
+        with pytest.raises(TypeError, match=f"datasets.Dataset, got {type(wrong).__name__}: choose a split"):
+            evaluation.evaluate_retrieval(model, processor, wrong)
 
     for name in ("hen", "kite"):
         (tmp_path / name).mkdir()

@@ -144,16 +144,21 @@ def test_distillation_loss_refuses_a_teacher_of_other_pairs():
         distillation_loss(embeds, embeds, scale, torch.ones(3, 7), torch.ones(3, 8), scale)
 
 
-@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
-def test_losses_under_autocast_err_no_more_than_open_clip(kind):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@every_kind
+def test_losses_under_autocast_are_those_of_float32(kind, dtype):
     model = workers.model_of(kind)
-    embeds, scale = model.embed(*workers.pairs()), model.logit_scale.exp()
-    ours, theirs = {
-        "softmax": (softmax_contrastive_loss, ClipLoss()),
-        "sigmoid": (sigmoid_contrastive_loss, SigLipLoss()),
+    embeds, scale = model.embed(*workers.pairs()), 30 * model.logit_scale.exp()
+    embeds = [rows.to(dtype) for rows in embeds]
+    hidden, labels = workers.captions()
+    logits = (hidden @ model.text).to(dtype)
+    function, arguments = {
+        "softmax": (softmax_contrastive_loss, (*embeds, scale)),
+        "sigmoid": (sigmoid_contrastive_loss, (*embeds, scale, model.logit_bias)),
+        "caption": (caption_loss, (logits, labels)),
+        "distillation": (distillation_loss, (*embeds, scale, *embeds, scale)),
     }[kind]
-    arguments = (*(rows.bfloat16() for rows in embeds), scale, model.logit_bias)
-    exact = theirs(*(rows.bfloat16().float() for rows in embeds), scale, model.logit_bias).item()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        errors = [abs(loss(*arguments).item() - exact) for loss in (ours, theirs)]
-    assert errors[0] <= 2 * errors[1] + 1e-6
+    exact = function(*(each.float() if each.is_floating_point() else each for each in arguments))
+    with torch.autocast("cpu", dtype=dtype):
+        loss = function(*arguments)
+    assert loss.dtype == torch.float32 and torch.equal(loss, exact)

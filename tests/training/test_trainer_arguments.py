@@ -1,6 +1,7 @@
 """ContrastiveTrainer in one process: parts with dropout, precision, evaluation, and what it refuses."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from open_clip_transformers import (
     ContrastiveCollator,
     ContrastiveTrainer,
     ContrastiveTrainingArguments,
+    OpenClipModel,
     lock_image_tower,
     lock_text_tower,
 )
@@ -44,21 +46,15 @@ def relative_error(found: dict, expected: dict) -> float:
     return (difference / sum((value**2).sum() for value in expected.values())).sqrt().item()
 
 
-def model_with_dropout():
-    """A model that drops patches, attention and whole branches."""
-    model = tiny_model("clip")
-    config = model.config
-    config.vision_config.patch_dropout = 0.4
-    for part in (config.vision_config, config.text_config):
-        part.drop_path_rate = part.attention_dropout = 0.2
-    twin = type(model)(config)
-    twin.load_state_dict(model.state_dict())
-    return twin
-
-
-@pytest.mark.parametrize("size", [1, 3, SIZE])
-def test_parts_have_the_gradients_of_the_whole_batch_with_dropout(size, tmp_path):
-    model = model_with_dropout().train()
+@pytest.mark.parametrize(
+    ("size", "compiles"),
+    [(1, False), (3, False), (SIZE, False), pytest.param(3, True, marks=pytest.mark.slow)],
+    ids=["1", "3", "all", "3_compiled"],
+)
+def test_parts_have_the_gradients_of_the_whole_batch_with_dropout(size, compiles, tmp_path):
+    model = workers.with_dropout(tiny_model("clip"))
+    if compiles:
+        model.compile()
     batch = workers.training_batch(model, SIZE)
     # The same parts with the same random numbers, whose activations are all held.
     torch.manual_seed(11)
@@ -136,16 +132,28 @@ def test_parts_of_every_model_have_the_gradients_of_the_whole_batch(name, change
     assert relative_error(*found) <= 1e-5
 
 
-def test_parts_move_the_statistics_of_batch_norms_once(tmp_path):
+@pytest.mark.parametrize("checkpoints", [False, True], ids=["plain", "checkpointing"])
+def test_parts_move_the_statistics_of_batch_norms_once(checkpoints, tmp_path):
     model = tiny_model("clip_resnet").train()
     batch = workers.training_batch(model, 4)
     twin = tiny_model("clip_resnet").train()
     for start in (0, 2):
         twin(**{name: value[start : start + 2] for name, value in batch.items()})
-    trainer = trainer_of(model, tmp_path, size=4, mini_batch_size=2)
-    trainer.compute_loss(model, batch).backward()
+    trainer_of(model, tmp_path, [batch], size=4, mini_batch_size=2, gradient_checkpointing=checkpoints).train()
     buffers = dict(twin.named_buffers())
     assert all(torch.allclose(value, buffers[name], atol=1e-6) for name, value in model.named_buffers())
+
+
+def test_parts_are_clipped_as_the_whole_batch(tmp_path):
+    norms, scales = [], []
+    for mini_batch_size in (None, 3):
+        model = tiny_model("clip")
+        trainer = trainer_of(model, tmp_path, max_grad_norm=0.01, learning_rate=1.0, mini_batch_size=mini_batch_size)
+        trainer.train()
+        norms.append(trainer.state.log_history[0]["grad_norm"])
+        scales.append(model.logit_scale.item())
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5) and norms[0] > 0.01
+    assert scales[0] == pytest.approx(scales[1], rel=1e-6) != tiny_model("clip").logit_scale.item()
 
 
 @pytest.mark.parametrize("mini_batch_size", [None, 3])
@@ -226,6 +234,69 @@ def test_a_loss_that_is_no_number_is_shown(mini_batch_size, tmp_path):
     trainer = trainer_of(model, tmp_path, [batch], mini_batch_size=mini_batch_size)
     trainer.train()
     assert math.isnan(trainer.state.log_history[0]["loss"])
+
+
+def pairs_to_train_on():
+    """A model, its processor, and pairs with the columns image and text."""
+    datasets = pytest.importorskip("datasets")
+    model = tiny_model("clip")
+    processor = build_processor(model)
+    model.resize_token_embeddings(len(processor.tokenizer))
+    images = [Image.new("RGB", (30, 40), (60 * index, 9, 9)) for index in range(4)]
+    return model, processor, datasets.Dataset.from_dict({"image": images, "text": ["one", "two", "three", "four"]})
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["one", "several"])
+def test_columns_of_an_evaluation_are_missed_before_the_first_step(named, tmp_path):
+    model, processor, dataset = pairs_to_train_on()
+    other = dataset.rename_column("text", "caption")
+    trainer = ContrastiveTrainer(
+        model,
+        workers.training_arguments(tmp_path, eval_strategy="epoch"),
+        data_collator=ContrastiveCollator(processor),
+        train_dataset=dataset,
+        eval_dataset={"same": dataset, "other": other} if named else other,
+    )
+    fails(ValueError, "has the columns 'image', 'caption', and the collator reads 'text'", trainer.train)
+    assert trainer.state.global_step == 0
+
+
+def test_data_without_a_collator_that_makes_inputs_of_it_is_refused(tmp_path):
+    model, processor, dataset = pairs_to_train_on()
+    for owner in (None, processor, processor.tokenizer):
+        trainer = ContrastiveTrainer(
+            model, workers.training_arguments(tmp_path), train_dataset=dataset, processing_class=owner
+        )
+        fails(ValueError, r"nothing makes pixel_values: pass data_collator=ContrastiveCollator\(", trainer.train)
+
+
+def test_a_model_of_which_nothing_can_learn_is_refused(tmp_path):
+    model = tiny_model("clip").requires_grad_(False)
+    fails(ValueError, "No parameter of the model can learn", trainer_of(model, tmp_path).train)
+
+
+@pytest.mark.parametrize(
+    ("version", "change", "message"),
+    [
+        (1, lambda model: model, "FSDP of version 1 is not supported: pass --fsdp_version 2"),
+        (2, locked, "logit_scale"),
+    ],
+    ids=["version_1", "locked"],
+)
+def test_what_fsdp_would_not_average_is_refused(version, change, message, tmp_path):
+    config = tiny_model("clip").config
+    config.nonscalar_logit_scale = True
+    trainer = trainer_of(change(OpenClipModel(config)), tmp_path)
+    plugin = SimpleNamespace(fsdp_version=version, cpu_ram_efficient_loading=False)
+    trainer.accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
+    fails(ValueError, message, trainer.train)
+
+
+def test_an_evaluation_of_one_pair_at_a_time_is_refused(tmp_path):
+    model = tiny_model("clip")
+    args = workers.training_arguments(tmp_path, per_device_eval_batch_size=1)
+    trainer = ContrastiveTrainer(model, args, eval_dataset=workers.Pairs(model, 2))
+    fails(ValueError, "one pair has nothing to be compared with: raise per_device_eval_batch_size", trainer.evaluate)
 
 
 def test_plain_trainer_trains_on_pairs_of_the_collator(tmp_path):
@@ -329,8 +400,9 @@ def test_a_teacher_of_other_inputs_is_refused(name, fields, message, tmp_path):
         ),
         ("vit", {}, "OpenClipVitModel has no logit_scale"),
         ("clip", {"label_smoothing_factor": 0.1}, "has its own losses"),
+        ("clip", {"fp16": True}, "fp16=True has no effect on the CPU: pass bf16=True"),
     ],
-    ids=["captions", "pairs", "distillation", "no_dual_model", "label_smoothing"],
+    ids=["captions", "pairs", "distillation", "no_dual_model", "label_smoothing", "fp16"],
 )
 def test_arguments_without_effect_are_refused(name, arguments, message, tmp_path):
     model = tiny_model(name)
@@ -341,12 +413,13 @@ def test_arguments_without_effect_are_refused(name, arguments, message, tmp_path
     ("arguments", "message"),
     [
         ({"mini_batch_size": 0}, "mini_batch_size is a number of pairs, got 0"),
+        ({"mini_batch_size": True}, "mini_batch_size is a number of pairs, got True"),
         ({"mini_batch_size": 2.5}, "mini_batch_size is a number of pairs, got 2.5"),
         ({"layer_decay": 1.2}, "layer_decay is a number above 0 and at most 1, got 1.2"),
         ({"caption_loss_weight": -1.0}, "caption_loss_weight is a number of at least 0, got -1.0"),
         ({"distillation_loss_weight": math.nan}, "distillation_loss_weight is a number of at least 0, got nan"),
     ],
-    ids=["mini_batch_size", "fraction", "layer_decay", "weight", "nan"],
+    ids=["mini_batch_size", "yes", "fraction", "layer_decay", "weight", "nan"],
 )
 def test_arguments_out_of_range_are_refused(arguments, message, tmp_path):
     fails(ValueError, message, ContrastiveTrainingArguments, str(tmp_path), use_cpu=True, **arguments)

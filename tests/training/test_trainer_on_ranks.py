@@ -97,18 +97,37 @@ def test_pairs_that_do_not_fill_a_batch_of_all_ranks_are_refused(tmp_path):
     folder = saved("clip", tmp_path / "model")
     for failure, _ in answers_on_ranks(workers.trained, 2, tmp_path, folder, 5, {"per_device_train_batch_size": 3}):
         assert failure.startswith("ValueError: The data set has 5 pairs, fewer than a batch of 2 ranks, 6")
+    arguments = {"per_device_train_batch_size": 6, "dataloader_drop_last": True}
+    with pytest.raises(ValueError, match="has 5 pairs, fewer than a batch, 6, and accelerate drops it"):
+        workers.trained(folder, 5, arguments)
 
 
-def test_lora_has_the_gradients_of_the_whole_batch(tmp_path):
-    pytest.importorskip("peft")
+@pytest.mark.parametrize("adapt", [workers.with_lora, workers.with_locked_images], ids=["lora", "locked"])
+def test_part_of_a_model_has_the_gradients_of_the_whole_batch(adapt, tmp_path):
+    if adapt is workers.with_lora:
+        pytest.importorskip("peft")
     folder = saved("clip", tmp_path / "model")
-    settings = [{}, {"mini_batch_size": 3}]
-    whole, _ = workers.trained_gradients(folder, 8, settings, adapt=workers.with_lora)
-    for found in on_ranks(workers.trained_gradients, 2, tmp_path, folder, 8, settings, None, workers.with_lora):
+    settings = [{}, {"mini_batch_size": 3}, {"mini_batch_size": 3, "gradient_checkpointing": True}]
+    whole, *_ = workers.trained_gradients(folder, 8, settings[:1], adapt=adapt)
+    for found in on_ranks(workers.trained_gradients, 2, tmp_path, folder, 8, settings, None, adapt):
         for gradients in found:
-            assert gradients.keys() == whole.keys() and any("lora_A" in name for name in whole)
+            assert gradients.keys() == whole.keys() and len(whole) > 2
             for name in whole.keys() - {"loss"}:
                 assert gradients[name] == pytest.approx(whole[name], rel=1e-4, abs=1e-6), name
+
+
+def test_accumulated_parts_drop_alike_in_both_passes(tmp_path):
+    folder = saved("clip", tmp_path / "model")
+    setting = {"mini_batch_size": 3, "gradient_accumulation_steps": 2}
+    assert max(on_ranks(workers.error_with_dropout, 2, tmp_path, folder, 20, setting)) <= 1e-5
+
+
+def test_evaluations_of_all_ranks_and_of_one_hang_nobody(tmp_path):
+    (losses, alone), (others, none) = on_ranks(
+        workers.trained_with_evaluations, 2, tmp_path, saved("clip", tmp_path), 7
+    )
+    assert losses == others and len(losses) == len(alone) == 2 and not none
+    assert min(losses + alone) > 0
 
 
 def test_what_fails_on_one_rank_stops_all(tmp_path):
