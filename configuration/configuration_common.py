@@ -4,6 +4,7 @@ Mirrors the part of open_clip's `CLIPVisionCfg` / `CLIPTextCfg` (`model.py`) tha
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import wraps
@@ -73,6 +74,9 @@ FIELD_RANGES = {
 }
 # More patches than fit in any memory with their attention.
 MAX_PATCHES = 2**20
+
+# Names of dtypes that weights may have.
+_FLOATING = re.compile(r"half|float|double|bfloat16|float(16|32|64|8_\w+)")
 
 # Keys that choose code for a model to run, which may be a kernel on the Hub: the caller's to say, never a file's.
 _CODE_KEYS = frozenset(
@@ -177,6 +181,7 @@ class OpenClipPreTrainedConfig(AutoClassMixin, PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """The configuration that a file's contents describe; see [`~PreTrainedConfig.from_dict`]."""
+        _check_dtypes(cls.__name__, config_dict)
         return super().from_dict(_without_code_keys(config_dict), **kwargs)
 
     def __post_init__(self, **kwargs):
@@ -196,6 +201,17 @@ class OpenClipPreTrainedConfig(AutoClassMixin, PreTrainedConfig):
             for name in ("auto_map", "custom_pipelines"):
                 kwargs.pop(name, None)
         super().__post_init__(**kwargs)
+
+
+def _check_dtypes(owner: str, content):
+    """Raise `ValueError` where the contents of a file state a dtype, at any depth, that weights cannot have."""
+    if not isinstance(content, dict):
+        return
+    for key, value in content.items():
+        is_dtype = key in ("dtype", "torch_dtype") and value is not None
+        if is_dtype and not _FLOATING.fullmatch(str(value).removeprefix("torch.")):
+            raise ValueError(f'{owner}: {key} must be a floating dtype such as "float32", got {brief(value)}.')
+        _check_dtypes(owner, value)
 
 
 def _without_code_keys(content):
@@ -329,6 +345,13 @@ def check_range(owner: str, name: str, value: Any, numbers: Range | None = None)
     values = value if isinstance(value, list | tuple) else [value]
     if any(isinstance(number, int | float) and number not in numbers for number in values):
         raise ValueError(f"{owner}: {name} must lie in {numbers}, got {brief(value)}.")
+
+
+def check_switches(owner: str, switches: dict[str, Any]):
+    """Raise `ValueError` where one of `switches` is neither true nor false: a file's "false" would count as true."""
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{owner}: {name} must be true or false, got {brief(value)}.")
 
 
 def check_patches(config: PreTrainedConfig):

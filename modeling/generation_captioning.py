@@ -14,7 +14,7 @@ from transformers.generation import GenerationMixin
 from transformers.generation.utils import GenerateOutput
 from transformers.utils import logging
 
-from ..configuration.configuration_common import FINITE, Range
+from ..configuration.configuration_common import FIELD_RANGES, FINITE, Range
 from .generation_group_beam_search import group_beam_search
 from .modeling_pretrained import FURTHER_KWARGS, check_one_given, ids_of_embeddings
 from .transformers_compat import CACHE_NAME
@@ -36,6 +36,8 @@ NUMBERS = {
     "length_penalty": Range(-100, 100),
     **dict.fromkeys(("diversity_penalty", "repetition_penalty", "top_p"), FINITE),
 }
+# Settings that are the id of a token, or several; no token has -1.
+IDS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), Range(-1, FIELD_RANGES["vocab_size"].high))
 
 
 class CaptioningGenerationMixin(GenerationMixin):
@@ -78,9 +80,10 @@ class CaptioningGenerationMixin(GenerationMixin):
             generation_config: settings as one object, by default the model's own. The longest caption that it allows
                 is cut to the model's positions, with a warning: programs set such limits for models of all kinds.
             inputs: token ids (images, length) to continue, the same as `input_ids`; by default `bos_token_id` alone.
-                Prompts of different lengths are padded and need an `attention_mask`. With one, the end-of-text token
-                of whole captions is dropped. `inputs_embeds` (images, length, width of the text tower), as for
-                `forward`, can stand instead of ids; and `pixel_values` here, known by their floating dtype.
+                Prompts of different lengths are padded on the left, or with an `attention_mask` on either side. With
+                one, the end-of-text token of whole captions is dropped. `inputs_embeds` (images, length, width of the
+                text tower), as for `forward`, can stand instead of ids; and `pixel_values` here, known by their
+                floating dtype.
             pixel_values: (images, channels, height, width), normalised as the image processor does.
             image_hidden_states: (images, tokens, hidden_size) instead of `pixel_values`, to caption images that were
                 encoded before.
@@ -115,7 +118,7 @@ class CaptioningGenerationMixin(GenerationMixin):
             inputs, pixel_values = None, inputs
         if (pixel_values is None) == (image_hidden_states is None):
             raise ValueError("generate needs either pixel_values or image_hidden_states, and not both.")
-        names = (*COUNTS, *NUMBERS)
+        names = (*COUNTS, *NUMBERS, *IDS)
         check_numbers("generate", {name: self._setting(name, generation_config, kwargs, None) for name in names})
         image_embeds = None
         if pixel_values is not None:
@@ -164,19 +167,19 @@ class CaptioningGenerationMixin(GenerationMixin):
         if inputs_embeds is not None:
             check_one_given(input_ids=input_ids, inputs_embeds=inputs_embeds)
         elif input_ids is None:
-            # On the images' device: transformers takes that of the first weight, "meta" where that is offloaded.
-            bos_token_id = self._setting("bos_token_id", generation_config, kwargs, self.config.bos_token_id)
-            if bos_token_id is None:
-                raise ValueError(
-                    "The configuration of this model has no bos_token_id, from which captions start: pass one, or "
-                    "input_ids to continue."
-                )
-            input_ids = torch.full((images, 1), bos_token_id, device=image_hidden_states.device)
+            input_ids = self._start_of_text(image_hidden_states, generation_config, kwargs)
         name = "input_ids" if inputs_embeds is None else "inputs_embeds"
         prompts = cast(torch.Tensor, input_ids if inputs_embeds is None else inputs_embeds)
         if len(prompts) != images:
             raise ValueError(f"generate got {images} images and {len(prompts)} prompts: pass one for each image.")
-        if attention_mask is not None:
+        if attention_mask is None and inputs_embeds is None:
+            kwargs["attention_mask"] = self._behind_left_padding(prompts, generation_config, kwargs)
+        elif attention_mask is not None:
+            if cache is None and attention_mask.shape != prompts.shape[:2]:
+                raise ValueError(
+                    f"attention_mask has shape {tuple(attention_mask.shape)}, and generate expects "
+                    f"{tuple(prompts.shape[:2])}: an entry for each token of the prompts."
+                )
             if attention_mask.shape == prompts.shape[:2]:
                 prompts, attention_mask = _padded_left(prompts, attention_mask)
                 eos_token_id = self._setting("eos_token_id", generation_config, kwargs, None)
@@ -188,6 +191,34 @@ class CaptioningGenerationMixin(GenerationMixin):
         if self._keeps_nothing(inputs_embeds, implementation):
             kwargs["use_cache"] = False
         return {name: prompts, **kwargs}
+
+    def _start_of_text(
+        self, image_hidden_states: torch.Tensor, generation_config: GenerationConfig | None, kwargs: dict
+    ) -> torch.Tensor:
+        """The token (images, 1) that captions begin with."""
+        bos_token_id = self._setting("bos_token_id", generation_config, kwargs, self.config.bos_token_id)
+        if bos_token_id is None:
+            raise ValueError(
+                "The configuration of this model has no bos_token_id, from which captions start: pass one, or "
+                "input_ids to continue."
+            )
+        # On the images' device: transformers takes that of the first weight, "meta" where that is offloaded.
+        return torch.full((len(image_hidden_states), 1), bos_token_id, device=image_hidden_states.device)
+
+    def _behind_left_padding(
+        self, input_ids: torch.Tensor, generation_config: GenerationConfig | None, kwargs: dict
+    ) -> torch.Tensor:
+        """The attention mask (rows, length) of prompts without one: padding before their first token is hidden.
+
+        transformers would hide each id of padding, also that of CLIP's vocabulary which stands for a "!" in a word.
+        """
+        pad_token_id = self._setting("pad_token_id", generation_config, kwargs, self.config.pad_token_id)
+        eos_token_id = self._setting("eos_token_id", generation_config, kwargs, None)
+        ends = eos_token_id if isinstance(eos_token_id, list) else [eos_token_id]
+        if pad_token_id is None or pad_token_id in ends:
+            return torch.ones_like(input_ids)
+        is_text = input_ids != pad_token_id
+        return (is_text.cumsum(dim=1) > 0).long() | ~is_text.any(dim=1, keepdim=True)
 
     def _keeps_nothing(self, inputs_embeds: torch.Tensor | None, cache_implementation: str | None) -> bool:
         """Whether each step computes all tokens anew; `ValueError` where what was asked for needs a cache."""
@@ -358,11 +389,14 @@ class CaptioningGenerationMixin(GenerationMixin):
 
 
 def check_numbers(owner: str, settings: Mapping[str, Any]):
-    """Raise `ValueError` where one of `settings` is not the number that `COUNTS` or `NUMBERS` asks for, or `None`."""
-    for name, numbers in {**COUNTS, **NUMBERS}.items():
-        kind, expected = (Integral, "a whole number") if name in COUNTS else (Real, "a number")
+    """Raise `ValueError` where one of `settings` is not what `COUNTS`, `NUMBERS` or `IDS` ask for, or `None`."""
+    for name, numbers in {**COUNTS, **NUMBERS, **IDS}.items():
+        kind, expected = (Real, "a number") if name in NUMBERS else (Integral, "a whole number")
         value = settings.get(name)
-        if value is not None and not (isinstance(value, kind) and value in numbers):
+        values = value.flatten().tolist() if isinstance(value, torch.Tensor) else value
+        values = values if isinstance(values, list | tuple) and name in IDS else [values]
+        is_right = all(isinstance(each, kind) and not isinstance(each, bool) and each in numbers for each in values)
+        if value is not None and not is_right:
             raise ValueError(f"{owner}: {name} must be {expected} in {numbers}, got {brief(value)}.")
 
 

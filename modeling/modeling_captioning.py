@@ -22,7 +22,14 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from ..configuration.configuration_captioning import CaptioningConfig
 from .generation_captioning import CaptioningGenerationMixin
 from .modeling_open_clip import OpenClipDualModel
-from .modeling_pretrained import OpenClipPreTrainedModel, check_one_given, ids_of_embeddings, positions_of
+from .modeling_pretrained import (
+    OpenClipPreTrainedModel,
+    check_indices,
+    check_one_given,
+    check_tensor,
+    ids_of_embeddings,
+    positions_of,
+)
 from .transformers_compat import named_cache
 
 
@@ -339,10 +346,17 @@ class CaptioningModel(CaptioningGenerationMixin, OpenClipDualModel):
                 "the tokens of an image, as nothing hides places that stay empty."
             )
 
-    def _check_lengths(self, cache: CaptioningCache, length: int, *masks: torch.Tensor | None):
-        """Raise `ValueError` where the cache and `length` tokens are too many, or `masks` are of another number."""
+    def _check_lengths(self, cache: CaptioningCache, input_ids: torch.Tensor, *masks: torch.Tensor | None):
+        """Raise `ValueError` where the cache and the tokens are of other texts or too many, or `masks` of others."""
         if cache.is_compileable:  # whose masks cover places that are still empty
             return
+        for layer in cache.self_attention_cache.layers[:1]:
+            keys = getattr(layer, "keys", None)
+            if keys is not None and keys.ndim == 4 and len(keys) != len(input_ids):
+                raise ValueError(
+                    f"Got {len(input_ids)} texts, and the cache is of {len(keys)}: pass tokens of each of these."
+                )
+        length = input_ids.shape[1]
         past, limit = cache.get_seq_length(), self.config.text_config.max_position_embeddings
         if past + length > limit:
             raise ValueError(
@@ -405,9 +419,17 @@ class CaptioningModel(CaptioningGenerationMixin, OpenClipDualModel):
                     "keys and values of images too."
                 )
             return input_ids
-        images = image_hidden_states.shape[0]
+        check_tensor("image_hidden_states", image_hidden_states)
+        shape, width = tuple(image_hidden_states.shape), self.config.vision_config.token_dim
+        if len(shape) != 3 or shape[2] != width or 0 in shape:
+            raise ValueError(
+                f"image_hidden_states have shape {shape}, the model expects (images, tokens, {width}), the "
+                "last_hidden_state that get_image_features gives."
+            )
+        images = shape[0]
         if input_ids is None:
             return torch.full((images, 1), self.config.bos_token_id, device=image_hidden_states.device)
+        check_tensor("input_ids", input_ids)
         if input_ids.shape[0] % images:
             raise ValueError(
                 f"{type(self).__name__} predicts each text's tokens from its image: {input_ids.shape[0]} texts cannot "
@@ -439,7 +461,7 @@ class CaptioningModel(CaptioningGenerationMixin, OpenClipDualModel):
         cache,
         **kwargs,
     ):
-        self._check_lengths(cache, input_ids.shape[1], attention_mask, text_attention_mask)
+        self._check_lengths(cache, input_ids, attention_mask, text_attention_mask)
         decoder_mask = self.causal_mask(input_ids, attention_mask, cache.self_attention_cache)
         if position_ids is None and attention_mask is not None:
             position_ids = positions_of(attention_mask)[:, -input_ids.shape[1] :]
@@ -485,6 +507,7 @@ class CaptioningModel(CaptioningGenerationMixin, OpenClipDualModel):
                     f"labels have shape {tuple(shift_labels.shape)}, the logits are for {tuple(logits.shape[:2])} "
                     "tokens: pass input_ids of the shape of labels, whose tokens those predict, and no logits_to_keep."
                 )
+            check_indices("labels", shift_labels.masked_fill(shift_labels == -100, 0), self.config.vocab_size)
             kwargs |= {"vocab_size": self.config.vocab_size, "num_items_in_batch": num_items_in_batch}
             caption_loss = self.loss_function(logits, None, shift_labels=shift_labels.contiguous(), **kwargs)
             losses.append((self.config.caption_loss_weight, caption_loss))

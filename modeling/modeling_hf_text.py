@@ -14,6 +14,7 @@ from ..configuration.configuration_hf_text import POOLING_LAYER_MODEL_TYPES, HfT
 from .modeling_pretrained import (
     COMPOSITE_KEYS,
     OpenClipPreTrainedModel,
+    check_ids,
     check_input_ids,
     check_one_given,
     ids_of_embeddings,
@@ -197,7 +198,10 @@ class HfTextModel(OpenClipPreTrainedModel):
                 if self.config.hf_config.model_type in _COUNT_POSITIONS and (attention_mask[:, 0] == 0).any():
                     raise ValueError("This encoder counts positions from ids: pad inputs_embeds on the right.")
                 input_ids = input_ids.masked_fill(attention_mask == 0, self.config.pad_token_id)
-        check_input_ids(input_ids, self.config.max_position_embeddings)
+        masks = {"attention_mask": attention_mask, "position_ids": position_ids}
+        check_input_ids(input_ids, self.config.max_position_embeddings, **masks)
+        if inputs_embeds is None:
+            check_ids(input_ids, self.get_input_embeddings(), self.config.vocab_size)
         if attention_mask is not None:
             input_ids = input_ids.masked_fill(attention_mask.cumsum(-1) == 0, self.config.pad_token_id)
             position_ids = positions_of(attention_mask) if position_ids is None else position_ids

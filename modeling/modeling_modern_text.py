@@ -16,6 +16,7 @@ from .modeling_layers import MapPooler, ModernBlock, norm_layer, rotation_of
 from .modeling_pretrained import (
     COMPOSITE_KEYS,
     OpenClipPreTrainedModel,
+    check_ids,
     check_input_ids,
     check_one_given,
     ids_of_embeddings,
@@ -29,6 +30,7 @@ class ModernTextEmbeddings(nn.Module):
 
     def __init__(self, config: ModernTextConfig):
         super().__init__()
+        self.vocab_size = config.vocab_size
         has_padding = config.pad_token_id is not None and 0 <= config.pad_token_id < config.vocab_size
         padding_idx = config.pad_token_id if config.freeze_pad_embedding and has_padding else None
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=padding_idx)
@@ -44,6 +46,8 @@ class ModernTextEmbeddings(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, inputs_embeds: torch.Tensor | None = None) -> torch.Tensor:
         """(batch, length) of ids, or tokens that are embedded already -> (batch, registers + length, hidden_size)."""
+        if inputs_embeds is None:
+            check_ids(input_ids, self.token_embedding, self.vocab_size)
         hidden_states = self.token_embedding(input_ids) if inputs_embeds is None else inputs_embeds
         if self.register_tokens is not None:
             registers = self.register_tokens.to(hidden_states.dtype).expand(hidden_states.shape[0], -1, -1)
@@ -228,7 +232,8 @@ class ModernTextModel(OpenClipPreTrainedModel):
         check_one_given(input_ids=input_ids, inputs_embeds=inputs_embeds)
         if inputs_embeds is not None:
             input_ids = ids_of_embeddings(inputs_embeds, self.config.hidden_size, self.config.pad_token_id)
-        check_input_ids(input_ids, self.config.max_position_embeddings)
+        masks = {} if cache is not None else {"attention_mask": attention_mask}
+        check_input_ids(input_ids, self.config.max_position_embeddings, position_ids=position_ids, **masks)
         if cache is not None:
             return self._decode(input_ids, attention_mask, position_ids, cache, inputs_embeds, **kwargs)
         if inputs_embeds is not None and self.config.pool_type == "eos":

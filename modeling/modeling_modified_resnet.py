@@ -18,7 +18,7 @@ from transformers.utils.output_capturing import capture_outputs
 from ..configuration.configuration_modified_resnet import ModifiedResNetConfig
 from .modeling_backbones import TowerBackbone, TowerBackboneOutput
 from .modeling_layers import CrossAttention
-from .modeling_pretrained import OpenClipVisionTower, check_pixel_values
+from .modeling_pretrained import OpenClipVisionTower, check_images, check_pixel_values
 from .modeling_vit import resize_position_embedding
 
 
@@ -227,6 +227,7 @@ class ModifiedResNetModel(OpenClipVisionTower):
 
     def embed(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
         """Input of the first stage."""
+        check_images(pixel_values)
         return self.embeddings(pixel_values.to(self.dtype), interpolate_pos_encoding)
 
     def get_patch_features(

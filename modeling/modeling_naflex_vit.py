@@ -19,7 +19,7 @@ from transformers.utils.output_capturing import capture_outputs
 from ..configuration.configuration_common import height_and_width
 from ..configuration.configuration_naflex_vit import NaFlexVitConfig
 from .modeling_layers import MLP, PatchDropout, ResidualAttentionBlock, SiglipVitAttention, norm_layer
-from .modeling_pretrained import OpenClipVisionTower
+from .modeling_pretrained import OpenClipVisionTower, check_images, check_tensor
 from .modeling_siglip_vit import LatentPooler, ProjectionMLP, SiglipVitMLP, trunc_normal_
 
 
@@ -255,6 +255,7 @@ class NaFlexVitModel(OpenClipVisionTower):
         spatial_shapes: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """Patches, mask and grids of images that are given as patches or whole."""
+        check_images(pixel_values)
         patch_size, shape = height_and_width(self.config.patch_size), tuple(pixel_values.shape)
         if len(shape) == 3:
             check_patches(pixel_values, pixel_attention_mask, spatial_shapes, self.embeddings.patch_embedding)
@@ -360,6 +361,8 @@ def check_patches(
     expected = {"spatial_shapes": (shape[0], 2), "pixel_attention_mask": shape[:2]}
     given = {"spatial_shapes": spatial_shapes, "pixel_attention_mask": pixel_attention_mask}
     for name, tensor in given.items():
+        if tensor is not None:
+            check_tensor(name, tensor)
         if tensor is not None and tuple(tensor.shape) != expected[name]:
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}, the model expects {expected[name]} for pixel_values {shape}."
@@ -367,7 +370,8 @@ def check_patches(
     if torch.compiler.is_compiling() or spatial_shapes.is_meta:
         return
     counts = spatial_shapes.prod(-1)
-    if spatial_shapes.is_floating_point() or (spatial_shapes < 1).any() or (counts > shape[1]).any():
+    is_outside = (spatial_shapes < 1) | (spatial_shapes > shape[1])  # whose product could overflow
+    if spatial_shapes.is_floating_point() or is_outside.any() or (counts > shape[1]).any():
         raise ValueError(
             f"spatial_shapes must be whole numbers of rows and columns, of {shape[1]} patches at most as pixel_values "
             f"have, got {spatial_shapes.tolist()}."

@@ -133,6 +133,24 @@ class OpenClipVisionTower(OpenClipPreTrainedModel):
         raise NotImplementedError
 
 
+def check_tensor(name: str, value: Any):
+    """Raise `TypeError` where argument `name` is no tensor."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(
+            f'{name} must be a tensor, got {type(value).__name__}: call the processor with return_tensors="pt".'
+        )
+
+
+def check_images(pixel_values: torch.Tensor):
+    """Raise `TypeError` or `ValueError` unless `pixel_values` are a tensor of a floating dtype."""
+    check_tensor("pixel_values", pixel_values)
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values are of {pixel_values.dtype}, and the model expects normalised images of a floating dtype: "
+            "use the image processor saved with the model."
+        )
+
+
 def check_pixel_values(
     pixel_values: torch.Tensor, num_channels: int, image_size: int | list[int] | tuple[int, int], any_size: bool
 ):
@@ -144,6 +162,7 @@ def check_pixel_values(
         image_size: height and width in pixels, one number for a square.
         any_size: accept any height and width.
     """
+    check_images(pixel_values)
     shape, image_size = tuple(pixel_values.shape), height_and_width(image_size)
     if len(shape) != 4 or shape[1] != num_channels:
         raise ValueError(f"pixel_values have shape {shape}, the model expects (batch, {num_channels}, height, width).")
@@ -219,8 +238,15 @@ def check_one_given(**arguments: torch.Tensor | None):
         raise ValueError(f"Pass either {' or '.join(arguments)}, got {' and '.join(given) or 'neither'}.")
 
 
-def check_input_ids(input_ids: torch.Tensor, max_position_embeddings: int):
-    """Raise `ValueError` unless `input_ids` are (batch, length), of at most `max_position_embeddings` tokens."""
+def check_input_ids(input_ids: torch.Tensor, max_position_embeddings: int, **others: torch.Tensor | None):
+    """Raise `ValueError` unless `input_ids` are (batch, length), of at most `max_position_embeddings` tokens.
+
+    Args:
+        input_ids: the ids given.
+        max_position_embeddings: most tokens of a text.
+        others: further arguments that have an entry for each token, such as `attention_mask`; `None` where not given.
+    """
+    check_tensor("input_ids", input_ids)
     shape = tuple(input_ids.shape)
     if len(shape) != 2:
         raise ValueError(f"input_ids have shape {shape}, the model expects (batch, length).")
@@ -231,3 +257,25 @@ def check_input_ids(input_ids: torch.Tensor, max_position_embeddings: int):
             f"input_ids have length {shape[1]}, the model takes at most {max_position_embeddings} tokens: truncate "
             "the text."
         )
+    for name, tensor in others.items():
+        if tensor is not None and tuple(tensor.shape) not in (shape, (1, shape[1])):
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}, the model expects {shape}: an entry for each of input_ids."
+            )
+
+
+def check_ids(input_ids: torch.Tensor, embedding: nn.Module, vocab_size: int):
+    """Raise `ValueError` where `input_ids` hold ids beyond the table `embedding`, of `vocab_size` by default."""
+    check_indices("input_ids", input_ids, getattr(embedding, "num_embeddings", vocab_size))
+
+
+def check_indices(name: str, indices: torch.Tensor, end: int):
+    """Raise `ValueError` unless `indices` are whole numbers from 0 to `end - 1`; on a GPU their values pass unseen."""
+    if indices.is_floating_point():
+        raise ValueError(f"{name} are of {indices.dtype}, the model expects whole numbers (torch.long).")
+    # A GPU would have to be waited for.
+    if indices.device.type != "cpu" or torch.compiler.is_compiling() or not indices.numel():
+        return
+    low, high = (int(bound) for bound in indices.aminmax())
+    if low < 0 or high >= end:
+        raise ValueError(f"{name} hold {high if high >= end else low}, and those of this model are 0 to {end - 1}.")

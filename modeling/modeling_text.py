@@ -16,6 +16,8 @@ from .modeling_layers import Encoder, norm_layer
 from .modeling_pretrained import (
     COMPOSITE_KEYS,
     OpenClipPreTrainedModel,
+    check_ids,
+    check_indices,
     check_input_ids,
     check_one_given,
     ids_of_embeddings,
@@ -58,8 +60,12 @@ class OpenClipTextEmbeddings(nn.Module):
 
         With `inputs_embeds`, tokens that are already embedded, the ids are only counted.
         """
+        if inputs_embeds is None:
+            check_ids(input_ids, self.token_embedding, self.config.vocab_size)
         hidden_states = self.token_embedding(input_ids) if inputs_embeds is None else inputs_embeds
-        if position_ids is None:
+        if position_ids is not None:
+            check_indices("position_ids", position_ids, self.config.max_position_embeddings)
+        else:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
         if append_class_token:
             class_token = self.class_embedding.to(hidden_states.dtype).expand(input_ids.shape[0], 1, -1)
@@ -242,7 +248,8 @@ class OpenClipTextModel(OpenClipPreTrainedModel):
         check_one_given(input_ids=input_ids, inputs_embeds=inputs_embeds)
         if inputs_embeds is not None:
             input_ids = ids_of_embeddings(inputs_embeds, self.config.hidden_size, self.config.pad_token_id)
-        check_input_ids(input_ids, self.config.max_position_embeddings)
+        masks = {} if cache is not None else {"attention_mask": attention_mask}
+        check_input_ids(input_ids, self.config.max_position_embeddings, position_ids=position_ids, **masks)
         if cache is not None:
             return self._decode(input_ids, attention_mask, position_ids, cache, inputs_embeds, **kwargs)
 

@@ -22,7 +22,14 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
-from ..configuration.configuration_common import IS_BUNDLED, PIXELS, AutoClassMixin, Range, with_value_errors
+from ..configuration.configuration_common import (
+    IS_BUNDLED,
+    PIXELS,
+    AutoClassMixin,
+    Range,
+    check_switches,
+    with_value_errors,
+)
 from .image_batches import map_images, to_pixel_values
 
 
@@ -136,6 +143,8 @@ class ImageSettings(AutoClassMixin):
             raise ValueError(
                 f"{type(self).__name__}: got resample={resample}; open_clip resizes with bicubic (3) or bilinear (2)."
             )
+        switches = {name: value for name, value in settings.items() if name.startswith("do_") and value is not None}
+        check_switches(type(self).__name__, switches)
         layout = settings.get("input_data_format")
         if layout not in (None, ChannelDimension.FIRST, ChannelDimension.LAST):
             raise ValueError(

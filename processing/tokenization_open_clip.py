@@ -17,7 +17,7 @@ from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import PaddingStrategy, TensorType, is_protobuf_available, is_sentencepiece_available
 
-from ..configuration.configuration_common import IS_BUNDLED, AutoClassMixin
+from ..configuration.configuration_common import IS_BUNDLED, AutoClassMixin, check_switches
 from .added_tokens import AddedTokenFinder
 from .clip_bpe import BOS_TOKEN, EOS_TOKEN, NOT_SPECIAL, build_clip_bpe, is_clip_bpe, mark_literal_tokens
 from .language_tokens import get_language, set_language
@@ -145,6 +145,9 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
             model_max_length = 77 if model_max_length is None else model_max_length
         if model_max_length is not None and (type(model_max_length) not in (int, float) or not model_max_length >= 1):
             raise ValueError(f"model_max_length must be a number of tokens, 1 or more, got {model_max_length!r}.")
+        switches = {"strip_sep_token": strip_sep_token, "class_token_last": class_token_last}
+        switches |= {"fixed_length": fixed_length, "dynamic_padding": dynamic_padding}
+        check_switches(type(self).__name__, switches)
         self.clean = clean or ("lower" if self._is_clip_bpe else "whitespace")
         self._clean_text = get_text_cleaner(self.clean)
         self.strip_sep_token, self.class_token_last = strip_sep_token, class_token_last
@@ -166,10 +169,7 @@ class OpenClipTokenizer(AutoClassMixin, TokenizersBackend):
         plain_pad_token = self._is_plain_token(pad_token)
         super().__init__(
             clean=self.clean,
-            strip_sep_token=strip_sep_token,
-            class_token_last=class_token_last,
-            fixed_length=fixed_length,
-            dynamic_padding=dynamic_padding,
+            **switches,
             model_max_length=model_max_length,
             clean_up_tokenization_spaces=(
                 self._is_clip_bpe if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces

@@ -1,5 +1,6 @@
 """transformers' own CLIP, MetaCLIP 2, SigLIP and SigLIP 2 folders as sources: `tables` read towards our classes."""
 
+import difflib
 import json
 import tempfile
 from collections.abc import Collection, Mapping
@@ -52,6 +53,7 @@ _UNSTATED: dict[str, dict[str, Any]] = {
         "image_std": [0.5] * 3,
     },
 }
+_IMAGE_SETTINGS = ("resample", "image_mean", "image_std", "rescale_factor", "do_resize", "do_rescale", "do_normalize")
 # transformers' tokenizers clean texts themselves; SigLIP's do so in Python.
 _CLEAN = {SIGLIP.name: "canonicalize", SIGLIP_2.name: "lower"}
 
@@ -121,7 +123,9 @@ def load_native_checkpoint(folder: Path, target: NativeTarget, processor_parts: 
     """
     source = Source(str(folder), find_weights(folder), model_cfg={}, preprocess_cfg={}, tokenizer_folder=folder)
     with failing_as(f"{folder / CONFIG_NAME} does not describe a {target.name} that can be built"):
-        config = build_our_config(target, target.model.config_class.from_pretrained(folder))
+        native = target.model.config_class.from_pretrained(folder)
+        _check_fields(read_json(folder / CONFIG_NAME), native)
+        config = build_our_config(target, native)
     weights = read_weights(source.weights)
     tokenizer = _load_tokenizer(source, target, config) if "tokenizer" in processor_parts else None
     image_processor = None
@@ -139,6 +143,28 @@ def load_native_checkpoint(folder: Path, target: NativeTarget, processor_parts: 
         reference=partial(_reference, folder, target),
         notes=(f"the source is transformers' {target.name}", *weights.notes),
     )
+
+
+def _check_fields(content: Mapping[str, Any], native: PreTrainedConfig):
+    """Raise `ConversionError` where a file's contents, of which transformers made `native`, have misspelt fields."""
+    for part in ("vision_config", "text_config"):
+        fields = content.get(part)
+        if isinstance(fields, Mapping):
+            _check_spelling(part, fields, type(getattr(native, part))().to_dict())
+
+
+def _check_spelling(owner: str, given: Collection[str], known: Collection[str]):
+    """Raise `ConversionError` where one of `given` is like a field of `known` that is not there: it would be ignored.
+
+    Files have other fields too, of older releases of transformers.
+    """
+    missing = [name for name in known if name not in given]
+    for name in given:
+        meant = [] if name in known else difflib.get_close_matches(name, missing, n=1, cutoff=0.9)
+        if meant:
+            raise ConversionError(
+                f"{owner}: there is a field {name}, which transformers ignores, and no {meant[0]}: rename it."
+            )
 
 
 def build_our_config(target: NativeTarget, native: PreTrainedConfig) -> PreTrainedConfig:
@@ -244,8 +270,8 @@ def _image_settings(folder: Path, target: NativeTarget, config: PreTrainedConfig
             f"{folder} has no image settings: put {IMAGE_PROCESSOR_NAME} there, or convert with "
             f"{argument('with_processor', False)}."
         )
-    names = ("resample", "image_mean", "image_std", "rescale_factor", "do_resize", "do_rescale", "do_normalize")
-    given = {name: cfg[name] for name in names if cfg.get(name) is not None}
+    _check_spelling("the image settings", cfg, {*_IMAGE_SETTINGS, *_UNSTATED.get(target.name, {})})
+    given = {name: cfg[name] for name in _IMAGE_SETTINGS if cfg.get(name) is not None}
     unstated = _UNSTATED.get(target.name, {})
     if takes_patches(config):
         return {**unstated, **{name: cfg[name] for name in unstated if cfg.get(name) is not None}, **given}

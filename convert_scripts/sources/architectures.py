@@ -77,7 +77,7 @@ def get_architecture(name: str) -> dict[str, Any]:
 
 def is_architecture(name: str) -> bool:
     """Whether `get_architecture` takes `name`."""
-    return name.replace("/", "-").removesuffix(QUICK_GELU_SUFFIX) in data_table(ARCHITECTURES)
+    return name.replace("/", "-").removesuffix(QUICK_GELU_SUFFIX) in _architectures()
 
 
 def find_unsupported(name: str) -> str | None:

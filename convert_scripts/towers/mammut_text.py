@@ -35,7 +35,7 @@ from .base import (
     mlp_ratio,
 )
 from .coca_decoder import CROSS_ATTENTION_LAYER
-from .modern_decoder import crossing_intermediates, crossings, layers_that_cross, ratio_of
+from .modern_decoder import crossing_intermediates, crossings, layers_and_ratio, layers_that_cross, ratio_of
 from .modern_text import ATTENTION_FIELDS, NEW_WEIGHTS, READ_IN_TEXT, TEXT_FIELDS, TEXT_INVERSE, pool_type
 from .text import fit_positions
 
@@ -62,7 +62,7 @@ _READ = {"width", "heads", "ls_init_value", "layers", "vocab_size", "context_len
 
 
 def _layers_of_fork(cfg: Cfg) -> tuple[int, ...]:
-    layers, ratio = cfg["layers"], cfg["cross_attn_ratio"]
+    layers, ratio = layers_and_ratio("text_cfg", cfg)
     number = layers // ratio
     if not number or len(indices := tuple(range(0, layers, layers // number))) != number:
         raise ConversionError(

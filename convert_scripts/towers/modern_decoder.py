@@ -2,16 +2,24 @@
 
 from transformers.configuration_utils import PreTrainedConfig
 
+from ...configuration.configuration_common import COUNT
 from ..common import ConversionError
-from ..mapping.config_table import Cfg
+from ..mapping.config_table import Cfg, Kind
 from ..mapping.state_dict import Rename, SplitKV, Table, under
 from .base import Intermediate
 
 
+def layers_and_ratio(part: str, cfg: Cfg) -> tuple[int, int]:
+    """`layers` and `cross_attn_ratio` of a part; `ConversionError` unless they are whole numbers from 1."""
+    for field in ("layers", "cross_attn_ratio"):
+        Kind((int,), COUNT).check(part, field, cfg[field])
+    return cfg["layers"], cfg["cross_attn_ratio"]
+
+
 def layers_that_cross(cfg: Cfg) -> tuple[int, ...]:
     """Indices of the layers that attend to the image, by open_clip 4's `cross_attn_ratio`."""
-    ratio, layers = cfg["cross_attn_ratio"], cfg["layers"]
-    if not 1 <= ratio <= layers:
+    layers, ratio = layers_and_ratio("multimodal_cfg", cfg)
+    if ratio > layers:
         raise ConversionError(
             f"multimodal_cfg: cross_attn_ratio {ratio} must be at most the number of layers, {layers}."
         )

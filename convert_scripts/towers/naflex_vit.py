@@ -6,10 +6,10 @@ from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 
-from ...configuration.configuration_common import height_and_width
+from ...configuration.configuration_common import LAYERS, height_and_width
 from ...configuration.configuration_naflex_vit import NaFlexVitConfig
 from ..common import MAX_NUM_PATCHES, ConversionError, listing, plain
-from ..mapping.config_table import FIELD_KINDS, SWITCH, Cfg, ConfigTable
+from ..mapping.config_table import FIELD_KINDS, SWITCH, Cfg, ConfigTable, Kind
 from ..mapping.state_dict import Rename, SplitGateFirst, SplitQKV, Table, under
 from .base import TIMM_DEFAULTS, TOKENS_RETURNED, VISION_DEFAULTS, Changes, Intermediate, Tensors, TowerConversion
 from .siglip_vit import (
@@ -54,7 +54,7 @@ _KINDS = {
     **dict.fromkeys(("mlp_ratio", "attn_pool_mlp_ratio"), FIELD_KINDS["mlp_ratio"]),
     **dict.fromkeys(("attn_drop_rate", "pos_drop_rate", "proj_drop_rate"), FIELD_KINDS["timm_drop"]),
     **dict.fromkeys(("fc_norm", *(name for name, value in _DEFAULTS.items() if isinstance(value, bool))), SWITCH),
-    **{"embed_dim": FIELD_KINDS["embed_dim"], "num_heads": FIELD_KINDS["heads"], "depth": FIELD_KINDS["layers"]},
+    **{"embed_dim": FIELD_KINDS["embed_dim"], "num_heads": FIELD_KINDS["heads"], "depth": Kind((int,), LAYERS)},
     **{"init_values": FIELD_KINDS["ls_init_value"], "reg_tokens": FIELD_KINDS["reg_tokens"]},
 }
 _GAP = {"init_values": 1e-5, "global_pool": "avg", "reg_tokens": 4, "fc_norm": True}
@@ -102,9 +102,9 @@ def timm_cfg(cfg: Cfg) -> dict[str, Any]:
             "They make other layers or other values: the model cannot be converted. Those that are honoured are "
             f"{', '.join(_DEFAULTS)}."
         )
-    for key, kind in _KINDS.items():
-        if kwargs.get(key) is not None:
-            kind.check("vision_cfg: timm_model_kwargs", key, kwargs[key])
+    for key in kwargs.keys() & _KINDS.keys():
+        if kwargs[key] is not None or _DEFAULTS[key] is not None:
+            _KINDS[key].check("vision_cfg: timm_model_kwargs", key, kwargs[key])
     fields = {**_DEFAULTS, **TIMM_MODELS[name], **kwargs}
     # Without a projection of its own, open_clip has timm build the model with its pooling.
     if not has_own_projection(cfg):

@@ -56,6 +56,17 @@ def test_configuration_round_trip_is_exact_and_silent(make, tmp_path, warnings_o
 
 
 @pytest.mark.floor
+@pytest.mark.parametrize("dtype", ["x", 0, [1], {"a": 1}, "int8", "auto"], ids=str)
+@pytest.mark.parametrize("part", [None, "vision_config"], ids=["whole", "part"])
+def test_dtype_of_a_file_is_one_that_weights_have(part, dtype, tmp_path):
+    content = OpenClipConfig().to_dict()
+    (content if part is None else content[part])["dtype"] = dtype
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match='OpenClipConfig: dtype must be a floating dtype such as "float32"'):
+        AutoConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.floor
 @pytest.mark.parametrize("name", ["clip", "siglip", "coca"])
 def test_towers_load_their_part_of_a_whole_configuration(name, tmp_path, warnings_of_transformers):
     config = CONFIGS[name]()

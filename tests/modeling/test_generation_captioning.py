@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tiny_configs import tiny_coca_cfg
-from tiny_models import tiny_inputs
+from tiny_models import tiny_inputs, tiny_model
 from transformers import (
     DynamicCache,
     GenerationConfig,
@@ -165,6 +165,24 @@ class ForceToken(LogitsProcessor):
             forced[:, self.token] = 0.0
             return forced
         return scores
+
+
+CACHES = {"dynamic": {}, "static": {"cache_implementation": "static"}, "none": {"use_cache": False}}
+
+
+@pytest.mark.parametrize("cache", CACHES.values(), ids=CACHES)
+@pytest.mark.parametrize("name", ["coca", "mammut"])
+def test_generate_takes_the_padding_id_inside_a_prompt_for_a_token(name, cache, pixel_values):
+    """It is a "!" in CLIP's vocabulary, and shown by a mask alone where it is padding; before a prompt, by itself."""
+    model = tiny_model(name)
+    prompts = torch.tensor([[BOS, PAD, 4, 7], [BOS, 3, 4, PAD], [PAD, PAD, BOS, 6]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 1, 1]])
+    arguments = {"pixel_values": pixel_values, "max_length": 9, "min_length": 9}
+    expected = model.generate(prompts, attention_mask=mask, use_cache=False, **arguments)
+    assert model.generate(prompts, **arguments, **cache).tolist() == expected.tolist()
+    with torch.no_grad():
+        logits = model(prompts[:2], pixel_values[:2]).logits[:, -1]
+    assert logits.argmax(-1).tolist() == expected[:2, 4].tolist()
 
 
 @pytest.mark.parametrize("num_beams", [1, 3], ids=["greedy", "beams"])
@@ -424,6 +442,13 @@ def test_generate_refuses_numbers_of_rows_that_no_search_has(model, pixel_values
 @pytest.mark.parametrize("value", [0, 1.5, float("nan"), "2"], ids=repr)
 @pytest.mark.parametrize("name", ["max_length", "max_new_tokens"])
 def test_generate_refuses_lengths_that_are_no_number_of_tokens(model, pixel_values, name, value):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number in"):
+        model.generate(pixel_values=pixel_values, **{name: value})
+
+
+@pytest.mark.parametrize("value", [1.5, float("nan"), True, "2", 10**30, -2, [1, None]], ids=repr)
+@pytest.mark.parametrize("name", ["bos_token_id", "eos_token_id", "pad_token_id"])
+def test_generate_refuses_what_is_no_id_of_a_token(model, pixel_values, name, value):
     with pytest.raises(ValueError, match=f"{name} must be a whole number in"):
         model.generate(pixel_values=pixel_values, **{name: value})
 

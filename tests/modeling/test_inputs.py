@@ -61,6 +61,62 @@ def test_ids_of_another_shape_are_refused(name, shape, message):
         model(**{**tiny_inputs(model), "input_ids": torch.ones(shape, dtype=torch.long)})
 
 
+TEXTS = ["text", "text_with_class_token", "hf_text", "modern_text", "mammut_text", "clip", "coca", "mammut"]
+WRONG_TOKENS = {
+    "beyond": (lambda ids: {"input_ids": ids + 10**6}, "input_ids hold 10000.*are 0 to "),
+    "negative": (lambda ids: {"input_ids": ids.masked_fill(ids == 0, -100)}, "input_ids hold -100"),
+    "fractions": (lambda ids: {"input_ids": ids.float()}, "input_ids are of torch.float32"),
+    "shorter-mask": (lambda ids: {"attention_mask": torch.ones(3, 9)}, r"attention_mask has shape \(3, 9\)"),
+    "mask-of-pairs": (lambda ids: {"attention_mask": torch.ones(3, 1, 10, 10)}, "attention_mask has shape"),
+    "more-positions": (lambda ids: {"position_ids": torch.arange(11)[None]}, r"position_ids has shape \(1, 11\)"),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize(("change", "message"), WRONG_TOKENS.values(), ids=WRONG_TOKENS)
+def test_tokens_that_the_model_does_not_have_are_refused(name, change, message):
+    model = tiny_model(name)
+    inputs = tiny_inputs(model)
+    with pytest.raises(ValueError, match=message):
+        model(**{**inputs, **change(inputs["input_ids"])})
+
+
+@pytest.mark.parametrize("name", ["text", "text_with_class_token", "mammut_text", "mammut"])
+def test_positions_that_the_model_does_not_have_are_refused(name):
+    model = tiny_model(name)
+    with pytest.raises(ValueError, match="position_ids hold 19"):
+        model(**tiny_inputs(model), position_ids=torch.arange(10, 20)[None])
+
+
+@pytest.mark.parametrize("name", ["vit", "siglip_vit", "naflex_vit", "resnet", "timm_vision", "clip", "mammut"])
+def test_images_that_are_not_normalised_are_refused(name):
+    model = tiny_model(name)
+    inputs = tiny_inputs(model)
+    with pytest.raises(ValueError, match=r"pixel_values are of torch\.uint8, and the model expects normalised images"):
+        model(**{**inputs, "pixel_values": inputs["pixel_values"].byte()})
+    with pytest.raises(TypeError, match=r'pixel_values must be a tensor, got ndarray.*return_tensors="pt"'):
+        model(**{**inputs, "pixel_values": inputs["pixel_values"].numpy()})
+
+
+@pytest.mark.parametrize("name", ["coca", "mammut"])
+def test_captioners_refuse_what_does_not_belong_together(name):
+    model = tiny_model(name)
+    inputs = tiny_inputs(model)
+    input_ids, labels = inputs["input_ids"], inputs["input_ids"]
+    outputs = model(input_ids[:, :4], inputs["pixel_values"], use_cache=True)
+    tokens, cache = outputs.image_hidden_states.detach(), outputs[CACHE_NAME]
+    with pytest.raises(ValueError, match=r"image_hidden_states have shape .*images, tokens, \d+\), the last_"):
+        model(input_ids, image_hidden_states=tokens[..., :-1])
+    with pytest.raises(ValueError, match="Got 2 texts, and the cache is of 3"):
+        model(input_ids[:2, 4:], cache=cache)
+    with pytest.raises(ValueError, match="labels hold 1096, and those of this model are 0 to 96"):
+        model(**inputs, labels=labels + 1000)
+    with pytest.raises(ValueError, match=r"labels are of torch\.float32"):
+        model(**inputs, labels=labels.float())
+    with pytest.raises(ValueError, match=r"attention_mask has shape \(3, 3\), and generate expects \(3, 4\)"):
+        model.generate(input_ids[:, :4], attention_mask=torch.ones(3, 3), pixel_values=inputs["pixel_values"])
+
+
 @pytest.mark.floor
 @pytest.mark.parametrize(
     "name", ["vit", "siglip_vit", "clip", "coca", "vision_with_projection", "image_classification"]

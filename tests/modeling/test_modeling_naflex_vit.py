@@ -79,6 +79,7 @@ MISFITS = {
     "two-axes": ({"pixel_values": torch.zeros(2, 12)}, "the model expects patches"),
     "too-many": ({"spatial_shapes": SHAPES + 1}, "of 12 patches at most"),
     "no-rows": ({"spatial_shapes": SHAPES * torch.tensor([[0, 1], [1, 1]])}, "whole numbers of rows and columns"),
+    "overflow": ({"spatial_shapes": SHAPES * 0 + 2**32, "pixel_attention_mask": None}, "of 12 patches at most"),
     "fractions": ({"spatial_shapes": SHAPES.float()}, "whole numbers"),
     "fewer-shapes": ({"spatial_shapes": SHAPES[:1]}, r"spatial_shapes has shape \(1, 2\), the model expects \(2, 2\)"),
     "other-mask": ({"pixel_attention_mask": torch.ones(2, 12)}, "must be 1 on as many first patches"),
@@ -96,6 +97,13 @@ def test_inputs_that_do_not_fit_are_refused(model, changes, message):
     inputs = {**tiny_patches(model.config, batch=2), **changes}
     with pytest.raises(ValueError, match=message):
         model(**inputs)
+
+
+@pytest.mark.parametrize("name", ["spatial_shapes", "pixel_attention_mask"])
+def test_lists_are_refused(model, name):
+    inputs = tiny_patches(model.config)
+    with pytest.raises(TypeError, match=f"{name} must be a tensor, got list"):
+        model(**{**inputs, name: inputs[name].tolist()})
 
 
 def test_towers_of_whole_images_refuse_what_belongs_to_patches():

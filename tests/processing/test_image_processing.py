@@ -258,6 +258,14 @@ def test_image_processor_wrong_settings_are_refused(processor_class, array, sett
         processor_class()(Image.fromarray(array), **settings)
 
 
+@every_processor
+@pytest.mark.parametrize("name", ["do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"])
+def test_image_processor_switches_of_a_file_are_true_or_false(processor_class, name):
+    for value in ("false", 0, [], float("nan")):
+        with pytest.raises(ValueError, match=f"{processor_class.__name__}: {name} must be true or false, got "):
+            processor_class(**{name: value})
+
+
 def test_pil_back_end_refuses_other_devices(array):
     with pytest.raises(ValueError, match="device=meta, but Pillow works on the CPU"):
         OpenClipImageProcessorPil()(Image.fromarray(array), device="meta")

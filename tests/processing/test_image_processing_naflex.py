@@ -101,6 +101,12 @@ def test_settings_that_mean_nothing_are_refused(processor_class, settings, messa
 
 
 @BOTH
+def test_switches_of_a_file_are_true_or_false(processor_class):
+    with pytest.raises(ValueError, match=f"{processor_class.__name__}: do_rescale must be true or false, got 'false'"):
+        processor_class(do_rescale="false")
+
+
+@BOTH
 def test_images_with_whole_patches_need_not_be_resized(processor_class):
     inputs = processor_class(**SETTINGS, do_resize=False)(Image.new("RGB", (32, 16)), return_tensors="pt")
     assert inputs.spatial_shapes.tolist() == [[2, 4]]

@@ -82,6 +82,8 @@ def test_dynamic_padding(tmp_path):
     assert torch.equal(
         tokenizer(["cat " * 200], padding=True, return_tensors="pt").input_ids, open_clip.tokenize(["cat " * 200])
     )
+    with pytest.raises(ValueError, match="OpenClipTokenizer: fixed_length must be true or false, got 'false'"):
+        OpenClipTokenizer(fixed_length="false")
     with pytest.raises(ValueError, match="exclude each other"):
         OpenClipTokenizer(dynamic_padding=True, fixed_length=True)
 

@@ -209,6 +209,22 @@ SPOILT = {
 }
 
 
+def rename_field(path: Path, part: str | None, name: str):
+    content = json.loads(path.read_text())
+    fields = content if part is None else content[part]
+    fields[f"{name}s"] = fields.pop(name)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("part", ["vision_config", "text_config"])
+def test_misspelt_fields_are_refused(tmp_path, part):
+    """transformers would take the default for it: of the heads, which no tensor tells, another model."""
+    rename_field(save(tmp_path / "source", siglip_2()) / "config.json", part, "num_attention_heads")
+    with pytest.raises(ConversionError, match=f"{part}: there is a field num_attention_headss, .* rename it"):
+        convert(tmp_path, verify="none")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(("spoil", "message"), SPOILT.items(), ids=[spoil.__name__ for spoil in SPOILT])
 def test_what_is_no_such_model_is_refused(tmp_path, spoil, message):
     save(tmp_path / "source", clip())
@@ -256,6 +272,15 @@ def test_processor_prepares_what_transformers_does(tmp_path, image, settings):
     assert torch.equal(inputs["attention_mask"], expected["attention_mask"])
     visible = inputs["attention_mask"].bool()
     assert torch.equal(inputs["input_ids"][visible], expected["input_ids"][visible])
+
+
+def test_misspelt_image_settings_are_refused(tmp_path):
+    source = save(tmp_path / "source", clip(vocab_size=49408, bos_token_id=49406, eos_token_id=49407))
+    (source / "preprocessor_config.json").write_text(json.dumps(SETTINGS["crop"]))
+    rename_field(source / "preprocessor_config.json", None, "image_mean")
+    write_clip_tokenizer(source)
+    with pytest.raises(ConversionError, match=r"the image settings: there is a field image_means, .* no image_mean:"):
+        convert(tmp_path, with_processor=True, verify="none")
 
 
 UNKNOWN_SETTINGS = {

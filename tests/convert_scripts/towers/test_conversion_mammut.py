@@ -4,12 +4,15 @@ import json
 import sys
 from types import ModuleType
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_configs import tiny_mammut_4_cfg, tiny_mammut_cfg
 from tiny_mammut import StandIn, save_mammut_folder
-from transformers import AutoModelForZeroShotImageClassification, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoModelForZeroShotImageClassification, AutoProcessor
 
 from open_clip_transformers.convert_scripts.common import ConversionError
 from open_clip_transformers.convert_scripts.convert_open_clip import convert_open_clip_checkpoint
@@ -108,6 +111,49 @@ def test_conversion_back_with_the_processor_gives_the_same_files(source, tmp_pat
     assert written["preprocess_cfg"]["resize_mode"] == "squash"
 
 
+FORMS = {"fork": tiny_mammut_cfg(text_cfg=VOCABULARY), "open-clip-4": tiny_mammut_4_cfg(multimodal_cfg=VOCABULARY)}
+
+
+@pytest.mark.parametrize("model_cfg", FORMS.values(), ids=FORMS)
+def test_hub_repository_is_converted_in_either_form(model_cfg, tmp_path, monkeypatch):
+    folder = save_mammut_folder(tmp_path / "hub", model_cfg, {"mean": [0.5, 0.5, 0.5], "interpolation": "bicubic"})
+
+    def download(repo_id, filename, revision=None, **kwargs):
+        assert (repo_id, revision) == ("laion/openMaMMUT-tiny", "v1")
+        if not (folder / filename).is_file():
+            raise EntryNotFoundError("404")
+        return str(folder / filename)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    report = convert_open_clip_checkpoint("hf-hub:laion/openMaMMUT-tiny@v1", tmp_path / "ours")
+    assert report.source == "hf-hub:laion/openMaMMUT-tiny@v1"
+    assert report.architecture == "MaMMUTForConditionalGeneration"
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "ours")
+    processor = AutoProcessor.from_pretrained(tmp_path / "ours")
+    inputs = processor(images=Image.new("RGB", (30, 20)), return_tensors="pt")
+    assert list(processor.image_processor.image_mean) == [0.5, 0.5, 0.5]
+    assert model.generate(**inputs, max_length=5, min_length=5).shape == (1, 5)
+
+
+TOKENIZERS = {
+    "unknown-kind": ({"tokenizer_type": "bpe"}, 'tokenizer_type must be "tiktoken" or left out'),
+    "small-vocabulary": ({"vocab_size": 97}, "vocab_size is 97, but open_clip's own tokenizer"),
+    "not-at-hand": ({"hf_tokenizer_name": "org/none"}, r"(?s)The tokenizer org/none is needed .* does not hold it"),
+    "command": ({"hf_tokenizer_name": "x; rm"}, "which is no id of a repository"),
+    "arguments": ({"tokenizer_kwargs": {"bpe_path": "x"}}, "tokenizer_kwargs may hold clean"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("fields", "message"), TOKENIZERS.values(), ids=TOKENIZERS)
+def test_tokenizers_that_cannot_be_are_refused_in_either_form(fields, message, form, tmp_path):
+    make, part = {"fork": (tiny_mammut_cfg, "text_cfg"), "open-clip-4": (tiny_mammut_4_cfg, "multimodal_cfg")}[form]
+    folder = save_mammut_folder(tmp_path / "source", make(**{part: {**VOCABULARY, **fields}}))
+    with pytest.raises(ConversionError, match=message):
+        convert_open_clip_checkpoint(folder, tmp_path / "ours")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
 SIZES = [f"{size}-{patch}" for size in "SMBLH" for patch in (14, 16, 32)]
 
 
@@ -130,11 +176,14 @@ def test_every_architecture_there_and_back(name):
         (tiny_mammut_cfg(custom_text=False), 'does_full_decoding but model_cfg has not "custom_text"'),
         (tiny_mammut_cfg(text_cfg={"layers": 5}), "cross_attn_ratio 2 does not fit 5 layers"),
         (tiny_mammut_cfg(text_cfg={"cross_attn_ratio": 0}), "cross_attn_ratio must lie in"),
+        (tiny_mammut_cfg(text_cfg={"cross_attn_ratio": None}), "text_cfg: cross_attn_ratio must be a whole number"),
+        (tiny_mammut_cfg(text_cfg={"layers": [4]}), "text_cfg: layers must be a whole number"),
+        (tiny_mammut_4_cfg(multimodal_cfg={"cross_attn_ratio": None}), "multimodal_cfg: cross_attn_ratio must be a"),
         (tiny_mammut_cfg(text_cfg={"width": 30}), "projection_dim .36. must equal hidden_size .30."),
         (tiny_mammut_4_cfg(multimodal_cfg={"cross_attn_ratio": 5}), "cross_attn_ratio 5 must be at most"),
         (tiny_mammut_4_cfg(multimodal_cfg={"pool_type": "argmax"}), "pool_type must be one of 'avg', 'avg_all'"),
     ],
-    ids=["custom-text", "ratio", "no-ratio", "width", "large-ratio", "pool"],
+    ids=["custom-text", "ratio", "no-ratio", "null", "layers", "null-4", "width", "large-ratio", "pool"],
 )
 def test_what_cannot_be_built_is_refused(model_cfg, message):
     with pytest.raises(ConversionError, match=message):

@@ -110,6 +110,8 @@ REFUSALS = {
     "activation": ({"act_layer": "relu"}, {}, "act_layer must be one of"),
     "filter": ({"pos_embed_interp_mode": "nearest"}, {}, "position_interpolation must be one of"),
     "type": ({"depth": "many"}, {}, "timm_model_kwargs: depth must be a whole number"),
+    "null": ({"mlp_ratio": None}, {}, "timm_model_kwargs: mlp_ratio must be .*a number, got None"),
+    "no-depth": ({"depth": [2]}, {}, "timm_model_kwargs: depth must be a whole number"),
     "ratio": ({"mlp_ratio": "a"}, {}, "timm_model_kwargs: mlp_ratio must be .*a number"),
     "switch": ({"swiglu_mlp": "no"}, {}, "timm_model_kwargs: swiglu_mlp must be true or false"),
     "patch-size": ({"patch_size": [16, 16, 16]}, {}, "patch_size"),
