@@ -1,4 +1,4 @@
-"""What a run over a data set says while it works, where standard error is no terminal."""
+"""Reports of a run over a data set while it works, where standard error is no terminal."""
 
 from open_clip_transformers.datasets import progress
 
@@ -22,7 +22,7 @@ def test_a_line_a_minute_tells_shards_images_rate_and_time_left(monkeypatch, cap
 
 
 def test_work_of_actors_is_told_of_too(monkeypatch, capsys):
-    """As Ray reports it, by whole shards."""
+    """Count whole shards, which is all that Ray reports."""
     clock = [1000.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     bar = progress.Progress(4)

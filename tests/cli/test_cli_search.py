@@ -141,7 +141,7 @@ def test_search_by_index_finds_nearly_all(tmp_path, monkeypatch):
 
 
 def test_search_makes_its_index_anew_where_shards_were_written_again(tmp_path, monkeypatch):
-    """As where an image could be read the second time: the vectors after it have other places."""
+    """Write a shard again with one vector less, which moves those behind it."""
     pytest.importorskip("usearch")
     monkeypatch.setattr(search_module, "EXACT_UP_TO", 0)
     vectors = numpy.eye(8, dtype="float32")

@@ -89,7 +89,7 @@ def test_text_towers_that_cannot_be_continued_say_so(text_cfg, what):
 
 
 def test_bidirectional_text_towers_hide_padding_inside_captions():
-    """As open_clip, which knows padding by its id alone while it captions."""
+    """Padding is known by its id alone while a text captions, which open_clip does too."""
     config = tiny_config(tiny_modern_coca_cfg(text_cfg={"attention_mode": "bidirectional"}))
     model = randomized(CoCaForConditionalGeneration(config).eval())
     pixel_values = tiny_inputs(model)["pixel_values"]

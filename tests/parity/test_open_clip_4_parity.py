@@ -128,7 +128,7 @@ def test_captions_equal_open_clip_4(name, call):
 
 @pytest.mark.parametrize("kept", ["text.lm_head.weight", "text.token_embedding.weight"])
 def test_one_of_two_tied_tensors_is_enough(kept, tmp_path):
-    """As safetensors' and transformers' own functions save them."""
+    """safetensors and transformers write tied tensors once, under one name or the other."""
     folder = FOLDERS["mammut_modern_end_tied"]
     (tmp_path / "open_clip_config.json").write_text((folder / "open_clip_config.json").read_text())
     tensors = load_file(folder / "open_clip_model.safetensors")

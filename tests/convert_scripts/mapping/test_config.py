@@ -335,7 +335,7 @@ def test_build_config_refuses_modern_cocas(changes, message):
 
 
 def test_modern_captioners_read_what_open_clip_reads():
-    """Of their text towers' other fields open_clip's modern decoders take none."""
+    """open_clip's modern decoders take none of the other fields of text towers."""
     unread = {"reg_tokens": 2, "pre_norm": True, "pool_type": "eos", "tie_lm_head": True, "vocab_size": 7, "pad_id": 3}
     for changes in ({"multimodal_cfg": unread}, {"custom_text": False}):
         assert (
