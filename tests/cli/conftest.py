@@ -131,3 +131,12 @@ def reference():
         return auto_class.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
 
     return load
+
+
+@pytest.fixture
+def memory():
+    """fsspec's file system in memory, empty before and after."""
+    file_system = pytest.importorskip("fsspec").filesystem("memory")
+    yield file_system
+    file_system.store.clear()
+    file_system.pseudo_dirs[:] = [""]

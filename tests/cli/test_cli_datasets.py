@@ -207,17 +207,11 @@ def test_embed_takes_folders_and_lists(run, clip, photos, vectors, tmp_path, mon
         assert len(list((tmp_path / name).glob("*.parquet"))) == (4 if name == "list" else 3)
 
 
-def test_embed_takes_addresses_of_fsspec(run, clip, tars, vectors, tmp_path):
-    import fsspec
-
-    memory = fsspec.filesystem("memory")
+def test_embed_takes_addresses_of_fsspec(run, clip, tars, vectors, tmp_path, memory):
     memory.put(str(tars), "/tars", recursive=True)
-    try:
-        embed(run, clip, "memory://tars/*.tar", "memory://out")
-        embed(run, clip, "memory://tars", tmp_path / "out")
-        memory.get("/out", str(tmp_path / "got"), recursive=True)
-    finally:
-        memory.store.clear()
+    embed(run, clip, "memory://tars/*.tar", "memory://out")
+    embed(run, clip, "memory://tars", tmp_path / "out")
+    memory.get("/out", str(tmp_path / "got"), recursive=True)
     assert_is(read(tmp_path / "got"), vectors)
     assert_is(read(tmp_path / "out"), vectors)
 

@@ -10,7 +10,6 @@ import tarfile
 import threading
 
 import datasets
-import fsspec
 import numpy
 import pandas
 import pyarrow
@@ -216,8 +215,7 @@ def test_no_space_left_names_the_file_and_leaves_nothing(run, clip, output):
     assert not [path for _, _, files in os.walk(".") for path in files if path != "a.png"]
 
 
-def test_failed_uploads_leave_nothing(monkeypatch):
-    memory = fsspec.filesystem("memory")
+def test_failed_uploads_leave_nothing(monkeypatch, memory):
     output = ParquetOutput("memory://bucket/out", ["embedding"])
     pipe_file = type(memory).pipe_file
 
@@ -252,18 +250,14 @@ def test_linked_folders_are_read_and_loops_are_not_followed(embed, source):
     assert len(keys) == (3 if source.startswith("**") else 2)
 
 
-def test_patterns_with_braces_stand_for_files_that_are_all_there(embed):
+def test_patterns_with_braces_stand_for_files_that_are_all_there(embed, memory):
     for number in (0, 1, 3):
         write_tar(f"{number:05d}.tar", ["a.png"])
-    memory = fsspec.filesystem("memory")
     memory.put(os.getcwd(), "/tars", recursive=True)
-    try:
-        for folder in ("", "memory://tars/"):
-            message = embed(f"{folder}{{00000..00003}}.tar", exit_code=2)
-            assert f"1 of the 4 that it stands for cannot be used, such as {folder}00002.tar: no such file" in message
-            assert len(embed(f"{folder}{{00000..00001}}.tar", output=f"out{len(folder)}")) == 1
-    finally:
-        memory.store.clear()
+    for folder in ("", "memory://tars/"):
+        message = embed(f"{folder}{{00000..00003}}.tar", exit_code=2)
+        assert f"1 of the 4 that it stands for cannot be used, such as {folder}00002.tar: no such file" in message
+        assert len(embed(f"{folder}{{00000..00001}}.tar", output=f"out{len(folder)}")) == 1
     assert "{0..1}{.tar: no pattern that can be expanded: Unbalanced" in embed("{0..1}{.tar", exit_code=2)
 
 
@@ -297,23 +291,19 @@ def test_killed_readers_are_no_fault_of_ours(run, clip, monkeypatch):
     assert "should not happen" not in message and os.listdir("out") == ["_manifest.json"]
 
 
-def test_failed_uploads_keep_the_manifest_that_was_there(monkeypatch):
-    memory = fsspec.filesystem("memory")
+def test_failed_uploads_keep_the_manifest_that_was_there(monkeypatch, memory):
     shards = [FileShard(f"images-0000{number}", "files", (f"{number}.png",)) for number in range(2)]
-    try:
-        ParquetOutput("memory://bucket/out", ["embedding"]).prepare({}, shards[:1], {})
+    ParquetOutput("memory://bucket/out", ["embedding"]).prepare({}, shards[:1], {})
 
-        def fails(self, path, value, **settings):
-            raise OSError(5, "no answer")
+    def fails(self, path, value, **settings):
+        raise OSError(5, "no answer")
 
-        monkeypatch.setattr(type(memory), "pipe_file", fails)
-        output = ParquetOutput("memory://bucket/out", ["embedding"])
-        with pytest.raises(OSError, match="no answer"):
-            output.prepare({}, shards, {})
-        output.prepare({}, shards[:1], {})  # which has nothing to write
-        assert list(output.read_manifest()["shards"]) == ["images-00000"]
-    finally:
-        memory.store.clear()
+    monkeypatch.setattr(type(memory), "pipe_file", fails)
+    output = ParquetOutput("memory://bucket/out", ["embedding"])
+    with pytest.raises(OSError, match="no answer"):
+        output.prepare({}, shards, {})
+    output.prepare({}, shards[:1], {})  # which has nothing to write
+    assert list(output.read_manifest()["shards"]) == ["images-00000"]
 
 
 def test_sweeping_leaves_a_manifest_that_is_being_written(tmp_path):

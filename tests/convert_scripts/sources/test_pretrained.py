@@ -75,7 +75,7 @@ def test_get_pretrained_separates_repository_and_file():
         ("ViT-B-32", "laion2b_s34b_b79", r"(?s)Did you mean laion2b_s34b_b79k\? .*\n  openai\n  laion400m_e31"),
         ("ViT-B-32-quickgelu", "laion2b_e16", r"(?s)These models have it: ViT-B-32\. Tags of ViT-B-32-quickgelu:"),
         ("ViT-S-16", "openai", "ViT-S-16 has no pretrained tags"),
-        ("ViT-B-33", "openai", "'ViT-B-33' is not among the 171 architectures that are known.*Did you mean"),
+        ("ViT-B-33", "openai", "'ViT-B-33' is not among the 173 architectures that are known.*Did you mean"),
     ],
     ids=["misspelt", "of-another-model", "model-without-tags", "unknown-model"],
 )
