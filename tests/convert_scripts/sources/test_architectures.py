@@ -13,6 +13,7 @@ from open_clip_transformers.convert_scripts.sources.architectures import (
     TIMM_TOWER,
     get_architecture,
     get_pretrained,
+    is_architecture,
     list_architectures,
     list_models,
 )
@@ -32,6 +33,12 @@ def test_quickgelu_variant_differs_in_the_activation_alone(name):
 
 def test_get_architecture_reads_slashes_as_dashes():
     assert get_architecture("ViT-B/32") == get_architecture("ViT-B-32")
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32-quickgelu", "mammut_ViT-L-14", "coca2-moderntext_ViT-B-32"])
+def test_names_of_every_version_are_architectures(name):
+    assert is_architecture(name) and get_architecture(name)
+    assert not is_architecture(f"{name}-33")
 
 
 def test_get_architecture_returns_a_copy():
